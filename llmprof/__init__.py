@@ -1,0 +1,6 @@
+"""llmprof: where does the time of every generated token go?
+
+Importing this package costs nothing: every heavy import happens late, where it is used.
+"""
+
+__version__ = "0.1.0"

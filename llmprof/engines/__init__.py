@@ -1,0 +1,1 @@
+"""Engines: what decodes. One file an engine, heavy imports inside ``load``."""

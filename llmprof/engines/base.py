@@ -1,0 +1,79 @@
+"""The seam that every engine fills. Standard library only.
+
+A third party writes a class with these methods and registers it in its own package:
+
+    [project.entry-points."llmprof.engines"]
+    mine = "my_package.my_module:MyEngine"
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+from llmprof.records import EngineInfo
+
+Progress = Callable[[str, float | None], None]
+"""``progress("loading weights", 0.4)``; ``None`` where the share is not known."""
+
+
+@dataclass(frozen=True)
+class LoadRequest:
+    """All that an engine needs to load, as the worker got it from its parent."""
+
+    model: str
+    """A path, a preset (``llama2-7b``, ``tiny``) or ``smollm2``; already resolved to a path
+    where it names a file."""
+    options: dict[str, str] = field(default_factory=dict)
+    """The user's ``key=value`` pairs; an unknown key is a ``UsageError`` naming the known ones."""
+    batch: int = 1
+    max_positions: int = 512
+    """KV positions a sequence needs; more than the model's context is a ``UsageError``."""
+    seed: int = 0
+    """For random weights."""
+    trace_ops: bool = False
+    """The traced pass will record operators: an engine may keep its Python structure visible."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """Decodes greedily, with forced length (EOS ignored).
+
+    ``decode_step`` returns when its token is on the host, unless the engine was asked to run
+    free (``EngineInfo.synchronous`` False); such an engine returns ``None`` from ``decode_step``
+    and all its tokens from ``finish_round``, which waits for the device.
+    """
+
+    def load(self, request: LoadRequest, progress: Progress) -> None:
+        """Load or make the weights, allocate the KV cache.
+
+        Raises:
+            MissingPackage: its package is not installed (name the extra).
+            ModelError: missing, corrupt or unsupported model.
+            UsageError: unknown option or bad value, context too small.
+            OutOfMemory: it does not fit (say needed and free).
+        """
+
+    def prefill(self, prompt_ids: Sequence[Sequence[int]]) -> Sequence[int]:
+        """Process the prompt of every sequence; the first new token of each, on the host."""
+
+    def decode_step(self) -> Sequence[int] | None:
+        """One more token for every sequence (``batch`` ids)."""
+
+    def reset(self) -> None:
+        """Forget the sequences, keep weights, graphs and caches' memory."""
+
+    def close(self) -> None:
+        """Free everything."""
+
+    def describe(self) -> EngineInfo:
+        """Facts about the loaded engine (after ``load``)."""
+
+
+@runtime_checkable
+class FreeRunningEngine(Engine, Protocol):
+    """An engine that can let the host run ahead of the device."""
+
+    def finish_round(self) -> Sequence[Sequence[int]]:
+        """Wait for the device; the tokens of every step since ``prefill``, one row a step."""

@@ -1,0 +1,1 @@
+"""Models: where weights, configurations and tokenizers come from."""

@@ -1,0 +1,257 @@
+"""The records that flow from tracers to the run file and from there to the analysis.
+
+Standard library only: the worker imports this under an engine's own interpreter.
+All times are integer nanoseconds of CLOCK_MONOTONIC (``time.monotonic_ns``), which every process
+of one machine shares; the run file stores them relative to ``RunInfo.t0_ns``.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import Any, Literal, Union
+
+PassName = Literal["timing", "traced"]
+"""``timing``: nothing attached, the reported numbers. ``traced``: tracers attached."""
+
+EngineState = Literal["pending", "loading", "warmup", "ready", "running", "finished", "failed"]
+RunState = Literal["running", "finished", "interrupted", "failed"]
+TraceLevel = Literal["steps", "kernels", "full"]
+Provenance = Literal["measured", "modelled"]
+
+
+@dataclass(frozen=True)
+class Unavailable:
+    """A value that could not be had. Shown as ``n/a``, ``null`` + reason in JSON, never 0."""
+
+    reason: str
+
+    def __bool__(self) -> bool:
+        return False
+
+
+Maybe = Union[float, Unavailable]
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """What one run file says about itself."""
+
+    t0_ns: int
+    """CLOCK_MONOTONIC at the start of the run; zero of every time in the file."""
+    t0_utc_ns: int
+    """Wall clock at the same moment, ns since the epoch."""
+    tool_version: str
+    tool_commit: str | None
+    command: list[str]
+    workload: dict[str, Any]
+    """``Workload.to_dict()``."""
+    environment: dict[str, Any]
+    """``environment.collect()``; unavailable values are ``{"unavailable": reason}``."""
+    trace_level: TraceLevel
+    state: RunState = "running"
+    schedule: str = "interleaved"
+    """``interleaved``, ``blocks`` (GPU memory could not hold all engines) or ``single``."""
+    message: str = ""
+    """Why the run was interrupted or failed."""
+
+
+@dataclass
+class EngineInfo:
+    """What an engine says about itself after loading (``Engine.describe``).
+
+    Sizes are bytes; ``None`` where the engine cannot know it (give the reason in ``notes``).
+    """
+
+    versions: dict[str, str] = field(default_factory=dict)
+    """Package → version, e.g. ``{"torch": "2.13.0"}``."""
+    model: str = ""
+    """The model's name or path as loaded."""
+    model_format: str = ""
+    """``gguf Q4_1``, ``safetensors fp16``, ``random fp16``, …"""
+    architecture: str = "llama"
+    parameters: int | None = None
+    bits_per_weight: float | None = None
+    """Packed size of the weights a step reads × 8 / their count."""
+    weight_bytes_per_step: int | None = None
+    """Weights read by one decode step at their packed size (batch 1 or B: once)."""
+    kv_bytes_per_token: int | None = None
+    """K and V of all layers for one position of one sequence."""
+    context_limit: int | None = None
+    vocab_size: int | None = None
+    device: str = "cpu"
+    """``cpu``, ``cuda:0``."""
+    dtype: str = ""
+    """Arithmetic type of activations."""
+    drive: str = ""
+    """``generator``: the engine's own recommended loop; ``forward``: the bare forward."""
+    sampling: str = "greedy"
+    cuda_graph: bool | None = None
+    """Does a decode step replay CUDA graphs; ``None`` on a CPU."""
+    synchronous: bool = True
+    """Does ``decode_step`` return only when its token is on the host."""
+    warmup_min_steps: int = 0
+    """Decode steps the engine needs before it is as fast as it gets."""
+    threads: int | None = None
+    options: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    weights_id: str | None = None
+    """Equal for two engines that hold the same real weights; ``None`` for random ones."""
+    op_tracer: str | None = None
+    """``torch`` where the operator tracer can record this engine."""
+
+
+@dataclass
+class EngineRecord:
+    """One engine of a run: what was asked for, what it became."""
+
+    engine_id: int
+    label: str
+    """Unique in a run: ``torch``, ``torch#2``, or the user's ``label=`` option."""
+    name: str
+    python: str
+    options: dict[str, str]
+    state: EngineState = "pending"
+    failure_kind: str | None = None
+    failure: str | None = None
+    info: EngineInfo | None = None
+    pid: int | None = None
+    """Process of the timing pass."""
+    traced_pid: int | None = None
+    load_ns: int | None = None
+    warmup_steps: int | None = None
+    warmup_stable: bool | None = None
+    text: str | None = None
+    """Decoded text of one round, where there is a tokenizer."""
+
+
+@dataclass
+class RoundRecord:
+    """One prefill and N decode steps of one engine.
+
+    ``stamps_ns[0]`` is the return of prefill (its token is on the host), ``stamps_ns[i]`` the
+    return of decode step ``i``. A round that ended early holds the steps that it got.
+    """
+
+    round_id: int
+    engine_id: int
+    pass_name: PassName
+    index: int
+    """Round number within its pass; timing rounds of the same index form a pair."""
+    pid: int
+    tid: int
+    start_ns: int
+    prefill_start_ns: int
+    stamps_ns: array[int]
+    """``array('q')``."""
+    end_ns: int
+    complete: bool
+    synchronous: bool = True
+    """False: stamps are host issue times, only ``end_ns`` says when the GPU was done."""
+    tokens: list[list[int]] = field(default_factory=list)
+    """One list a sequence, first token (from prefill) included."""
+    energy_mj: tuple[int, int] | None = None
+    """NVML total energy at start and end of decoding, millijoule."""
+
+    @property
+    def prefill_end_ns(self) -> int | None:
+        return self.stamps_ns[0] if len(self.stamps_ns) else None
+
+    @property
+    def steps(self) -> int:
+        """Finished decode steps."""
+        return max(0, len(self.stamps_ns) - 1)
+
+
+@dataclass(frozen=True)
+class GpuSample:
+    """One NVML reading of one device. ``None``: not read this time or not supported.
+
+    Units are in the names. GPM values change every ~100 ms, so most samples have none.
+    """
+
+    timestamp_ns: int
+    device: int
+    sm_clock_mhz: int | None = None
+    mem_clock_mhz: int | None = None
+    gpu_util_pct: float | None = None
+    mem_util_pct: float | None = None
+    power_w: float | None = None
+    temperature_c: int | None = None
+    throttle_mask: int | None = None
+    """NVML clocks event reasons bit mask; ``tracers.nvml.throttle_names`` spells it."""
+    memory_used_mib: float | None = None
+    gpm_dram_bw_pct: float | None = None
+    gpm_sm_util_pct: float | None = None
+    gpm_sm_occupancy_pct: float | None = None
+
+
+@dataclass(frozen=True)
+class GpuDevice:
+    """Fixed facts of one GPU, from NVML. ``None`` where NVML did not say."""
+
+    index: int
+    name: str
+    uuid: str
+    pci_bus_id: str | None = None
+    memory_total_mib: float | None = None
+    bus_width_bits: int | None = None
+    max_sm_clock_mhz: int | None = None
+    max_mem_clock_mhz: int | None = None
+    power_limit_w: float | None = None
+    sm_count: int | None = None
+    compute_capability: tuple[int, int] | None = None
+
+    @property
+    def peak_bandwidth_gb_s(self) -> float | None:
+        """Max memory clock × bus width × 2 (double data rate), GB/s (1e9).
+
+        2619 MHz × 5120 bit × 2 / 8 = 3352 GB/s on an H100 SXM.
+        """
+        if not self.max_mem_clock_mhz or not self.bus_width_bits:
+            return None
+        return self.max_mem_clock_mhz * 1e6 * (self.bus_width_bits / 8) * 2 / 1e9
+
+
+@dataclass(frozen=True)
+class NvtxEvent:
+    """A push/pop range of one thread, as nsys stores it."""
+
+    start_ns: int
+    end_ns: int
+    text: str
+    pid: int
+    tid: int
+    domain: str = "llmprof"
+
+
+@dataclass(frozen=True)
+class ClockReading:
+    """CUPTI, monotonic and wall clock read together; ``error_ns`` bounds the offset."""
+
+    engine_id: int
+    round_id: int | None
+    where: str
+    monotonic_ns: int
+    wall_ns: int
+    cupti_ns: int | None
+    error_ns: int
+
+
+@dataclass(frozen=True)
+class Missing:
+    """Something the run could not measure: which, for whom, why."""
+
+    scope: str
+    """``run``, ``gpu0``, or an engine's label."""
+    name: str
+    """``nvml.power_w``, ``kernels``, ``gpm``…"""
+    reason: str
+
+
+@dataclass(frozen=True)
+class Warned:
+    """A condition that weakens the result: throttling, clock drift, unstable warm-up."""
+
+    scope: str
+    text: str

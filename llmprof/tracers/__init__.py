@@ -1,0 +1,1 @@
+"""Tracers: what records. Each has a probe and says what it costs."""
