@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from dataclasses import dataclass, field
-from typing import Any, Literal, Union
+from typing import Any, Literal
 
 PassName = Literal["timing", "traced"]
 """``timing``: nothing attached, the reported numbers. ``traced``: tracers attached."""
@@ -30,7 +30,7 @@ class Unavailable:
         return False
 
 
-Maybe = Union[float, Unavailable]
+Maybe = float | Unavailable
 
 
 @dataclass(frozen=True)
@@ -255,3 +255,30 @@ class Warned:
 
     scope: str
     text: str
+
+
+@dataclass
+class RunData:
+    """All small rows of one run; kernels and other bulk rows stay in the file.
+
+    The reader fills one from a file, ``analysis.live.LiveFold`` grows one while the session runs:
+    the same analysis serves both. Times are ns since ``info.t0_ns`` when read from a file, and
+    absolute CLOCK_MONOTONIC while live (``origin_ns`` is what to subtract).
+    """
+
+    info: RunInfo
+    engines: list[EngineRecord] = field(default_factory=list)
+    rounds: list[RoundRecord] = field(default_factory=list)
+    """Warm-up is no round. Ordered by start."""
+    gpu_devices: list[GpuDevice] = field(default_factory=list)
+    gpu_samples: list[GpuSample] = field(default_factory=list)
+    missing: list[Missing] = field(default_factory=list)
+    warnings: list[Warned] = field(default_factory=list)
+    clocks: list[ClockReading] = field(default_factory=list)
+    logs: dict[str, str] = field(default_factory=dict)
+    """Engine label → tail of its worker's stdout and stderr."""
+    path: str = ""
+    origin_ns: int = 0
+
+    def rounds_of(self, engine_id: int, pass_name: PassName = "timing") -> list[RoundRecord]:
+        return [r for r in self.rounds if r.engine_id == engine_id and r.pass_name == pass_name]

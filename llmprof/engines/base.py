@@ -77,3 +77,13 @@ class FreeRunningEngine(Engine, Protocol):
 
     def finish_round(self) -> Sequence[Sequence[int]]:
         """Wait for the device; the tokens of every step since ``prefill``, one row a step."""
+
+
+@runtime_checkable
+class OpTracedEngine(Engine, Protocol):
+    """An engine whose operators can be recorded from inside (the kernel level on a CPU)."""
+
+    def start_op_trace(self) -> None: ...
+
+    def stop_op_trace(self) -> Sequence[tuple[str, int, int, int]]:
+        """``(name, start_ns, end_ns, native thread id)``, times on CLOCK_MONOTONIC."""

@@ -50,5 +50,9 @@ class Options:
         for key in self._values:
             if key not in self._known:
                 near = difflib.get_close_matches(key, self._known, 1)
-                hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(sorted(self._known))}"
+                hint = (
+                    f"did you mean {near[0]}?"
+                    if near
+                    else f"known: {', '.join(sorted(self._known))}"
+                )
                 raise UsageError(f"{self._engine}: unknown option {key!r}; {hint}")

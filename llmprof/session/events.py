@@ -27,7 +27,9 @@ class SessionObserver(Protocol):
     def progress(self, engine_id: int, phase: str, share: float | None) -> None:
         """``phase``: ``loading weights``, ``warm-up``…; ``share`` 0–1 or unknown."""
 
-    def round_started(self, engine_id: int, pass_name: PassName, index: int, total: int) -> None: ...
+    def round_started(
+        self, engine_id: int, pass_name: PassName, index: int, total: int
+    ) -> None: ...
 
     def round_stamps(self, engine_id: int, stamps_ns: array[int]) -> None:
         """The stamps of the running round so far (a copy)."""

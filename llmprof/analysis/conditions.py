@@ -1,0 +1,147 @@
+"""Under which conditions an engine decoded: clocks, throttling, temperature, power.
+
+Only GPU samples that fall into the decode windows of an engine's timing rounds count: between
+rounds the GPU idles and clocks down, which says nothing about the measurement.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from statistics import mean, median
+
+from llmprof.records import EngineRecord, GpuSample, Maybe, RoundRecord, RunData, Unavailable, Warned
+
+CLOCK_DRIFT = 0.02
+"""Engines whose median SM clocks differ by more than this share were not measured alike."""
+
+# nvmlClocksEventReasons of nvml.h, only those that take clocks away from a busy GPU: not idle
+# (0x1), not the clocks that the user set (0x2, 0x100), not sync boost (0x10).
+_SLOWING = {
+    0x04: "power cap",
+    0x08: "hardware slowdown",
+    0x20: "software thermal slowdown",
+    0x40: "hardware thermal slowdown",
+    0x80: "power brake",
+}
+
+
+@dataclass(frozen=True)
+class Span:
+    """Smallest, median and largest value seen."""
+
+    min: float
+    median: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What NVML saw of the engine's GPU while the engine decoded in the timing pass."""
+
+    device: int
+    samples: int
+    sm_clock_mhz: Span | None
+    mem_clock_mhz: Span | None
+    temperature_c: Span | None
+    power_w: Span | None
+    throttle: tuple[tuple[str, float], ...]
+    """(reason, share of the samples that had it), most frequent first."""
+
+
+def gpu_index(engine: EngineRecord) -> int | None:
+    """N of an engine on ``cuda:N``; ``None`` on a CPU or before the engine has loaded."""
+    device = engine.info.device if engine.info else ""
+    kind, _, number = device.partition(":")
+    if kind != "cuda":
+        return None
+    return int(number) if number.isdigit() else 0
+
+
+def missing_reason(data: RunData, scopes: Iterable[str], word: str) -> str | None:
+    """Why the run has no such value: the reason of the first matching ``Missing`` row."""
+    wanted = set(scopes)
+    for row in data.missing:
+        if row.scope in wanted and word in row.name:
+            return row.reason
+    return None
+
+
+def samples_while_decoding(
+    samples: Sequence[GpuSample], rounds: Sequence[RoundRecord], device: int, settle_ns: int = 0
+) -> list[GpuSample]:
+    """The device's samples between prefill's end and the round's end, ``settle_ns`` left out."""
+    windows = [(r.stamps_ns[0] + settle_ns, r.end_ns) for r in rounds if r.steps]
+    return [
+        s
+        for s in samples
+        if s.device == device and any(start <= s.timestamp_ns <= end for start, end in windows)
+    ]
+
+
+def conditions(data: RunData, engine: EngineRecord) -> Conditions | Unavailable:
+    """Conditions of one engine's timing pass."""
+    device = gpu_index(engine)
+    if device is None:
+        return Unavailable("GPU conditions are for engines on a GPU")
+    seen = samples_while_decoding(data.gpu_samples, data.rounds_of(engine.engine_id), device)
+    if not seen:
+        reason = missing_reason(data, ("run", f"gpu{device}"), "nvml")
+        return Unavailable(reason or f"no NVML sample of GPU {device} while {engine.label} decoded")
+    return Conditions(
+        device=device,
+        samples=len(seen),
+        sm_clock_mhz=_span(s.sm_clock_mhz for s in seen),
+        mem_clock_mhz=_span(s.mem_clock_mhz for s in seen),
+        temperature_c=_span(s.temperature_c for s in seen),
+        power_w=_span(s.power_w for s in seen),
+        throttle=_throttle([s.throttle_mask for s in seen if s.throttle_mask is not None]),
+    )
+
+
+def throttle_names(mask: int) -> tuple[str, ...]:
+    """Names of the reasons in an NVML clocks event mask that slow a busy GPU down."""
+    return tuple(name for bit, name in _SLOWING.items() if mask & bit)
+
+
+def condition_warnings(seen: Sequence[tuple[str, Conditions | Unavailable]]) -> list[Warned]:
+    """Throttling of an engine and clock drift between engines (label, conditions)."""
+    warned = []
+    clocks: dict[int, list[tuple[float, str]]] = {}
+    for label, item in seen:
+        if isinstance(item, Unavailable):
+            continue
+        if item.throttle:
+            reasons = ", ".join(f"{name} in {share:.0%}" for name, share in item.throttle)
+            warned.append(Warned(label, f"the GPU throttled while decoding: {reasons} of samples"))
+        if item.sm_clock_mhz:
+            clocks.setdefault(item.device, []).append((item.sm_clock_mhz.median, label))
+    for device, found in clocks.items():
+        (slow, slow_label), (fast, fast_label) = min(found), max(found)
+        if fast > slow * (1 + CLOCK_DRIFT):
+            text = (
+                f"SM clocks of GPU {device} drifted: {slow_label} decoded at {slow:.0f} MHz, "
+                f"{fast_label} at {fast:.0f} MHz (medians)"
+            )
+            warned.append(Warned("run", text))
+    return warned
+
+
+def mean_of(values: Iterable[float | None], reason: str) -> Maybe:
+    """Mean of the values that are there."""
+    there = [v for v in values if v is not None]
+    return mean(there) if there else Unavailable(reason)
+
+
+def _span(values: Iterable[float | None]) -> Span | None:
+    there = [float(v) for v in values if v is not None]
+    return Span(min(there), median(there), max(there)) if there else None
+
+
+def _throttle(masks: Sequence[int]) -> tuple[tuple[str, float], ...]:
+    counts: dict[str, int] = {}
+    for mask in masks:
+        for name in throttle_names(mask):
+            counts[name] = counts.get(name, 0) + 1
+    shares = [(name, count / len(masks)) for name, count in counts.items()]
+    return tuple(sorted(shares, key=lambda item: -item[1]))

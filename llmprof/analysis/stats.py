@@ -1,0 +1,204 @@
+"""Quantiles and intervals for a handful of rounds.
+
+Every resampling starts from the fixed ``SEED``: the same rounds always give the same interval, on
+every machine (numpy's PCG64 is a documented, versioned stream).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from statistics import NormalDist
+from typing import Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from llmprof.records import Maybe, Unavailable
+
+Statistic = Literal["median", "mean"]
+
+SEED = 20150901
+RESAMPLES = 10_000
+CONFIDENCE = 0.95
+SMALLEST_SAMPLE = 5
+"""Fewer rounds get no interval. The resampled values never leave the range of the sample, and the
+range of n values covers the median with probability 1 − 2^(1−n): 87.5 % at n = 4, 93.8 % at 5."""
+
+
+@dataclass(frozen=True)
+class Distribution:
+    """Summary of all samples, in the samples' unit. Quantiles interpolate linearly."""
+
+    count: int
+    mean: float
+    std: float
+    """Of the sample (n − 1); 0 for a single value."""
+    min: float
+    p50: float
+    p90: float
+    p95: float
+    p99: float
+    max: float
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A statistic over rounds with its interval; ``Unavailable`` says why one is missing."""
+
+    value: Maybe
+    low: Maybe
+    high: Maybe
+    samples: tuple[float, ...] = ()
+    """What it was computed from: one value a round."""
+    statistic: Statistic = "median"
+
+    @staticmethod
+    def missing(reason: str) -> Estimate:
+        why = Unavailable(reason)
+        return Estimate(why, why, why)
+
+
+def distribution(samples: npt.ArrayLike) -> Distribution:
+    """Summary of at least one sample.
+
+    Raises:
+        ValueError: no samples.
+    """
+    values = np.asarray(samples, dtype=np.float64)
+    if not values.size:
+        raise ValueError("a distribution needs at least one sample")
+    p50, p90, p95, p99 = np.percentile(values, [50, 90, 95, 99]).tolist()
+    return Distribution(
+        count=int(values.size),
+        mean=float(values.mean()),
+        std=float(values.std(ddof=1)) if values.size > 1 else 0.0,
+        min=float(values.min()),
+        p50=p50,
+        p90=p90,
+        p95=p95,
+        p99=p99,
+        max=float(values.max()),
+    )
+
+
+def estimate(samples: Sequence[float], statistic: Statistic = "median") -> Estimate:
+    """The statistic of the samples (at least one) and its 95 % interval."""
+    values = tuple(float(s) for s in samples)
+    value = float(np.median(values) if statistic == "median" else np.mean(values))
+    bounds = interval(values, statistic)
+    low, high = (bounds, bounds) if isinstance(bounds, Unavailable) else bounds
+    return Estimate(value, low, high, values, statistic)
+
+
+@lru_cache(maxsize=512)  # the live view asks again for every engine when one round ends
+def interval(
+    samples: tuple[float, ...], statistic: Statistic = "median"
+) -> tuple[float, float] | Unavailable:
+    """Bootstrap interval at ``CONFIDENCE``, by expanded percentiles."""
+    if len(samples) < SMALLEST_SAMPLE:
+        return Unavailable(_too_few(len(samples)))
+    resampled = _resample(samples, statistic, np.random.default_rng(SEED))
+    return _bounds(resampled, expanded_tail(len(samples)))
+
+
+@lru_cache(maxsize=128)
+def ratio_interval(
+    a: tuple[float, ...], b: tuple[float, ...]
+) -> tuple[float, float] | Unavailable:
+    """Interval of median(b) / median(a) for unpaired samples, each resampled by itself.
+
+    The percentiles are expanded for the smaller sample, which errs to the wide side.
+    """
+    fewest = min(len(a), len(b))
+    if fewest < SMALLEST_SAMPLE:
+        return Unavailable(_too_few(fewest))
+    random = np.random.default_rng(SEED)
+    ratios = _resample(b, "median", random) / _resample(a, "median", random)
+    return _bounds(ratios, expanded_tail(fewest))
+
+
+def expanded_tail(n: int, confidence: float = CONFIDENCE) -> float:
+    """Tail probability Φ(−√(n/(n−1)) · t_{α/2, n−1}) that replaces α/2 in a percentile interval.
+
+    A plain percentile interval is too narrow by √((n−1)/n) and uses normal instead of t quantiles.
+    Hesterberg (2015), "What Teachers Should Know About the Bootstrap", The American Statistician
+    69(4), on expanded percentile intervals.
+    """
+    t = student_t_quantile(1 - (1 - confidence) / 2, n - 1)
+    return NormalDist().cdf(-math.sqrt(n / (n - 1)) * t)
+
+
+def student_t_quantile(p: float, df: float) -> float:
+    """t with P(T ≤ t) = p for Student's t with ``df`` degrees of freedom; 0 < p < 1, df > 0.
+
+    Bisection on x = df / (df + t²), for which P(T > t) = I_x(df/2, 1/2) / 2 (Abramowitz & Stegun
+    26.5.27). Floats stay dense near 0, so even t = 10⁶ keeps its relative accuracy.
+    """
+    if not (0 < p < 1 and df > 0):
+        raise ValueError(f"student_t_quantile needs 0 < p < 1 and df > 0, got {p} and {df}")
+    if p < 0.5:
+        return -student_t_quantile(1 - p, df)
+    target = 2 * (1 - p)
+    low, high = 0.0, 1.0
+    while low < (x := (low + high) / 2) < high:
+        if incomplete_beta(df / 2, 0.5, x) < target:
+            low = x
+        else:
+            high = x
+    return math.sqrt(df * (1 - high) / high)
+
+
+def incomplete_beta(a: float, b: float, x: float) -> float:
+    """Regularised incomplete beta function I_x(a, b) for 0 ≤ x ≤ 1.
+
+    Continued fraction DLMF 8.17.22 by Lentz's method; I_x(a, b) = 1 − I_{1−x}(b, a) where the
+    fraction would converge slowly.
+    """
+    if x <= 0 or x >= 1:
+        return float(x >= 1)
+    if x > (a + 1) / (a + b + 2):
+        return 1 - incomplete_beta(b, a, 1 - x)
+    log_front = a * math.log(x) + b * math.log1p(-x)
+    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
+    return math.exp(log_front - log_beta) / a / _beta_fraction(a, b, x)
+
+
+def _beta_fraction(a: float, b: float, x: float) -> float:
+    """1 + d₁/(1 + d₂/(1 + …)) with the coefficients of DLMF 8.17.23."""
+    tiny = 1e-300
+    value, c, d = 1.0, 1.0, 0.0
+    for term in range(1, 500):
+        m = term // 2
+        if term % 2:
+            coefficient = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
+        else:
+            coefficient = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
+        d = 1 / ((1 + coefficient * d) or tiny)
+        c = (1 + coefficient / c) or tiny
+        value *= c * d
+        if abs(c * d - 1) < 1e-15:
+            break
+    return value
+
+
+def _resample(
+    samples: tuple[float, ...], statistic: Statistic, random: np.random.Generator
+) -> npt.NDArray[np.float64]:
+    """The statistic of ``RESAMPLES`` draws with replacement."""
+    values = np.asarray(samples, dtype=np.float64)
+    draws = values[random.integers(0, len(values), size=(RESAMPLES, len(values)))]
+    result = np.median(draws, axis=1) if statistic == "median" else draws.mean(axis=1)
+    return np.asarray(result, dtype=np.float64)
+
+
+def _bounds(resampled: npt.NDArray[np.float64], tail: float) -> tuple[float, float]:
+    low, high = np.quantile(resampled, [tail, 1 - tail]).tolist()
+    return low, high
+
+
+def _too_few(n: int) -> str:
+    rounds = "1 round" if n == 1 else f"{n} rounds"
+    return f"{rounds}: an interval needs at least {SMALLEST_SAMPLE}"

@@ -1,0 +1,150 @@
+"""Arguments. Only argparse is imported here; commands are loaded when they are called."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+
+from llmprof import __version__
+from llmprof.errors import EXIT_USAGE
+
+EPILOG = """\
+commands:
+  llmprof [options]        decode, record, show (the TUI in a terminal, else --headless)
+  llmprof open FILE        replay a run file in the TUI
+  llmprof engines          engines that can be named here
+  llmprof doctor [--json]  what works on this machine, and how to get the rest
+  llmprof schema           JSON Schema of the --json document
+
+exit codes: 0 all ran; 1 an engine failed, the others finished; 2 bad usage or input;
+3 nothing could run; 4 a gate failed; 130 interrupted (what was recorded is kept)
+"""
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def _late(target: str) -> Command:
+    """A command that is imported when it runs."""
+
+    def call(arguments: argparse.Namespace) -> int:
+        module, _, name = target.partition(":")
+        return int(getattr(import_module(module), name)(arguments))
+
+    return call
+
+
+def _positive(text: str) -> int:
+    return _at_least(text, 1)
+
+
+def _natural(text: str) -> int:
+    return _at_least(text, 0)
+
+
+def _at_least(text: str, minimum: int) -> int:
+    try:
+        value = int(text)
+    except ValueError:
+        value = minimum - 1
+    if value < minimum:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an integer ≥ {minimum}")
+    return value
+
+
+class _Parser(argparse.ArgumentParser):
+    """One clear line for a mistake, not the whole usage."""
+
+    def error(self, message: str) -> None:  # type: ignore[override]
+        self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
+
+
+def _run_parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="llmprof",
+        description="Where does the time of every generated token go?",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"llmprof {__version__}")
+    what = parser.add_argument_group("what to decode")
+    what.add_argument(
+        "--engine",
+        action="append",
+        metavar="NAME[@PYTHON][:key=value,…]",
+        help="an engine, its interpreter and options; repeat to compare (default: torch)",
+    )
+    what.add_argument(
+        "--model", help="a .gguf file, a Hugging Face folder, smollm2, or a random preset (tiny, …)"
+    )
+    prompt = what.add_mutually_exclusive_group()
+    prompt.add_argument("--prompt", metavar="TEXT", help="prompt text (needs a tokenizer)")
+    prompt.add_argument("--prompt-len", type=_positive, metavar="N", help="N seeded token ids")
+    prompt.add_argument("--prompt-ids", type=Path, metavar="FILE", help="token ids from a file")
+    what.add_argument(
+        "--decode-len", type=_positive, metavar="N", help="decode steps a round (128)"
+    )
+    what.add_argument("--batch", type=_positive, metavar="B", help="sequences at once (1)")
+    how = parser.add_argument_group("how to measure")
+    how.add_argument("--rounds", type=_positive, metavar="R", help="timing rounds an engine (8)")
+    how.add_argument(
+        "--traced-steps", type=_natural, metavar="N", help="steps of the traced pass (32); 0: none"
+    )
+    how.add_argument(
+        "--trace",
+        choices=("steps", "kernels", "full"),
+        help="what the traced pass records (kernels)",
+    )
+    how.add_argument("--seed", type=_natural, metavar="S", help="prompt ids, order, weights (0)")
+    how.add_argument(
+        "--timeout",
+        type=_positive,
+        default=300,
+        metavar="S",
+        help="seconds without a sign of life after which an engine has failed (300)",
+    )
+    out = parser.add_argument_group("what to show")
+    out.add_argument("-o", "--output", type=Path, metavar="RUN.sqlite", help="the run file")
+    out.add_argument("--headless", action="store_true", help="a summary table instead of the TUI")
+    out.add_argument("--json", action="store_true", help="one JSON document on stdout (headless)")
+    out.add_argument(
+        "--from", dest="source", type=Path, metavar="RUN.sqlite", help="report on a recorded run"
+    )
+    parser.set_defaults(command=_late("llmprof.cli.run_command:run"))
+    return parser
+
+
+def _subcommand(name: str) -> argparse.ArgumentParser:
+    parser = _Parser(prog=f"llmprof {name}", allow_abbrev=False)
+    if name == "open":
+        parser.description = "Replay a run file in the TUI."
+        parser.add_argument("file", type=Path)
+        parser.set_defaults(command=_late("llmprof.cli.report_commands:open_file"))
+    elif name == "engines":
+        parser.description = "List the engines that can be named here."
+        parser.set_defaults(command=_late("llmprof.cli.report_commands:engines"))
+    elif name == "doctor":
+        parser.description = "What works on this machine, and how to get the rest."
+        parser.add_argument("--json", action="store_true", help="machine-readable")
+        parser.set_defaults(command=_late("llmprof.cli.report_commands:doctor"))
+    else:
+        parser.description = "Print the JSON Schema of the --json document."
+        parser.set_defaults(command=_late("llmprof.cli.report_commands:schema"))
+    return parser
+
+
+SUBCOMMANDS = ("open", "engines", "doctor", "schema")
+
+
+def parse(argv: list[str]) -> argparse.Namespace:
+    """Arguments with ``command`` set to what to call. Exits with 2 on a mistake."""
+    if argv and argv[0] in SUBCOMMANDS:
+        return _subcommand(argv[0]).parse_args(argv[1:])
+    if argv and not argv[0].startswith("-"):
+        parser = _run_parser()
+        parser.error(f"unknown command {argv[0]!r}; commands: {', '.join(SUBCOMMANDS)}")
+    arguments = _run_parser().parse_args(argv)
+    arguments.argv = argv
+    return arguments

@@ -1,0 +1,178 @@
+"""From arguments and config files to a plan: models found, prompt made, limits checked."""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmprof.config import Config, EngineSpec, labels, load_config, parse_engine
+from llmprof.engines.registry import BUILT_IN, check_name
+from llmprof.errors import LlmprofError, ModelError, UsageError
+from llmprof.models.locate import ModelRef, default_model, resolve
+from llmprof.models.tokenizer import Tokenizer, load_tokenizer
+from llmprof.records import Unavailable
+from llmprof.session.plan import Plan
+from llmprof.workload import PROMPT_ID_FLOOR, Workload, read_ids, seeded_ids
+
+DEFAULT_PROMPT = (
+    "A profiler is a tool that shows where a program spends its time. "
+    "The best way to find out why a program is slow is"
+)
+SMALL_VOCABULARY = 1000
+"""Seeded ids stay below this when no model says how large its vocabulary is."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    plan: Plan
+    decode: Callable[[list[int]], str] | None
+    """Token ids → text, where there is a tokenizer."""
+
+
+def prepare(arguments: argparse.Namespace) -> Prepared:
+    """Check everything that can be checked before a worker starts.
+
+    Raises:
+        UsageError: one line for the first thing that is wrong.
+    """
+    config = load_config()
+    texts = arguments.engine or config.run.get("engine") or ["torch"]
+    specs = [parse_engine(str(text), config) for text in texts]
+    for spec in specs:
+        if spec.python == _own_python():
+            check_name(spec.name)
+    default = str(_setting(arguments, config, "model", "")) or default_model()
+    refs = [_resolve(spec, default) for spec in specs]
+    tokenizer = _tokenizer(refs)
+    workload = _workload(arguments, config, refs, tokenizer)
+    _check_context(workload, specs, refs)
+    plan = Plan(
+        workload=workload,
+        engines=tuple(specs),
+        labels=tuple(labels(specs)),
+        models=tuple(_model_text(ref) for ref in refs),
+        output=_output(arguments.output, specs),
+        trace_level=_setting(arguments, config, "trace", "kernels"),  # type: ignore[arg-type]
+        command=("llmprof", *arguments.argv),
+        stall_timeout_s=float(arguments.timeout),
+    )
+    decode = None if isinstance(tokenizer, Unavailable) else tokenizer.decode
+    return Prepared(plan, decode)
+
+
+def _own_python() -> str:
+    import shutil
+    import sys
+
+    return shutil.which(sys.executable) or sys.executable
+
+
+def _setting(arguments: argparse.Namespace, config: Config, key: str, default: object) -> object:
+    given = getattr(arguments, key)
+    return config.run.get(key, default) if given is None else given
+
+
+def _resolve(spec: EngineSpec, default: str) -> ModelRef | str:
+    """Our engines' models must exist; a third party's engine names its models as it likes."""
+    model = spec.options.get("model", default)
+    try:
+        return resolve(model)
+    except ModelError:
+        if spec.name in BUILT_IN:
+            raise
+        return model
+
+
+def _model_text(ref: ModelRef | str) -> str:
+    return ref if isinstance(ref, str) else (ref.path or ref.preset or ref.name)
+
+
+def _tokenizer(refs: list[ModelRef | str]) -> Tokenizer | Unavailable:
+    """Of the first model; the others get the same ids."""
+    for ref in refs:
+        if not isinstance(ref, str):
+            return load_tokenizer(ref)
+    return Unavailable("no model with a tokenizer")
+
+
+def _workload(
+    arguments: argparse.Namespace,
+    config: Config,
+    refs: list[ModelRef | str],
+    tokenizer: Tokenizer | Unavailable,
+) -> Workload:
+    vocabularies = [r.vocab_size for r in refs if not isinstance(r, str) and r.vocab_size]
+    vocab = min(vocabularies, default=SMALL_VOCABULARY)
+    seed = int(_setting(arguments, config, "seed", 0))  # type: ignore[call-overload]
+    batch = int(_setting(arguments, config, "batch", 1))  # type: ignore[call-overload]
+    text: str | None = None
+    if arguments.prompt_ids is not None:
+        row = read_ids(arguments.prompt_ids)
+        if max(row) >= vocab:
+            raise UsageError(
+                f"--prompt-ids {arguments.prompt_ids}: id {max(row)} is outside the vocabulary"
+                f" of {vocab}"
+            )
+        rows: tuple[tuple[int, ...], ...] = (row,) * batch
+    elif arguments.prompt is not None or (
+        arguments.prompt_len is None
+        and "prompt_len" not in config.run
+        and not isinstance(tokenizer, Unavailable)
+    ):
+        text = DEFAULT_PROMPT if arguments.prompt is None else arguments.prompt
+        if isinstance(tokenizer, Unavailable):
+            raise UsageError(
+                f"--prompt needs a tokenizer: {tokenizer.reason}; or give --prompt-ids"
+            )
+        ids = tuple(tokenizer.encode(text))
+        if not ids:
+            raise UsageError("--prompt is empty: it must make at least one token")
+        rows = (ids,) * batch
+    else:
+        length = int(_setting(arguments, config, "prompt_len", 128))  # type: ignore[call-overload]
+        if vocab <= PROMPT_ID_FLOOR:
+            raise UsageError(f"the model's vocabulary of {vocab} is too small for seeded ids")
+        rows = seeded_ids(length, vocab, batch, seed)
+    return Workload(
+        prompt_ids=rows,
+        decode_len=int(_setting(arguments, config, "decode_len", 128)),  # type: ignore[call-overload]
+        rounds=int(_setting(arguments, config, "rounds", 8)),  # type: ignore[call-overload]
+        traced_steps=int(_setting(arguments, config, "traced_steps", 32)),  # type: ignore[call-overload]
+        seed=seed,
+        prompt_text=text,
+    )
+
+
+def _check_context(workload: Workload, specs: list[EngineSpec], refs: list[ModelRef | str]) -> None:
+    for spec, ref in zip(specs, refs, strict=True):
+        limit = None if isinstance(ref, str) else ref.context_limit
+        if limit and workload.max_positions > limit:
+            raise UsageError(
+                f"{spec.name}: prompt {workload.prompt_len} + decode {workload.decode_len} + 1 ="
+                f" {workload.max_positions} positions, but the model's context is {limit};"
+                " shorten --prompt-len or --decode-len"
+            )
+
+
+def _output(given: Path | None, specs: list[EngineSpec]) -> Path:
+    if given is not None:
+        if given.suffix != ".sqlite":
+            raise UsageError(f"-o {given}: name it *.sqlite, nsys stats refuses other names")
+        return given
+    import platformdirs
+
+    folder = Path(platformdirs.user_data_dir("llmprof")) / "runs"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as why:
+        raise LlmprofError(f"cannot keep the run in {folder}: {why.strerror}; use -o") from None
+    name = time.strftime("%Y-%m-%dT%H-%M-%S") + "-" + "-".join(spec.name for spec in specs)
+    path = folder / f"{name[:80]}.sqlite"
+    number = 1
+    while path.exists():
+        number += 1
+        path = folder / f"{name[:80]}-{number}.sqlite"
+    return path

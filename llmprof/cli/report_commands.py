@@ -1,0 +1,61 @@
+"""``llmprof open | engines | doctor | schema``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+
+from llmprof.errors import EXIT_OK, UsageError
+
+
+def open_file(arguments: argparse.Namespace) -> int:
+    from llmprof.analysis.live import RunDataSource
+    from llmprof.runfile.reader import RunFileReader
+
+    with RunFileReader(arguments.file) as reader:
+        data = reader.run_data()
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("llmprof open needs a terminal; llmprof --headless --from FILE does not")
+    from llmprof.tui import run_app
+
+    run_app(RunDataSource(data))
+    return EXIT_OK
+
+
+def engines(arguments: argparse.Namespace) -> int:
+    from llmprof.config import load_config
+    from llmprof.engines.registry import engine_names
+
+    config = load_config()
+    names = engine_names()
+    rows = [(name, names.get(name, "(by its own interpreter)")) for name in names]
+    rows += [(name, "(by its own interpreter)") for name in config.pythons if name not in names]
+    width = max(len(name) for name, _ in rows)
+    for name, target in sorted(rows):
+        python = config.pythons.get(name, "")
+        print(f"{name:<{width}}  {target}" + (f"  @ {python}" if python else ""))
+    return EXIT_OK
+
+
+def doctor(arguments: argparse.Namespace) -> int:
+    from llmprof import doctor as examination
+    from llmprof.config import load_config
+    from llmprof.engines.registry import engine_names
+
+    config = load_config()
+    pythons = {name: config.pythons.get(name, sys.executable) for name in engine_names()}
+    checks = examination.examine(pythons)
+    if arguments.json:
+        json.dump(examination.to_json(checks), sys.stdout, indent=1)
+        sys.stdout.write("\n")
+    else:
+        print(examination.render(checks))
+    return EXIT_OK
+
+
+def schema(arguments: argparse.Namespace) -> int:
+    from llmprof.exports.schema import text
+
+    sys.stdout.write(text())
+    return EXIT_OK

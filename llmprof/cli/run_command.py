@@ -1,0 +1,136 @@
+"""``llmprof``: a run in the TUI or headless, or a report on a recorded run."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import shutil
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from llmprof.errors import (
+    EXIT_ENGINE_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING_RAN,
+    EXIT_OK,
+    EXIT_USAGE,
+    LlmprofError,
+    UsageError,
+)
+from llmprof.records import EngineRecord, RunState
+
+
+def run(arguments: argparse.Namespace) -> int:
+    if arguments.source is not None:
+        if arguments.engine or arguments.output:
+            raise UsageError("--from reports on a recorded run: it takes no --engine and no -o")
+        return report(arguments.source, arguments.json)
+    headless = arguments.headless or arguments.json or not _interactive()
+    from llmprof.cli.planning import prepare
+
+    prepared = prepare(arguments)
+    return _headless(prepared, arguments.json) if headless else _in_tui(prepared)
+
+
+def _interactive() -> bool:
+    return sys.stdin.isatty() and sys.stdout.isatty()
+
+
+def report(file: Path, as_json: bool) -> int:
+    """Print the report on a run file; the exit code is the one that the run itself had."""
+    from llmprof.analysis.report import build
+    from llmprof.runfile.reader import RunFileReader
+
+    with RunFileReader(file) as reader:
+        data = reader.run_data()
+    built = build(data)
+    if as_json:
+        from llmprof.exports.json_report import to_document
+
+        json.dump(to_document(built, data), sys.stdout, indent=1, allow_nan=False)
+        sys.stdout.write("\n")
+    else:
+        from llmprof.exports.table import render
+
+        print(render(built, min(120, shutil.get_terminal_size((100, 24)).columns)))
+    return exit_code(data.info.state, data.engines)
+
+
+def exit_code(state: RunState, engines: list[EngineRecord]) -> int:
+    """The documented exit code of a run that ended so."""
+    failed = [engine for engine in engines if engine.state == "failed"]
+    if state == "interrupted":
+        return EXIT_INTERRUPTED
+    if len(failed) == len(engines):
+        input_only = all(e.failure_kind in ("input", "missing-package") for e in failed)
+        return EXIT_USAGE if input_only else EXIT_NOTHING_RAN
+    return EXIT_ENGINE_FAILED if failed else EXIT_OK
+
+
+@contextmanager
+def _ends_cleanly(session: Any) -> Iterator[None]:
+    """Ctrl-C, a closed ssh session and a polite kill all stop the run and keep what it has."""
+    caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in caught}
+
+    def stop(number: int, frame: object) -> None:
+        session.stop()
+        for again in caught:  # the second time it means it
+            signal.signal(again, before[again])
+
+    for number in caught:
+        signal.signal(number, stop)
+    try:
+        yield
+    finally:
+        for number in caught:
+            signal.signal(number, before[number])
+
+
+def _headless(prepared: Any, as_json: bool) -> int:
+    from llmprof.cli.progress import StderrProgress
+    from llmprof.session.run import Session
+
+    session = Session(prepared.plan, [StderrProgress()], prepared.decode)
+    with _ends_cleanly(session):
+        session.run()
+    code = report(prepared.plan.output, as_json)
+    sys.stdout.flush()
+    print(f"llmprof: run file {prepared.plan.output}", file=sys.stderr)
+    return code
+
+
+def _in_tui(prepared: Any) -> int:
+    from llmprof.analysis.live import LiveFold
+    from llmprof.session.run import Session
+    from llmprof.tui import run_app
+
+    fold = LiveFold()
+    session = Session(prepared.plan, [fold], prepared.decode)
+    fold.on_stop = session.stop
+    trouble: list[LlmprofError] = []
+
+    def work() -> None:
+        try:
+            session.run()
+        except LlmprofError as why:
+            trouble.append(why)
+
+    thread = threading.Thread(target=work, name="session")
+    with _ends_cleanly(session):
+        thread.start()
+        try:
+            run_app(fold)
+        finally:
+            session.stop()
+            thread.join()
+    if trouble:
+        raise trouble[0]
+    code = report(prepared.plan.output, as_json=False)
+    print(f"llmprof: run file {prepared.plan.output}", file=sys.stderr)
+    return code

@@ -1,0 +1,241 @@
+"""One engine of a session: its worker, its warm-up, its rounds."""
+
+from __future__ import annotations
+
+import tempfile
+from array import array
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmprof.errors import EngineFailure
+from llmprof.plaintext import one_line
+from llmprof.records import (
+    EngineInfo,
+    EngineRecord,
+    Missing,
+    NvtxEvent,
+    PassName,
+    RoundRecord,
+)
+from llmprof.session.client import Reply, WorkerClient
+from llmprof.session.plan import Plan
+from llmprof.session.recorder import Recorder
+
+TORCH_DOMAIN = "torch"
+"""NVTX domain of operator ranges."""
+
+
+class EngineRun:
+    """Keeps the ``EngineRecord`` true while its worker works."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        record: EngineRecord,
+        recorder: Recorder,
+        cancelled: Callable[[], bool],
+    ) -> None:
+        self.plan = plan
+        self.record = record
+        self._recorder = recorder
+        self._cancelled = cancelled
+        self._client: WorkerClient | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def alive(self) -> bool:
+        return self.record.state != "failed"
+
+    def start(self, trace: str | None) -> None:
+        """Spawn a worker, load, warm up.
+
+        Args:
+            trace: tracers to switch on before the engine loads; ``None`` for a timed worker.
+
+        Raises:
+            EngineFailure: with kind ``oom`` the caller may try again alone.
+        """
+        workload, spec = self.plan.workload, self.plan.engines[self.record.engine_id]
+        self._set_state("loading")
+        self._folder = tempfile.TemporaryDirectory(prefix="llmprof-", dir=_shared_memory())
+        folder = Path(self._folder.name)
+        client = WorkerClient(self.record.label, spec.python, folder, workload.decode_len)
+        self._client = client
+        client.wait_ready(self._cancelled)
+        options = {k: v for k, v in spec.options.items() if k not in ("label", "model")}
+        reply = self._ask(
+            {
+                "do": "load",
+                "engine": spec.name,
+                "model": self.plan.models[self.record.engine_id],
+                "options": options,
+                "batch": workload.batch,
+                "max_positions": workload.max_positions,
+                "seed": workload.seed,
+                "prompt": [list(row) for row in workload.prompt_ids],
+                "steps": workload.decode_len,
+                "stamps": str(client.stamps_path),
+                "spool": str(folder / "spool"),
+                "trace": trace,
+            }
+        )
+        self._loaded(reply, trace)
+        self._warm_up(trace)
+
+    def _loaded(self, reply: Reply, trace: str | None) -> None:
+        assert self._client is not None
+        info = EngineInfo(**reply.facts["info"])
+        if trace in (None, "steps"):
+            self.record.info = info
+            self.record.pid = self._client.pid
+            self.record.load_ns = reply.facts["load_ns"]
+        if trace is not None:
+            self.record.traced_pid = self._client.pid
+        missing = reply.facts.get("unavailable", {})
+        label = self.record.label
+        self._recorder.missing([Missing(label, k, one_line(v)) for k, v in missing.items()])
+
+    def _warm_up(self, trace: str | None) -> None:
+        self._set_state("warmup")
+        info = self.record.info
+        reply = self._ask(
+            {
+                "do": "warmup",
+                "steps": self.plan.workload.decode_len,
+                "min_steps": info.warmup_min_steps if info else 0,
+                "max_s": self.plan.warmup_max_s,
+            }
+        )
+        if trace in (None, "steps"):
+            self.record.warmup_steps = reply.facts["steps"]
+            self.record.warmup_stable = reply.facts["stable"]
+        if not reply.facts["stable"]:
+            self._recorder.warning(
+                self.record.label,
+                f"warm-up ended after {reply.facts['steps']} steps without a stable step time",
+            )
+        self._set_state("ready")
+
+    def round(self, pass_name: PassName, index: int, total: int, serial: int) -> RoundRecord:
+        """Run one round and record it; a round cut short is recorded too.
+
+        Raises:
+            EngineFailure, Cancelled: after recording the steps that were made.
+        """
+        assert self._client is not None
+        workload = self.plan.workload
+        steps = workload.decode_len
+        if pass_name == "traced":
+            steps = min(workload.traced_steps, steps)
+        self._set_state("running")
+        self._recorder.round_started(self.record.engine_id, pass_name, index, total)
+        reply: Reply | None = None
+        request = {"do": "round", "pass": pass_name, "index": index, "serial": serial}
+        try:
+            reply = self._ask({**request, "steps": steps}, self._show_stamps)
+        finally:
+            record = self._round_record(pass_name, index, serial, steps, reply)
+            if record is not None:
+                self._recorder.round(record)
+        assert record is not None
+        self._keep_operators(reply)
+        self._set_state("ready")
+        return record
+
+    def _round_record(
+        self, pass_name: PassName, index: int, serial: int, steps: int, reply: Reply | None
+    ) -> RoundRecord | None:
+        assert self._client is not None
+        seen, start_ns, prefill_ns, stamps = self._client.board.read()
+        if seen != serial or not prefill_ns:
+            return None  # it ended before this round's first clock read
+        facts: dict[str, Any] = reply.facts if reply else {}
+        return RoundRecord(
+            round_id=serial,
+            engine_id=self.record.engine_id,
+            pass_name=pass_name,
+            index=index,
+            pid=self._client.pid,
+            tid=self._client.tid,
+            start_ns=start_ns,
+            prefill_start_ns=prefill_ns,
+            stamps_ns=stamps,
+            end_ns=facts.get("end_ns", stamps[-1] if len(stamps) else prefill_ns),
+            complete=reply is not None and len(stamps) == steps + 1,
+            synchronous=facts.get("synchronous", True),
+            tokens=facts.get("tokens", []),
+        )
+
+    def _keep_operators(self, reply: Reply) -> None:
+        """Write the operator ranges that came with a traced round."""
+        assert self._client is not None
+        for message, blob in reply.extra:
+            if message["is"] == "ops":
+                names = [one_line(str(name), 200) for name in message["names"]]
+                flat = array("q", blob)
+                rows = zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+                self._recorder.operators(
+                    [
+                        NvtxEvent(start, end, names[number], self._client.pid, tid, TORCH_DOMAIN)
+                        for number, start, end, tid in rows
+                    ]
+                )
+
+    def _ask(self, request: dict[str, Any], on_poll: Callable[[], None] | None = None) -> Reply:
+        assert self._client is not None
+        engine_id = self.record.engine_id
+        return self._client.ask(
+            request,
+            self.plan.stall_timeout_s,
+            self._cancelled,
+            lambda phase, share: self._recorder.progress(engine_id, phase, share),
+            on_poll or self._recorder.show_samples,
+        )
+
+    def _show_stamps(self) -> None:
+        assert self._client is not None
+        self._recorder.stamps(self.record.engine_id, self._client.stamps())
+        self._recorder.show_samples()
+
+    def _set_state(self, state: Any) -> None:
+        self.record.state = state
+        self._recorder.engine(self.record)
+
+    def fail(self, why: EngineFailure) -> None:
+        self.record.state = "failed"
+        self.record.failure_kind = why.kind
+        self.record.failure = str(why)
+        self._recorder.engine(self.record)
+        self._recorder.say(str(why))
+        self.end(kill=True)
+
+    def abandon(self) -> None:
+        """Kill the worker and drop its folder without writing anything."""
+        if self._client is not None:
+            self._client.kill()
+            self._client = None
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def finish(self) -> None:
+        self.record.state = "finished"
+        self._recorder.engine(self.record)
+
+    def end(self, kill: bool = False) -> None:
+        """End the worker if there is one, and keep its log."""
+        if self._client is not None:
+            if kill:
+                self._client.kill()
+            else:
+                self._client.close()
+            log = self._client.log_tail()
+            self._client = None
+            self._recorder.worker_log(self.record.label, log)
+        self.abandon()
+
+
+def _shared_memory() -> str | None:
+    """Stamps in memory, not on a disk whose write-back could stall a step."""
+    return "/dev/shm" if Path("/dev/shm").is_dir() else None

@@ -1,0 +1,28 @@
+"""What a session is asked to do: a frozen value, made by the command line."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmprof.config import EngineSpec
+from llmprof.records import TraceLevel
+from llmprof.workload import Workload
+
+
+@dataclass(frozen=True)
+class Plan:
+    """``models[i]`` and ``labels[i]`` belong to ``engines[i]``."""
+
+    workload: Workload
+    engines: tuple[EngineSpec, ...]
+    labels: tuple[str, ...]
+    models: tuple[str, ...]
+    """A path or a preset, as ``LoadRequest.model`` wants it."""
+    output: Path
+    trace_level: TraceLevel = "kernels"
+    command: tuple[str, ...] = ()
+    stall_timeout_s: float = 300.0
+    """An engine that shows no sign of life for this long has failed."""
+    warmup_max_s: float = 60.0
+    """Warm-up ends here, stable or not, and the run says which."""

@@ -1,0 +1,196 @@
+"""The session: load, warm up, take turns, trace, and leave a run file that tells it all."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+
+from llmprof import __version__, environment
+from llmprof.errors import EngineFailure, LlmprofError
+from llmprof.plaintext import printable
+from llmprof.records import EngineRecord, Missing, RunInfo, RunState, Unavailable
+from llmprof.runfile.writer import RunFileWriter
+from llmprof.session.client import Cancelled
+from llmprof.session.engine_run import EngineRun
+from llmprof.session.events import SessionObserver
+from llmprof.session.plan import Plan
+from llmprof.session.recorder import Recorder
+from llmprof.session.schedule import interleaved
+from llmprof.tracers.nvml import NvmlTracer
+
+
+class Session:
+    """One run. ``run()`` may be called from any one thread; ``stop()`` from any other.
+
+    Args:
+        decode: token ids → text, where the model has a tokenizer.
+    """
+
+    def __init__(
+        self,
+        plan: Plan,
+        observers: Sequence[SessionObserver] = (),
+        decode: Callable[[list[int]], str] | None = None,
+    ) -> None:
+        self._plan = plan
+        self._observers = observers
+        self._decode = decode
+        self._stop = threading.Event()
+        self._serial = 0
+        self.engines = [
+            EngineRecord(i, label, spec.name, spec.python, spec.options)
+            for i, (label, spec) in enumerate(zip(plan.labels, plan.engines, strict=True))
+        ]
+
+    def stop(self) -> None:
+        """End the run soon, keeping all that was recorded."""
+        self._stop.set()
+
+    def run(self) -> RunState:
+        """Do it all.
+
+        Returns:
+            How the run ended; ``engines`` says how each engine did.
+
+        Raises:
+            RunFileError: the run file cannot be written (its finished rounds are kept).
+            KeyboardInterrupt: passed on after everything was closed.
+        """
+        nvml = NvmlTracer(on_samples=lambda samples: self._recorder.take_samples(samples))
+        reason = nvml.probe()
+        devices = reason if isinstance(reason, Unavailable) else nvml.devices()
+        info = RunInfo(
+            t0_ns=time.monotonic_ns(),
+            t0_utc_ns=time.time_ns(),
+            tool_version=__version__,
+            tool_commit=environment.tool_commit(),
+            command=list(self._plan.command),
+            workload=self._plan.workload.to_dict(),
+            environment=environment.collect(devices),
+            trace_level=self._plan.trace_level,
+            schedule="interleaved" if len(self.engines) > 1 else "single",
+        )
+        writer = RunFileWriter(self._plan.output, info)
+        self._recorder = Recorder(writer, self._observers)
+        self._runs = [
+            EngineRun(self._plan, engine, self._recorder, self._stop.is_set)
+            for engine in self.engines
+        ]
+        state: RunState = "failed"
+        message = ""
+        try:
+            self._recorder.started(info, self.engines, str(self._plan.output))
+            self._recorder.gpu_devices(devices)
+            if not isinstance(devices, Unavailable):
+                nvml.start()
+            self._all_passes()
+            state = "finished" if any(run.alive for run in self._runs) else "failed"
+            message = "" if state == "finished" else "every engine failed"
+        except (Cancelled, KeyboardInterrupt) as why:
+            state, message = "interrupted", "stopped by the user"
+            if isinstance(why, KeyboardInterrupt):
+                raise
+        except LlmprofError as why:
+            message = str(why)
+            raise
+        finally:
+            if not isinstance(devices, Unavailable):
+                nvml.stop()
+            self._close(writer, nvml.missing(), state, message)
+        return state
+
+    def _close(
+        self, writer: RunFileWriter, missing: list[Missing], state: RunState, message: str
+    ) -> None:
+        """End the workers first: a full disk must not leave one behind."""
+        try:
+            for run in self._runs:
+                run.end(kill=state != "finished")
+            self._recorder.missing(missing)
+            self._recorder.save_samples()
+            self._recorder.finished(state, message)
+        finally:
+            for run in self._runs:
+                run.abandon()
+            writer.close()
+
+    # -- passes ------------------------------------------------------------------------------
+
+    def _all_passes(self) -> None:
+        own_workers = self._traces() and self._plan.trace_level != "steps"
+        timed_trace = "steps" if self._traces() and not own_workers else None
+        if not self._timing_interleaved(timed_trace):
+            self._recorder.schedule("blocks")
+            self._recorder.warning(
+                "run",
+                "the engines do not fit into memory together: they ran one after the other, "
+                "so slow drift of clocks or temperature is not cancelled",
+            )
+            for run in self._runs:
+                self._guard(run, lambda r=run: self._timing_block(r, timed_trace))
+        if own_workers:
+            for run in self._runs:
+                run.end()
+            for run in self._runs:
+                if run.alive:
+                    self._guard(run, lambda r=run: self._traced_alone(r))
+        for run in self._runs:
+            run.end()
+            if run.alive:
+                run.finish()
+
+    def _traces(self) -> bool:
+        return self._plan.workload.traced_steps > 0
+
+    def _timing_interleaved(self, trace: str | None) -> bool:
+        """False when the engines do not fit together; nothing is loaded then."""
+        for run in self._runs:
+            try:
+                run.start(trace)
+            except EngineFailure as why:
+                others = any(other.alive and other is not run for other in self._runs)
+                if why.kind == "oom" and others and len(self._runs) > 1:
+                    for other in self._runs:
+                        other.end(kill=True)
+                    return False
+                run.fail(why)
+        rounds = self._plan.workload.rounds
+        for index, number in interleaved(len(self._runs), rounds, self._plan.workload.seed):
+            run = self._runs[number]
+            if run.alive:
+                self._guard(run, lambda r=run, i=index: self._round(r, "timing", i))
+        if trace is not None:
+            for run in self._runs:
+                if run.alive:
+                    self._guard(run, lambda r=run: self._round(r, "traced", 0))
+        return True
+
+    def _timing_block(self, run: EngineRun, trace: str | None) -> None:
+        run.start(trace)
+        for index in range(self._plan.workload.rounds):
+            self._round(run, "timing", index)
+        if trace is not None:
+            self._round(run, "traced", 0)
+        run.end()
+
+    def _traced_alone(self, run: EngineRun) -> None:
+        """The traced pass has workers of its own: a timed worker never holds a tracer library."""
+        run.start(self._plan.trace_level)
+        self._round(run, "traced", 0)
+        run.end()
+
+    def _round(self, run: EngineRun, pass_name: str, index: int) -> None:
+        self._serial += 1
+        total = self._plan.workload.rounds if pass_name == "timing" else 1
+        record = run.round(pass_name, index, total, self._serial)  # type: ignore[arg-type]
+        self._recorder.save_samples()
+        if run.record.text is None and self._decode is not None and record.tokens:
+            run.record.text = printable(self._decode(record.tokens[0]))
+
+    def _guard(self, run: EngineRun, action: Callable[[], None]) -> None:
+        """An engine's failure ends that engine; the others go on."""
+        try:
+            action()
+        except EngineFailure as why:
+            run.fail(why)

@@ -1,0 +1,42 @@
+"""What a role looks like. One accent an engine; warnings and failures have colours of their own."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import Final
+
+from rich.style import Style
+
+BACKGROUND: Final = "#0d1117"
+FOREGROUND: Final = "#d0d7de"
+
+# Told apart by the common kinds of colour blindness when neighbours; none is amber or red.
+ACCENTS: Final = ("#58a6ff", "#3fd08a", "#c792ea", "#4dd0e1", "#f48fb1", "#b8d657")
+
+_ROLES: Final = {
+    "dim": Style(color="#8b949e"),
+    "track": Style(color="#3d444d"),
+    "strong": Style(bold=True),
+    "bright": Style(color="#ffffff", bold=True),
+    "good": Style(color="#3fd08a"),
+    "warn": Style(color="#ffb454"),
+    "outlier": Style(color="#ffb454", bold=True),
+    "fail": Style(color="#ff6b6b", bold=True),
+    "chip": Style(color="#0d1117", bgcolor="#8b949e", bold=True),
+    **{f"accent{i}": Style(color=colour) for i, colour in enumerate(ACCENTS)},
+}
+
+
+def accent(index: int) -> str:
+    """The role of the engine at ``index`` of the snapshot's engines."""
+    return f"accent{index % len(ACCENTS)}"
+
+
+@lru_cache(maxsize=256)
+def style(role: str) -> Style:
+    """The Rich style of a role such as ``accent0 strong``.
+
+    Raises:
+        KeyError: a role that does not exist (a mistake in the program).
+    """
+    return Style.combine([_ROLES[word] for word in role.split()]) if role else Style.null()

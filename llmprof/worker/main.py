@@ -1,0 +1,176 @@
+"""The worker: holds one engine and does what the parent asks, one request at a time.
+
+Requests are ``{"do": "load" | "warmup" | "round" | "close", …}``; each is answered by any number of
+``{"is": "progress", …}`` and one ``{"is": "done", …}`` or ``{"is": "failed", …}``.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import threading
+import time
+import traceback
+from array import array
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from llmprof.engines.base import Engine, LoadRequest
+from llmprof.engines.registry import create
+from llmprof.errors import LlmprofError, MissingPackage, OutOfMemory, UsageError
+from llmprof.worker.protocol import Channel, ChannelClosed
+from llmprof.worker.rounds import RoundResult, ranged_round, timed_round, warm_up
+from llmprof.worker.stamps import StampBoard
+from llmprof.worker.tracing import WorkerTracers
+
+PROGRESS_INTERVAL_S = 0.1
+
+
+def failure_kind(why: BaseException) -> str:
+    """The ``EngineFailure.kind`` of what an engine raised."""
+    if isinstance(why, (OutOfMemory, MemoryError)):
+        return "oom"
+    if isinstance(why, MissingPackage):
+        return "missing-package"
+    return "input" if isinstance(why, UsageError) else "exception"
+
+
+class Worker:
+    """State between requests: the engine, its prompt, the shared stamps, the tracers."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.engine: Engine | None = None
+        self.prompt: list[list[int]] = []
+        self.board: StampBoard | None = None
+        self.tracers: WorkerTracers | None = None
+        self._told = 0.0
+
+    def progress(self, phase: str, share: float | None) -> None:
+        """At most ten a second: an engine may call this for every tensor."""
+        if time.monotonic() - self._told >= PROGRESS_INTERVAL_S:
+            self._told = time.monotonic()
+            self.channel.send({"is": "progress", "phase": phase, "share": share})
+
+    def load(self, ask: dict[str, Any]) -> None:
+        begin = time.monotonic_ns()
+        # Tracers first: CUPTI's kinds must be on before the CUDA context and any graph exist.
+        self.tracers = WorkerTracers(ask.get("trace"), ask.get("spool"))
+        engine = create(ask["engine"])
+        engine.load(
+            LoadRequest(
+                model=ask["model"],
+                options=ask["options"],
+                batch=ask["batch"],
+                max_positions=ask["max_positions"],
+                seed=ask["seed"],
+                trace_ops=self.tracers.wants_ops,
+            ),
+            self.progress,
+        )
+        info = engine.describe()
+        self.tracers.loaded(engine, info)
+        self.engine = engine
+        self.prompt = ask["prompt"]
+        self.board = StampBoard(Path(ask["stamps"]), ask["steps"], create=False)
+        self.done(
+            info=asdict(info),
+            load_ns=time.monotonic_ns() - begin,
+            unavailable=self.tracers.unavailable,
+        )
+
+    def warm_up(self, ask: dict[str, Any]) -> None:
+        engine, board = self.ready()
+
+        def tell(steps: int, stable: bool) -> None:
+            self.progress(f"warm-up, {steps} steps" + (", stable" if stable else ""), None)
+
+        result = warm_up(
+            engine, self.prompt, ask["steps"], board, ask["min_steps"], ask["max_s"], tell
+        )
+        self.done(**asdict(result))
+
+    def round(self, ask: dict[str, Any]) -> None:
+        engine, board = self.ready()
+        board.clear()
+        board.slots[0] = ask["serial"]
+        if ask["pass"] == "timing":
+            result = timed_round(engine, self.prompt, ask["steps"], board)
+        else:
+            result = self.traced(engine, ask, board)
+        tokens = [list(column) for column in zip(*result.rows, strict=True)]
+        self.done(tokens=tokens, end_ns=result.end_ns, synchronous=result.synchronous)
+
+    def traced(self, engine: Engine, ask: dict[str, Any], board: StampBoard) -> RoundResult:
+        tracers = self.tracers
+        if tracers is None:
+            raise RuntimeError("traced round before load")
+        tracers.begin_round(engine, ask["serial"])
+        try:
+            result = ranged_round(
+                engine, self.prompt, ask["steps"], board, ask["index"], tracers.ranges
+            )
+        finally:
+            found = tracers.end_round(engine)
+        if found.ops:
+            names = sorted({op[0] for op in found.ops})
+            number = {name: i for i, name in enumerate(names)}
+            flat = array("q")
+            for name, start, end, tid in found.ops:
+                flat.extend((number[name], start, end, tid))
+            self.channel.send({"is": "ops", "names": names}, flat.tobytes())
+        self.channel.send({"is": "tracing", **found.facts})
+        return result
+
+    def ready(self) -> tuple[Engine, StampBoard]:
+        if self.engine is None or self.board is None:
+            raise RuntimeError("no engine loaded")
+        return self.engine, self.board
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+        if self.tracers is not None:
+            self.tracers.close()
+
+    def done(self, **facts: Any) -> None:
+        self.channel.send({"is": "done", **facts})
+
+
+def serve(read_fd: int, write_fd: int) -> None:
+    """Answer requests until ``close`` or the end of the stream."""
+    channel = Channel(read_fd, write_fd)
+    worker = Worker(channel)
+    channel.send(
+        {
+            "is": "hello",
+            "pid": os.getpid(),
+            "tid": threading.get_native_id(),
+            "python": sys.version.split()[0],
+        }
+    )
+    actions = {"load": worker.load, "warmup": worker.warm_up, "round": worker.round}
+    try:
+        while True:
+            received = channel.receive()
+            if received is None:
+                continue
+            ask = received[0]
+            if ask["do"] == "close":
+                worker.close()
+                worker.done()
+                return
+            try:
+                actions[ask["do"]](ask)
+            except ChannelClosed:
+                raise
+            except BaseException as why:  # noqa: BLE001 - whatever an engine raises is its failure
+                if not isinstance(why, LlmprofError):
+                    traceback.print_exc()  # stderr is the worker's log, kept in the run
+                text = str(why) if isinstance(why, LlmprofError) else f"{type(why).__name__}: {why}"
+                channel.send({"is": "failed", "kind": failure_kind(why), "message": text})
+                if isinstance(why, (KeyboardInterrupt, SystemExit)):
+                    return
+    except ChannelClosed:
+        return  # the parent is gone; nothing is left to tell

@@ -1,0 +1,152 @@
+"""The round loop: what every reported number comes from. Standard library only.
+
+The bare loop over an engine must cost the same as this one, so a step is one call, one clock read
+(the end of a step is the start of the next), one store into the shared mapping and one append.
+"""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Protocol
+
+from llmprof.engines.base import Engine, FreeRunningEngine
+from llmprof.worker.stamps import HEADER, StampBoard
+
+Prompt = Sequence[Sequence[int]]
+
+
+class Ranges(Protocol):
+    """Named ranges around the parts of a round (NVTX)."""
+
+    def prepare(self, name: str) -> Any:
+        """Make what ``push`` takes, outside the timed loop."""
+
+    def push(self, prepared: Any) -> None: ...
+
+    def pop(self) -> None: ...
+
+
+@dataclass
+class RoundResult:
+    """``rows[i]`` holds the token of every sequence after step i (row 0 is from prefill)."""
+
+    end_ns: int
+    rows: list[Sequence[int]]
+    synchronous: bool
+
+
+def timed_round(engine: Engine, prompt: Prompt, steps: int, board: StampBoard) -> RoundResult:
+    """One round with nothing attached."""
+    slots, now, step = board.slots, time.monotonic_ns, engine.decode_step
+    rows: list[Sequence[int] | None] = []
+    append = rows.append
+    slots[1] = now()
+    engine.reset()
+    gc.collect()  # outside the round, so that a collection of the load is not paid inside
+    slots[2] = now()
+    append(engine.prefill(prompt))
+    slots[HEADER] = now()
+    for i in range(HEADER + 1, HEADER + 1 + steps):
+        append(step())
+        slots[i] = now()
+    return _finish(engine, rows)
+
+
+def ranged_round(
+    engine: Engine, prompt: Prompt, steps: int, board: StampBoard, index: int, ranges: Ranges
+) -> RoundResult:
+    """The same round inside ranges ``round N``, ``prefill``, ``decode 1``…"""
+    slots, now, step = board.slots, time.monotonic_ns, engine.decode_step
+    push, pop = ranges.push, ranges.pop
+    rows: list[Sequence[int] | None] = []
+    decode = [ranges.prepare(f"decode {i}") for i in range(1, steps + 1)]
+    whole, prefill = ranges.prepare(f"round {index}"), ranges.prepare("prefill")
+    gc.collect()
+    push(whole)
+    slots[1] = now()
+    engine.reset()
+    push(prefill)
+    slots[2] = now()
+    rows.append(engine.prefill(prompt))
+    slots[HEADER] = now()
+    pop()
+    for i, prepared in enumerate(decode, HEADER + 1):
+        push(prepared)
+        rows.append(step())
+        pop()
+        slots[i] = now()
+    result = _finish(engine, rows)
+    pop()
+    return result
+
+
+def _finish(engine: Engine, rows: list[Sequence[int] | None]) -> RoundResult:
+    """Wait for a free-running engine's device, and take the tokens that it kept."""
+    done = [row for row in rows if row is not None]
+    synchronous = len(done) == len(rows)
+    if not synchronous:
+        if not isinstance(engine, FreeRunningEngine):
+            raise TypeError("decode_step returned None but the engine has no finish_round")
+        late = engine.finish_round()
+        done = [*done, *late]
+        if len(done) != len(rows):
+            raise ValueError(f"finish_round gave {len(late)} rows for {len(rows)} steps")
+    return RoundResult(time.monotonic_ns(), done, synchronous)
+
+
+@dataclass
+class WarmUp:
+    """How warm-up went: ``medians_ns`` has one entry a warm-up round."""
+
+    steps: int
+    stable: bool
+    medians_ns: list[int]
+
+
+SHORT_ROUND = 64
+"""Decode steps of a warm-up round after the first, full-length one."""
+TOLERANCE = 0.03
+"""Medians of two consecutive warm-up rounds this close count as stable."""
+
+
+def warm_up(
+    engine: Engine,
+    prompt: Prompt,
+    steps: int,
+    board: StampBoard,
+    min_steps: int,
+    max_seconds: float,
+    tell: Callable[[int, bool], None],
+) -> WarmUp:
+    """Run rounds until the step time is stable and the engine's own minimum is reached.
+
+    The first round has full length, so that whatever depends on the KV length (a CUDA graph a
+    bucket, an autotuner a shape) happens here. The next ones are short and all of one length:
+    their medians are comparable, which those of a growing KV cache would not be.
+
+    Args:
+        min_steps: decode steps that the engine needs at the least.
+        max_seconds: stop then, stable or not (the run says so).
+        tell: called after each round with (steps so far, stable).
+    """
+    begin, done, medians = time.monotonic(), 0, []
+    stable, length = False, steps
+    while True:
+        board.clear()
+        timed_round(engine, prompt, length, board)
+        done += length
+        stamps = board.slots[HEADER : HEADER + 1 + length]
+        laps = sorted(b - a for a, b in pairwise(stamps))
+        stamps.release()
+        # The full-length round is comparable only where the short ones have its length.
+        if len(laps) and (length <= SHORT_ROUND and (done > steps or steps <= SHORT_ROUND)):
+            medians.append(laps[len(laps) // 2])
+        stable = len(medians) > 1 and abs(medians[-1] / max(1, medians[-2]) - 1) <= TOLERANCE
+        tell(done, stable)
+        if (stable and done >= min_steps) or time.monotonic() - begin > max_seconds:
+            return WarmUp(done, stable and done >= min_steps, medians)
+        length = min(steps, SHORT_ROUND)

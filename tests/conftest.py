@@ -1,0 +1,54 @@
+"""Fixtures that every test may use. Nothing here mocks llmprof itself."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+PLUGIN = Path(__file__).parent / "plugin"
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # The fakes are found by entry point, as an installed third-party package would be.
+    sys.path.insert(0, str(PLUGIN))
+
+
+@pytest.fixture
+def clean_env(tmp_path: Path) -> dict[str, str]:
+    """An environment with its own home, so that no test reads or writes the user's files."""
+    return {
+        **os.environ,
+        "HOME": str(tmp_path),
+        "XDG_DATA_HOME": str(tmp_path / "data"),
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "PYTHONPATH": str(PLUGIN),
+        "OMP_NUM_THREADS": "1",
+    }
+
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture
+def llmprof(tmp_path: Path, clean_env: dict[str, str]) -> Run:
+    """``llmprof("--engine", "fake", …)``: the real command in a real process."""
+
+    def run(*arguments: str, **options: object) -> subprocess.CompletedProcess[str]:
+        env = {**clean_env, **options.pop("env", {})}  # type: ignore[dict-item]
+        return subprocess.run(
+            [sys.executable, "-m", "llmprof", *arguments],
+            capture_output=True,
+            text=True,
+            cwd=tmp_path,
+            env=env,
+            stdin=subprocess.DEVNULL,
+            timeout=120,
+            **options,  # type: ignore[call-overload]
+        )
+
+    return run
