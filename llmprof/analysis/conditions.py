@@ -6,11 +6,20 @@ rounds the GPU idles and clocks down, which says nothing about the measurement.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import mean, median
 
-from llmprof.records import EngineRecord, GpuSample, Maybe, RoundRecord, RunData, Unavailable, Warned
+from llmprof.records import (
+    EngineRecord,
+    GpuSample,
+    Maybe,
+    RoundRecord,
+    RunData,
+    Unavailable,
+    Warned,
+)
 
 CLOCK_DRIFT = 0.02
 """Engines whose median SM clocks differ by more than this share were not measured alike."""
@@ -70,13 +79,16 @@ def missing_reason(data: RunData, scopes: Iterable[str], word: str) -> str | Non
 def samples_while_decoding(
     samples: Sequence[GpuSample], rounds: Sequence[RoundRecord], device: int, settle_ns: int = 0
 ) -> list[GpuSample]:
-    """The device's samples between prefill's end and the round's end, ``settle_ns`` left out."""
-    windows = [(r.stamps_ns[0] + settle_ns, r.end_ns) for r in rounds if r.steps]
-    return [
-        s
-        for s in samples
-        if s.device == device and any(start <= s.timestamp_ns <= end for start, end in windows)
-    ]
+    """The device's samples between prefill's end (+ ``settle_ns``) and the end of a round."""
+    windows = sorted((r.stamps_ns[0] + settle_ns, r.end_ns) for r in rounds if r.steps)
+    starts = [start for start, _ in windows]
+    found = []
+    for sample in samples:
+        if sample.device == device:
+            at = bisect_right(starts, sample.timestamp_ns) - 1  # rounds do not overlap
+            if at >= 0 and sample.timestamp_ns <= windows[at][1]:
+                found.append(sample)
+    return found
 
 
 def conditions(data: RunData, engine: EngineRecord) -> Conditions | Unavailable:

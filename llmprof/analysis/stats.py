@@ -105,9 +105,7 @@ def interval(
 
 
 @lru_cache(maxsize=128)
-def ratio_interval(
-    a: tuple[float, ...], b: tuple[float, ...]
-) -> tuple[float, float] | Unavailable:
+def ratio_interval(a: tuple[float, ...], b: tuple[float, ...]) -> tuple[float, float] | Unavailable:
     """Interval of median(b) / median(a) for unpaired samples, each resampled by itself.
 
     The percentiles are expanded for the smaller sample, which errs to the wide side.

@@ -31,6 +31,8 @@ class RoundSteps:
     """Since the start of the run."""
     steps: int
     """Finished decode steps."""
+    tokens: int
+    """Tokens of those steps: steps × batch."""
     ttft_ns: int | None
     """From the start to the end of prefill; ``None``: prefill did not end."""
     decode_ns: int | None
@@ -101,6 +103,7 @@ def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:
         complete=record.complete,
         start_ns=record.start_ns - data.origin_ns,
         steps=record.steps,
+        tokens=record.steps * batch,
         ttft_ns=ttft_ns,
         decode_ns=decode_ns,
         step_ns=step_latencies(record.stamps_ns) if record.synchronous else (),
@@ -121,9 +124,9 @@ def workload_number(data: RunData, key: str) -> int | None:
     return value if isinstance(value, int) else None
 
 
-def batch_size(data: RunData, record: RoundRecord | None = None) -> int:
+def batch_size(data: RunData, record: RoundRecord) -> int:
     """Sequences decoded at once, from the workload or else from the round's tokens."""
-    return workload_number(data, "batch") or (len(record.tokens) if record else 0) or 1
+    return workload_number(data, "batch") or len(record.tokens) or 1
 
 
 def _decode_ns(record: RoundRecord) -> int | None:
@@ -193,7 +196,7 @@ def _joule_per_token(
             reason = r.energy_j.reason
         elif r.complete:
             energy += r.energy_j
-            tokens += r.steps * batch_size(data)
+            tokens += r.tokens
     if tokens:
         return energy / tokens
     if engine.info is not None:
@@ -217,6 +220,8 @@ def _slowdown(data: RunData, engine: EngineRecord, timing: Sequence[RoundSteps])
     timed_step = _median_step(timing, depth, "the timing pass has no step to compare with")
     if isinstance(traced_step, Unavailable):
         return Slowdown(traced_step, count, traced_step)
-    if isinstance(timed_step, Unavailable) or timed_step <= 0:
-        return Slowdown(timed_step or Unavailable("a step took no time"), count, traced_step)
+    if isinstance(timed_step, Unavailable):
+        return Slowdown(timed_step, count, traced_step)
+    if timed_step <= 0:
+        return Slowdown(Unavailable("the clock did not advance"), count, traced_step)
     return Slowdown(traced_step / timed_step, count, traced_step)

@@ -1,11 +1,15 @@
-"""Arguments. Only argparse is imported here; commands are loaded when they are called."""
+"""Arguments. Only argparse is imported here; commands are loaded when they are called.
+
+Paths stay strings: pathlib (urllib, fnmatch) and shutil (bz2, lzma) would be a third of the time
+of ``llmprof --help``.
+"""
 
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable
 from importlib import import_module
-from pathlib import Path
 
 from llmprof import __version__
 from llmprof.errors import EXIT_USAGE
@@ -53,6 +57,15 @@ def _at_least(text: str, minimum: int) -> int:
     return value
 
 
+class _Formatter(argparse.RawDescriptionHelpFormatter):
+    def __init__(self, prog: str) -> None:
+        try:
+            columns = os.get_terminal_size().columns
+        except OSError:
+            columns = 100
+        super().__init__(prog, width=min(columns, 100) - 2)
+
+
 class _Parser(argparse.ArgumentParser):
     """One clear line for a mistake, not the whole usage."""
 
@@ -65,7 +78,7 @@ def _run_parser() -> argparse.ArgumentParser:
         prog="llmprof",
         description="Where does the time of every generated token go?",
         epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Formatter,
         allow_abbrev=False,
     )
     parser.add_argument("--version", action="version", version=f"llmprof {__version__}")
@@ -82,7 +95,7 @@ def _run_parser() -> argparse.ArgumentParser:
     prompt = what.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="prompt text (needs a tokenizer)")
     prompt.add_argument("--prompt-len", type=_positive, metavar="N", help="N seeded token ids")
-    prompt.add_argument("--prompt-ids", type=Path, metavar="FILE", help="token ids from a file")
+    prompt.add_argument("--prompt-ids", metavar="FILE", help="token ids from a file")
     what.add_argument(
         "--decode-len", type=_positive, metavar="N", help="decode steps a round (128)"
     )
@@ -106,21 +119,19 @@ def _run_parser() -> argparse.ArgumentParser:
         help="seconds without a sign of life after which an engine has failed (300)",
     )
     out = parser.add_argument_group("what to show")
-    out.add_argument("-o", "--output", type=Path, metavar="RUN.sqlite", help="the run file")
+    out.add_argument("-o", "--output", metavar="RUN.sqlite", help="the run file")
     out.add_argument("--headless", action="store_true", help="a summary table instead of the TUI")
     out.add_argument("--json", action="store_true", help="one JSON document on stdout (headless)")
-    out.add_argument(
-        "--from", dest="source", type=Path, metavar="RUN.sqlite", help="report on a recorded run"
-    )
+    out.add_argument("--from", dest="source", metavar="RUN.sqlite", help="report on a recorded run")
     parser.set_defaults(command=_late("llmprof.cli.run_command:run"))
     return parser
 
 
 def _subcommand(name: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"llmprof {name}", allow_abbrev=False)
+    parser = _Parser(prog=f"llmprof {name}", allow_abbrev=False, formatter_class=_Formatter)
     if name == "open":
         parser.description = "Replay a run file in the TUI."
-        parser.add_argument("file", type=Path)
+        parser.add_argument("file")
         parser.set_defaults(command=_late("llmprof.cli.report_commands:open_file"))
     elif name == "engines":
         parser.description = "List the engines that can be named here."

@@ -110,7 +110,7 @@ def _workload(
     batch = int(_setting(arguments, config, "batch", 1))  # type: ignore[call-overload]
     text: str | None = None
     if arguments.prompt_ids is not None:
-        row = read_ids(arguments.prompt_ids)
+        row = read_ids(Path(arguments.prompt_ids))
         if max(row) >= vocab:
             raise UsageError(
                 f"--prompt-ids {arguments.prompt_ids}: id {max(row)} is outside the vocabulary"
@@ -157,11 +157,12 @@ def _check_context(workload: Workload, specs: list[EngineSpec], refs: list[Model
             )
 
 
-def _output(given: Path | None, specs: list[EngineSpec]) -> Path:
+def _output(given: str | None, specs: list[EngineSpec]) -> Path:
     if given is not None:
-        if given.suffix != ".sqlite":
+        path = Path(given)
+        if path.suffix != ".sqlite":
             raise UsageError(f"-o {given}: name it *.sqlite, nsys stats refuses other names")
-        return given
+        return path
     import platformdirs
 
     folder = Path(platformdirs.user_data_dir("llmprof")) / "runs"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+from pathlib import Path
 
 from llmprof.errors import EXIT_OK, UsageError
 
@@ -13,7 +14,7 @@ def open_file(arguments: argparse.Namespace) -> int:
     from llmprof.analysis.live import RunDataSource
     from llmprof.runfile.reader import RunFileReader
 
-    with RunFileReader(arguments.file) as reader:
+    with RunFileReader(Path(arguments.file)) as reader:
         data = reader.run_data()
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("llmprof open needs a terminal; llmprof --headless --from FILE does not")

@@ -29,7 +29,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source is not None:
         if arguments.engine or arguments.output:
             raise UsageError("--from reports on a recorded run: it takes no --engine and no -o")
-        return report(arguments.source, arguments.json)
+        return report(Path(arguments.source), arguments.json)
     headless = arguments.headless or arguments.json or not _interactive()
     from llmprof.cli.planning import prepare
 

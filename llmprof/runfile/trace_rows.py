@@ -1,0 +1,97 @@
+"""Bulk rows of a traced pass as numpy columns: what the writer takes and the reader gives.
+
+All columns of one table have equal length. Times are int64 ns since the start of the run.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+Ints = NDArray[np.int64]
+
+
+def _none() -> Ints:
+    return np.empty(0, np.int64)
+
+
+@dataclass
+class KernelRows:
+    """One row a kernel execution, ordered by ``start_ns``."""
+
+    start_ns: Ints = field(default_factory=_none)
+    end_ns: Ints = field(default_factory=_none)
+    pid: Ints = field(default_factory=_none)
+    device: Ints = field(default_factory=_none)
+    context: Ints = field(default_factory=_none)
+    stream: Ints = field(default_factory=_none)
+    correlation: Ints = field(default_factory=_none)
+    """Unique over the file; all kernels of one graph launch share the launch's."""
+    name_id: Ints = field(default_factory=_none)
+    """Key into ``names``."""
+    grid_x: Ints = field(default_factory=_none)
+    grid_y: Ints = field(default_factory=_none)
+    grid_z: Ints = field(default_factory=_none)
+    block_x: Ints = field(default_factory=_none)
+    block_y: Ints = field(default_factory=_none)
+    block_z: Ints = field(default_factory=_none)
+    registers: Ints = field(default_factory=_none)
+    static_shared: Ints = field(default_factory=_none)
+    dynamic_shared: Ints = field(default_factory=_none)
+    graph_node: Ints = field(default_factory=_none)
+    """Graph node id, 0 for a kernel launched on its own."""
+    graph: Ints = field(default_factory=_none)
+    names: dict[int, str] = field(default_factory=dict)
+    """``name_id`` → demangled name (untrusted text)."""
+
+    def __len__(self) -> int:
+        return len(self.start_ns)
+
+
+@dataclass
+class CopyRows:
+    """Memory copies and sets, ordered by ``start_ns``."""
+
+    start_ns: Ints = field(default_factory=_none)
+    end_ns: Ints = field(default_factory=_none)
+    pid: Ints = field(default_factory=_none)
+    device: Ints = field(default_factory=_none)
+    context: Ints = field(default_factory=_none)
+    stream: Ints = field(default_factory=_none)
+    correlation: Ints = field(default_factory=_none)
+    bytes: Ints = field(default_factory=_none)
+    kind: Ints = field(default_factory=_none)
+    """nsys copyKind (1 host-to-device, 2 device-to-host, 8 device-to-device…); -1 is a memset."""
+    graph_node: Ints = field(default_factory=_none)
+
+    def __len__(self) -> int:
+        return len(self.start_ns)
+
+
+@dataclass
+class ApiRows:
+    """CUDA runtime and driver calls (``--trace full``), ordered by ``start_ns``."""
+
+    start_ns: Ints = field(default_factory=_none)
+    end_ns: Ints = field(default_factory=_none)
+    pid: Ints = field(default_factory=_none)
+    tid: Ints = field(default_factory=_none)
+    correlation: Ints = field(default_factory=_none)
+    event_class: Ints = field(default_factory=_none)
+    """0 runtime, 1 driver."""
+    name_id: Ints = field(default_factory=_none)
+    names: dict[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.start_ns)
+
+
+@dataclass
+class TraceRows:
+    """All bulk rows of one traced round (or of one process between two times)."""
+
+    kernels: KernelRows = field(default_factory=KernelRows)
+    copies: CopyRows = field(default_factory=CopyRows)
+    api: ApiRows = field(default_factory=ApiRows)

@@ -1,0 +1,122 @@
+"""The engines as a table: columns of a fixed width, as many as fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from llmprof.tui.cells import Row, Span, clean, fit, fit_text, row, wrap
+from llmprof.tui.glyphs import Glyphs
+from llmprof.tui.numbers import interval, span
+from llmprof.tui.phase import phase_span, progress_bar
+from llmprof.tui.view import Lane
+
+NAME: Final = 12
+
+
+@dataclass(frozen=True)
+class Column:
+    title: str
+    unit: str
+    width: int
+    render: Callable[[Lane, int], Span]
+
+
+def _number(title: str, unit: str, field: str, scale: float = 1.0, width: int = 7) -> Column:
+    return Column(
+        title, unit, width, lambda lane, w: span(getattr(lane.engine, field), w, "", scale)
+    )
+
+
+TOK_S: Final = Column(
+    "tok/s",
+    "",
+    7,
+    lambda lane, width: span(lane.engine.tok_s, width, f"{lane.accent} strong"),
+)
+INTERVAL: Final = Column(
+    "interval",
+    "",
+    13,
+    lambda lane, width: Span(
+        interval(lane.engine.tok_s_low, lane.engine.tok_s_high).rjust(width), "dim"
+    ),
+)
+LATENCIES: Final = (
+    _number("TTFT", "ms", "ttft_ms"),
+    _number("ITL p50", "ms", "itl_p50_ms", width=8),
+    _number("p95", "ms", "itl_p95_ms"),
+    _number("p99", "ms", "itl_p99_ms"),
+    _number("max", "ms", "itl_max_ms"),
+)
+REST: Final = (
+    _number("prefill", "tok/s", "prefill_tok_s", width=8),
+    _number("modelled", "GB/s", "bandwidth_gb_s", width=9),
+    _number("of peak", "%", "roofline_share", 100.0, width=8),
+    _number("J/token", "", "joule_per_token", width=8),
+    _number("traced", "× slower", "slowdown", width=9),
+    Column("steps", "timed", 7, lambda lane, w: Span(str(lane.engine.steps_done).rjust(w))),
+)
+ALL: Final = (TOK_S, INTERVAL, *LATENCIES, *REST)
+LIVE: Final = (TOK_S, *LATENCIES, *REST, INTERVAL)
+
+
+def name_cell(lane: Lane, glyphs: Glyphs, width: int = NAME) -> Row:
+    mark = glyphs.focus if lane.focused else glyphs.lane
+    name = fit_text(clean(lane.engine.label), width - 2)
+    return row(Span(mark, lane.accent), Span(f"{name} ", f"{lane.accent} strong"))
+
+
+def split(columns: Sequence[Column], width: int) -> list[list[Column]]:
+    """Columns in as many lines of at most ``width`` cells as they need."""
+    lines: list[list[Column]] = [[]]
+    used = 0
+    for column in columns:
+        if used + column.width > width and lines[-1]:
+            lines.append([])
+            used = 0
+        lines[-1].append(column)
+        used += column.width
+    return lines
+
+
+def tables(lanes: Sequence[Lane], width: int, glyphs: Glyphs) -> list[Row]:
+    """Every number of every engine; a second table follows where one is too wide."""
+    out: list[Row] = []
+    for columns in split(ALL, width - NAME):
+        if out:
+            out.append(())
+        out.append(_titles([c.title for c in columns], columns))
+        if any(c.unit for c in columns):
+            out.append(_titles([c.unit for c in columns], columns))
+        for lane in lanes:
+            cells = [column.render(lane, column.width) for column in columns]
+            out.append((*name_cell(lane, glyphs), *cells))
+    return out
+
+
+def _titles(names: Sequence[str], columns: Sequence[Column]) -> Row:
+    cells = "".join(name.rjust(column.width) for name, column in zip(names, columns))
+    return row(Span(" " * NAME + cells, "dim"))
+
+
+def live_table(lanes: Sequence[Lane], width: int, glyphs: Glyphs) -> list[Row]:
+    """One row an engine, with phase and progress: for engines too many to stand side by side."""
+    phase, bar = 12, 8
+    columns = split(LIVE, width - NAME - phase - bar)[0]
+    head = "".join(f"{c.title}".rjust(c.width) for c in columns)
+    out = [row(Span(" " * NAME + "phase".ljust(phase + bar) + head, "dim"))]
+    for lane in lanes:
+        start = name_cell(lane, glyphs)
+        if lane.failed:
+            room = width - NAME
+            reason = wrap(clean(lane.engine.failure or "failed"), room - 2)
+            text = fit_text(reason[0] if len(reason) == 1 else " ".join(reason), room - 2)
+            out.append(fit((*start, Span(f"{glyphs.failed} {text}", "fail")), width))
+            continue
+        now = phase_span(lane, phase - 1)
+        cells = [column.render(lane, column.width) for column in columns]
+        progress = progress_bar(lane.engine.progress, bar, glyphs, lane.accent)
+        out.append(fit((*start, now, Span(" "), *progress, *cells), width))
+    return out
