@@ -44,7 +44,7 @@ def main() -> int:
             slowed = f"slowed:threads={args.threads},slow_pct={args.slow}"
             ab = pair([plain, slowed], Path(name), number, extra)
             same += not aa["difference_seen"]
-            seen += ab["difference_seen"] and ab["ratio"] < 1
+            seen += ab["difference_seen"] and ab["tok_s_ratio"]["value"] < 1
             print(f"{number:2d}  A/A {aa['verdict']:<60} A/B {ab['verdict']}", flush=True)
     print(f"A/A: no difference seen in {same} of {args.runs}; +{args.slow} %: seen in {seen}")
     return 0 if same >= 0.9 * args.runs and seen == args.runs else 1

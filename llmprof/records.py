@@ -47,7 +47,7 @@ class RunInfo:
     workload: dict[str, Any]
     """``Workload.to_dict()``."""
     environment: dict[str, Any]
-    """``environment.collect()``; unavailable values are ``{"unavailable": reason}``."""
+    """``environment.collect()``; unavailable values are ``{"value": None, "reason": …}``."""
     trace_level: TraceLevel
     state: RunState = "running"
     schedule: str = "interleaved"
@@ -179,7 +179,7 @@ class GpuSample:
     power_w: float | None = None
     temperature_c: int | None = None
     throttle_mask: int | None = None
-    """NVML clocks event reasons bit mask; ``tracers.nvml.throttle_names`` spells it."""
+    """NVML clocks event reasons bit mask; ``llmprof.throttle`` spells it."""
     memory_used_mib: float | None = None
     gpm_dram_bw_pct: float | None = None
     gpm_sm_util_pct: float | None = None

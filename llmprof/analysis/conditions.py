@@ -20,19 +20,10 @@ from llmprof.records import (
     Unavailable,
     Warned,
 )
+from llmprof.throttle import throttle_names
 
 CLOCK_DRIFT = 0.02
 """Engines whose median SM clocks differ by more than this share were not measured alike."""
-
-# nvmlClocksEventReasons of nvml.h, only those that take clocks away from a busy GPU: not idle
-# (0x1), not the clocks that the user set (0x2, 0x100), not sync boost (0x10).
-_SLOWING = {
-    0x04: "power cap",
-    0x08: "hardware slowdown",
-    0x20: "software thermal slowdown",
-    0x40: "hardware thermal slowdown",
-    0x80: "power brake",
-}
 
 
 @dataclass(frozen=True)
@@ -98,7 +89,7 @@ def conditions(data: RunData, engine: EngineRecord) -> Conditions | Unavailable:
         return Unavailable("GPU conditions are for engines on a GPU")
     seen = samples_while_decoding(data.gpu_samples, data.rounds_of(engine.engine_id), device)
     if not seen:
-        reason = missing_reason(data, ("run", f"gpu{device}"), "nvml")
+        reason = missing_reason(data, ("run",), "nvml")
         return Unavailable(reason or f"no NVML sample of GPU {device} while {engine.label} decoded")
     return Conditions(
         device=device,
@@ -109,11 +100,6 @@ def conditions(data: RunData, engine: EngineRecord) -> Conditions | Unavailable:
         power_w=_span(s.power_w for s in seen),
         throttle=_throttle([s.throttle_mask for s in seen if s.throttle_mask is not None]),
     )
-
-
-def throttle_names(mask: int) -> tuple[str, ...]:
-    """Names of the reasons in an NVML clocks event mask that slow a busy GPU down."""
-    return tuple(name for bit, name in _SLOWING.items() if mask & bit)
 
 
 def condition_warnings(seen: Sequence[tuple[str, Conditions | Unavailable]]) -> list[Warned]:

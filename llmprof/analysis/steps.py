@@ -74,9 +74,8 @@ class EngineSteps:
 
 def engine_steps(data: RunData, engine: EngineRecord) -> EngineSteps:
     """All timing-pass numbers of one engine."""
-    records = data.rounds_of(engine.engine_id)
-    rounds = tuple(round_steps(data, r) for r in records)
-    free = any(not r.synchronous for r in records)
+    rounds = timing_rounds(data, engine)
+    free = any(not r.synchronous for r in data.rounds_of(engine.engine_id))
     nothing = _why_nothing(engine)
     samples = [step / 1e6 for r in rounds for step in r.step_ns]
     return EngineSteps(
@@ -89,6 +88,11 @@ def engine_steps(data: RunData, engine: EngineRecord) -> EngineSteps:
         joule_per_token=_joule_per_token(data, engine, rounds, nothing),
         slowdown=_slowdown(data, engine, rounds),
     )
+
+
+def timing_rounds(data: RunData, engine: EngineRecord) -> tuple[RoundSteps, ...]:
+    """The engine's rounds of the timing pass, in the order they were taken."""
+    return tuple(round_steps(data, record) for record in data.rounds_of(engine.engine_id))
 
 
 def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:

@@ -110,9 +110,8 @@ def _in_tui(prepared: Any) -> int:
     from llmprof.session.run import Session
     from llmprof.tui import run_app
 
-    fold = LiveFold()
+    fold = LiveFold(on_stop=lambda: session.stop())
     session = Session(prepared.plan, [fold], prepared.decode)
-    fold.on_stop = session.stop
     trouble: list[LlmprofError] = []
 
     def work() -> None:

@@ -10,10 +10,10 @@ import types
 from collections.abc import Mapping
 from dataclasses import MISSING, asdict, fields, is_dataclass
 from functools import cache
-from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, Union, cast, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
-SqlValue = Union[int, float, str, None]
+SqlValue = int | float | str | None
 
 _SCALARS = (int, float, str, bool, type(None))
 
@@ -48,9 +48,8 @@ def from_row(kind: type[T], row: Mapping[str, Any]) -> T:
     Raises:
         RowError: a value is not of its field's type.
     """
-    return kind(
-        **{name: from_column(hint, row[name], name) for name, hint in _hints(kind).items()}
-    )
+    hints = _hints(cast("Any", kind))
+    return kind(**{name: from_column(hint, row[name], name) for name, hint in hints.items()})
 
 
 def from_column(hint: Any, value: Any, where: str) -> Any:
@@ -59,8 +58,8 @@ def from_column(hint: Any, value: Any, where: str) -> Any:
     Raises:
         RowError: not valid JSON, or not of that type.
     """
-    plain = [h for h in _choices(hint) if h not in _SCALARS and get_origin(h) is not Literal]
-    if plain and isinstance(value, str):
+    nested = any(h not in _SCALARS and get_origin(h) is not Literal for h in _choices(hint))
+    if nested and isinstance(value, str):
         try:
             value = json.loads(value)
         except (ValueError, RecursionError):
@@ -69,7 +68,7 @@ def from_column(hint: Any, value: Any, where: str) -> Any:
 
 
 @cache
-def _hints(kind: type) -> dict[str, Any]:
+def _hints(kind: Any) -> dict[str, Any]:
     return get_type_hints(kind)
 
 

@@ -104,9 +104,7 @@ def metric_type_rows(device: int) -> dict[str, list[dict[str, Any]]]:
     }
 
 
-def metric_rows(
-    samples: Iterable[GpuSample], t0_ns: int
-) -> Iterator[tuple[int, int, int, int]]:
+def metric_rows(samples: Iterable[GpuSample], t0_ns: int) -> Iterator[tuple[int, int, int, int]]:
     """``(timestamp, typeId, metricId, value)`` for every value that was read."""
     for sample in samples:
         when, kind = sample.timestamp_ns - t0_ns, type_id(sample.device)

@@ -13,7 +13,7 @@ class OpTotal(NamedTuple):
     """One operator: calls, and time in it but not in operators that it called."""
 
     name: str
-    count: int
+    calls: int
     total_ns: int
 
 
@@ -32,9 +32,7 @@ def round_ranges(record: RoundRecord) -> list[NvtxEvent]:
 
     inner: list[NvtxEvent] = []
     if len(stamps):
-        inner.append(
-            event(max(record.prefill_start_ns, record.start_ns + 1), stamps[0], "prefill")
-        )
+        inner.append(event(max(record.prefill_start_ns, record.start_ns + 1), stamps[0], "prefill"))
     inner.extend(event(stamps[i - 1], stamps[i], f"decode {i}") for i in range(1, len(stamps)))
     end = max([record.end_ns, *(e.end_ns for e in inner)])
     return [event(record.start_ns, end, name), *inner]

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from llmprof.analysis.conditions import gpu_index
 from llmprof.errors import EngineFailure
 from llmprof.plaintext import one_line
 from llmprof.records import (
@@ -18,12 +19,10 @@ from llmprof.records import (
     PassName,
     RoundRecord,
 )
+from llmprof.runfile.schema import OP_DOMAIN
 from llmprof.session.client import Reply, WorkerClient
 from llmprof.session.plan import Plan
 from llmprof.session.recorder import Recorder
-
-TORCH_DOMAIN = "torch"
-"""NVTX domain of operator ranges."""
 
 
 class EngineRun:
@@ -35,8 +34,10 @@ class EngineRun:
         record: EngineRecord,
         recorder: Recorder,
         cancelled: Callable[[], bool],
+        energy_between: Callable[[int, int, int], tuple[int, int] | None],
     ) -> None:
         self.plan = plan
+        self._energy_between = energy_between
         self.record = record
         self._recorder = recorder
         self._cancelled = cancelled
@@ -165,7 +166,15 @@ class EngineRun:
             complete=reply is not None and len(stamps) == steps + 1,
             synchronous=facts.get("synchronous", True),
             tokens=facts.get("tokens", []),
+            energy_mj=self._energy(stamps, facts.get("end_ns")),
         )
+
+    def _energy(self, stamps: array[int], end_ns: int | None) -> tuple[int, int] | None:
+        """NVML's counter at both ends of decoding; ``None`` on a CPU."""
+        device = gpu_index(self.record)
+        if device is None or end_ns is None or not len(stamps):
+            return None
+        return self._energy_between(device, stamps[0], end_ns)
 
     def _keep_operators(self, reply: Reply) -> None:
         """Write the operator ranges that came with a traced round."""
@@ -177,7 +186,7 @@ class EngineRun:
                 rows = zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
                 self._recorder.operators(
                     [
-                        NvtxEvent(start, end, names[number], self._client.pid, tid, TORCH_DOMAIN)
+                        NvtxEvent(start, end, names[number], self._client.pid, tid, OP_DOMAIN)
                         for number, start, end, tid in rows
                     ]
                 )

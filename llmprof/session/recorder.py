@@ -37,6 +37,7 @@ class Recorder:
         self._fresh: list[GpuSample] = []
         self._unsaved: list[GpuSample] = []
         self._warned: set[tuple[str, str]] = set()
+        self._heard: list[tuple[str, str]] = []
 
     def started(self, info: RunInfo, engines: list[EngineRecord], file: str) -> None:
         for engine in engines:
@@ -84,6 +85,11 @@ class Recorder:
         with self._lock:
             self._fresh += samples
 
+    def hear_warning(self, scope: str, text: str) -> None:
+        """From the tracer's thread."""
+        with self._lock:
+            self._heard.append((scope, text))
+
     def show_samples(self) -> None:
         """Pass new samples to the watchers (session's thread)."""
         with self._lock:
@@ -96,6 +102,10 @@ class Recorder:
     def save_samples(self) -> None:
         """Pass new samples on and commit all that are not in the file yet."""
         self.show_samples()
+        with self._lock:
+            heard, self._heard = self._heard, []
+        for scope, text in heard:
+            self.warning(scope, text)
         unsaved, self._unsaved = self._unsaved, []
         if unsaved:
             self._writer.put_gpu_samples(unsaved)

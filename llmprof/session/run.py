@@ -5,11 +5,12 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from llmprof import __version__, environment
 from llmprof.errors import EngineFailure, LlmprofError
 from llmprof.plaintext import printable
-from llmprof.records import EngineRecord, Missing, RunInfo, RunState, Unavailable
+from llmprof.records import EngineRecord, Missing, PassName, RunInfo, RunState, Unavailable
 from llmprof.runfile.writer import RunFileWriter
 from llmprof.session.client import Cancelled
 from llmprof.session.engine_run import EngineRun
@@ -57,7 +58,10 @@ class Session:
             RunFileError: the run file cannot be written (its finished rounds are kept).
             KeyboardInterrupt: passed on after everything was closed.
         """
-        nvml = NvmlTracer(on_samples=lambda samples: self._recorder.take_samples(samples))
+        nvml = NvmlTracer(
+            on_samples=lambda samples: self._recorder.take_samples(samples),
+            on_warning=lambda scope, text: self._recorder.hear_warning(scope, text),
+        )
         reason = nvml.probe()
         devices = reason if isinstance(reason, Unavailable) else nvml.devices()
         info = RunInfo(
@@ -74,7 +78,7 @@ class Session:
         writer = RunFileWriter(self._plan.output, info)
         self._recorder = Recorder(writer, self._observers)
         self._runs = [
-            EngineRun(self._plan, engine, self._recorder, self._stop.is_set)
+            EngineRun(self._plan, engine, self._recorder, self._stop.is_set, nvml.energy_between)
             for engine in self.engines
         ]
         state: RunState = "failed"
@@ -128,13 +132,13 @@ class Session:
                 "so slow drift of clocks or temperature is not cancelled",
             )
             for run in self._runs:
-                self._guard(run, lambda r=run: self._timing_block(r, timed_trace))
+                self._guard(run, partial(self._timing_block, run, timed_trace))
         if own_workers:
             for run in self._runs:
                 run.end()
             for run in self._runs:
                 if run.alive:
-                    self._guard(run, lambda r=run: self._traced_alone(r))
+                    self._guard(run, partial(self._traced_alone, run))
         for run in self._runs:
             run.end()
             if run.alive:
@@ -159,11 +163,11 @@ class Session:
         for index, number in interleaved(len(self._runs), rounds, self._plan.workload.seed):
             run = self._runs[number]
             if run.alive:
-                self._guard(run, lambda r=run, i=index: self._round(r, "timing", i))
+                self._guard(run, partial(self._round, run, "timing", index))
         if trace is not None:
             for run in self._runs:
                 if run.alive:
-                    self._guard(run, lambda r=run: self._round(r, "traced", 0))
+                    self._guard(run, partial(self._round, run, "traced", 0))
         return True
 
     def _timing_block(self, run: EngineRun, trace: str | None) -> None:
@@ -180,10 +184,10 @@ class Session:
         self._round(run, "traced", 0)
         run.end()
 
-    def _round(self, run: EngineRun, pass_name: str, index: int) -> None:
+    def _round(self, run: EngineRun, pass_name: PassName, index: int) -> None:
         self._serial += 1
         total = self._plan.workload.rounds if pass_name == "timing" else 1
-        record = run.round(pass_name, index, total, self._serial)  # type: ignore[arg-type]
+        record = run.round(pass_name, index, total, self._serial)
         self._recorder.save_samples()
         if run.record.text is None and self._decode is not None and record.tokens:
             run.record.text = printable(self._decode(record.tokens[0]))

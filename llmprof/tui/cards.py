@@ -27,8 +27,10 @@ from llmprof.tui.view import Lane
 NARROWEST: Final = 38
 """Cells of a card that shows all of its numbers."""
 HEIGHT: Final = 9
-TALL: Final = 10
-_WIDE: Final = 54
+_LEFT: Final = 19
+"""Big digits of the longest number."""
+_GRID: Final = 33
+_WIDE: Final = _LEFT + _GRID + 2
 """Inner width from which tok/s is drawn in big digits."""
 
 
@@ -41,50 +43,44 @@ def engines(lanes: Sequence[Lane], width: int, height: int, glyphs: Glyphs) -> l
         return live_table(lanes, width, glyphs)
     widths = [fits] * len(lanes)
     widths[-1] = width - fits * (len(lanes) - 1)
-    tall = fits - 4 >= _WIDE and height >= 24
-    return beside([card(lane, w, glyphs, tall) for lane, w in zip(lanes, widths)], widths)
+    return beside([card(lane, w, glyphs) for lane, w in zip(lanes, widths, strict=True)], widths)
 
 
-def card(lane: Lane, width: int, glyphs: Glyphs, tall: bool = False) -> list[Row]:
-    """``HEIGHT`` rows (``TALL`` with a line of air) of ``width`` cells."""
+def card(lane: Lane, width: int, glyphs: Glyphs) -> list[Row]:
+    """``HEIGHT`` rows of ``width`` cells."""
     inner = width - 4
-    lines = TALL - 2 if tall else HEIGHT - 2
     if lane.failed:
-        body = _failure(lane, inner, lines, glyphs)
+        body = _failure(lane, inner, HEIGHT - 2, glyphs)
     elif inner >= _WIDE:
-        body = [_phase(lane, inner, glyphs), *([()] if tall else []), *_wide(lane, inner, glyphs)]
-        body.insert(-5, ()) if len(body) < lines else None
+        body = [_phase(lane, inner, glyphs), (), *_wide(lane, inner, glyphs)]
     else:
         body = [_phase(lane, inner, glyphs), _speed(lane, inner), *_grid(lane, inner)]
     edge = "fail" if lane.failed else lane.accent if lane.focused else "track"
-    return _box(lane, body[:lines], width, glyphs, edge)
+    return _box(lane, body, width, glyphs, edge)
 
 
 def _box(lane: Lane, body: Sequence[Row], width: int, glyphs: Glyphs, edge: str) -> list[Row]:
-    top_left, top_right, low_left, low_right, line, side = glyphs.box
+    top_left, top_right, low_left, low_right, dash, side = tuple(glyphs.box)
     inner = width - 4
     label = fit_text(clean(lane.engine.label), min(inner - 2, len(clean(lane.engine.label))))
     mark = glyphs.focus if lane.focused else glyphs.lane
     head = row(
-        Span(f"{top_left}{line} ", edge),
+        Span(f"{top_left}{dash} ", edge),
         Span(mark, lane.accent),
         Span(f"{label} ", f"{lane.accent} strong"),
     )
     room = width - width_of(head) - 5
     detail = clean(lane.engine.detail)
     detail = fit_text(detail, min(room, len(detail))) if room > 6 and detail else ""
-    tail = row(Span(f" {detail} " if detail else "", "dim"), Span(f"{line}{top_right}", edge))
+    tail = row(Span(f" {detail} " if detail else "", "dim"), Span(f"{dash}{top_right}", edge))
     fill = width - width_of(head) - width_of(tail)
-    out: list[Row] = [(*head, Span(line * fill, edge), *tail)]
-    for content in body:
-        out.append(
-            (Span(f"{side} ", edge), *fit(content, inner), Span(f" {side}", edge))
-        )
-    return [*out, row(Span(low_left + line * (width - 2) + low_right, edge))]
+    out: list[Row] = [(*head, Span(dash * fill, edge), *tail)]
+    out += [(Span(f"{side} ", edge), *fit(line, inner), Span(f" {side}", edge)) for line in body]
+    return [*out, row(Span(low_left + dash * (width - 2) + low_right, edge))]
 
 
 def _failure(lane: Lane, inner: int, lines: int, glyphs: Glyphs) -> list[Row]:
-    reason = wrap(clean(lane.engine.failure) or "no reason given", inner)
+    reason = wrap(lane.reason, inner)
     if len(reason) > lines - 2:
         rest = " ".join(reason[lines - 3 :])
         reason = [*reason[: lines - 3], fit_text(rest, inner)]
@@ -94,11 +90,11 @@ def _failure(lane: Lane, inner: int, lines: int, glyphs: Glyphs) -> list[Row]:
 
 def _phase(lane: Lane, inner: int, glyphs: Glyphs) -> Row:
     engine = lane.engine
-    name = phase_span(lane, 15 if inner >= _WIDE else 12)
+    name = phase_span(lane, 16)
     share = "" if engine.progress is None else f"{engine.progress * 100:3.0f} %"
-    room = inner - len(name.text) - 6
+    room = inner - 17 - 6
     bar = progress_bar(engine.progress, room, glyphs, lane.accent)
-    return (name, *bar, Span(share.rjust(6), "dim"))
+    return (name, Span(" "), *bar, Span(share.rjust(6), "dim"))
 
 
 def _speed(lane: Lane, inner: int) -> Row:
@@ -116,39 +112,39 @@ def _steps(lane: Lane) -> Row:
     return row(Span(f"{done} steps" if done else "", "dim"))
 
 
-def _fact(label: str, value: Maybe, unit: str, width: int, scale: float = 1.0) -> Row:
-    """Label, number right-aligned in 5 cells, unit in 4."""
-    role = "" if known(value) else "dim"
-    text = number(value, scale)
-    return fit(
-        row(
-            Span(fit_text(label, width - 10), "dim"),
-            Span(text.rjust(5), role),
-            Span(f" {unit}" if known(value) else "", "dim"),
-        ),
-        width,
+def _fact(label: str, value: Maybe, unit: str, widths: tuple[int, int], scale: float = 1.0) -> Row:
+    """Label, number right-aligned in 5 cells, unit; ``widths`` of label and unit."""
+    is_known = known(value)
+    return row(
+        Span(fit_text(label, widths[0]), "dim"),
+        Span(number(value, scale).rjust(5), "" if is_known else "dim"),
+        Span(f" {fit_text(unit if is_known else '', widths[1])}", "dim"),
     )
 
 
-def _grid(lane: Lane, inner: int, gap: int = 1) -> list[Row]:
+def _grid(lane: Lane, inner: int) -> list[Row]:
+    """Five rows of two columns; what they don't need is air between them."""
     e = lane.engine
-    right_width = min(22, (inner - gap) // 2 - 1)
-    left_width = min(24, inner - gap - right_width)
-    left = [
-        _fact("TTFT", e.ttft_ms, "ms", left_width),
-        _fact("prefill", e.prefill_tok_s, "t/s", left_width),
-        _fact("modelled", e.bandwidth_gb_s, "GB/s", left_width),
-        _fact("of peak", e.roofline_share, "%", left_width, 100.0),
-        _fact("J/token", e.joule_per_token, "J", left_width),
+    left, right = (8, 4), (7, 2)
+    widths = [sum(pair) + 6 for pair in (left, right)]
+    rows = [
+        [_fact("TTFT", e.ttft_ms, "ms", left), _fact("ITL p50", e.itl_p50_ms, "ms", right)],
+        [
+            _fact("prefill", e.prefill_tok_s, "t/s", left),
+            _fact("    p95", e.itl_p95_ms, "ms", right),
+        ],
+        [
+            _fact("modelled", e.bandwidth_gb_s, "GB/s", left),
+            _fact("    p99", e.itl_p99_ms, "ms", right),
+        ],
+        [
+            _fact("of peak", e.roofline_share, "%", left, 100.0),
+            _fact("    max", e.itl_max_ms, "ms", right),
+        ],
+        [_fact("J/token", e.joule_per_token, "J", left), _fact("traced", e.slowdown, "×", right)],
     ]
-    right = [
-        _fact("ITL p50" if right_width >= 17 else "p50", e.itl_p50_ms, "ms", right_width),
-        _fact("p95", e.itl_p95_ms, "ms", right_width),
-        _fact("p99", e.itl_p99_ms, "ms", right_width),
-        _fact("max", e.itl_max_ms, "ms", right_width),
-        _fact("traced", e.slowdown, "×", right_width),
-    ]
-    return beside([left, right], [left_width, right_width], inner - left_width - right_width)
+    gap = " " * (inner - sum(widths))
+    return [(*a, Span(gap), *b) for a, b in rows]
 
 
 def _wide(lane: Lane, inner: int, glyphs: Glyphs) -> list[Row]:
@@ -160,5 +156,7 @@ def _wide(lane: Lane, inner: int, glyphs: Glyphs) -> list[Row]:
         row(Span("tok/s  ", "strong"), Span(spread_text, "dim")),
         _steps(lane),
     ]
-    width = max(20, inner - 46)
-    return beside([left, _grid(lane, inner - width, 2)], [width, inner - width])
+    # Three columns with the same air between them.
+    width = _LEFT + (inner - _LEFT - _GRID) // 2
+    grid = _grid(lane, inner - width)
+    return beside([left, grid], [width, inner - width])

@@ -98,7 +98,7 @@ def beside(blocks: Sequence[Sequence[Row]], widths: Sequence[int], gap: int = 0)
     out = []
     for lines in zip_longest(*blocks, fillvalue=()):
         spans: list[Span] = []
-        for index, (line, width) in enumerate(zip(lines, widths)):
+        for index, (line, width) in enumerate(zip(lines, widths, strict=True)):
             if index and gap:
                 spans.append(Span(" " * gap))
             spans.extend(fit(line, width))
@@ -125,7 +125,7 @@ def wrap(text: str, width: int) -> list[str]:
 
 def rule(title: Row, right: Row, width: int, line: str) -> Row:
     """A section's heading on a horizontal line of ``line`` characters."""
-    room = width - width_of(right) - (2 if right else 0)
+    room = width - width_of(right) - (1 if right else 0)
     head = fit(title, min(width_of(title), max(0, room - 3)))
     fill = max(1, room - width_of(head) - 1)
     tail = (Span(" "), *right) if right else ()

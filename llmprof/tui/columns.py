@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from llmprof.tui.cells import Row, Span, clean, fit, fit_text, row, wrap
+from llmprof.tui.cells import Row, Span, clean, fit, fit_text, row
 from llmprof.tui.glyphs import Glyphs
-from llmprof.tui.numbers import interval, span
+from llmprof.tui.numbers import interval, number, span
 from llmprof.tui.phase import phase_span, progress_bar
 from llmprof.tui.view import Lane
 
@@ -40,7 +40,10 @@ INTERVAL: Final = Column(
     "",
     13,
     lambda lane, width: Span(
-        interval(lane.engine.tok_s_low, lane.engine.tok_s_high).rjust(width), "dim"
+        (
+            interval(lane.engine.tok_s_low, lane.engine.tok_s_high) or number(lane.engine.tok_s_low)
+        ).rjust(width),
+        "dim",
     ),
 )
 LATENCIES: Final = (
@@ -97,7 +100,7 @@ def tables(lanes: Sequence[Lane], width: int, glyphs: Glyphs) -> list[Row]:
 
 
 def _titles(names: Sequence[str], columns: Sequence[Column]) -> Row:
-    cells = "".join(name.rjust(column.width) for name, column in zip(names, columns))
+    cells = "".join(name.rjust(column.width) for name, column in zip(names, columns, strict=True))
     return row(Span(" " * NAME + cells, "dim"))
 
 
@@ -105,14 +108,16 @@ def live_table(lanes: Sequence[Lane], width: int, glyphs: Glyphs) -> list[Row]:
     """One row an engine, with phase and progress: for engines too many to stand side by side."""
     phase, bar = 12, 8
     columns = split(LIVE, width - NAME - phase - bar)[0]
-    head = "".join(f"{c.title}".rjust(c.width) for c in columns)
-    out = [row(Span(" " * NAME + "phase".ljust(phase + bar) + head, "dim"))]
+    head = "".join(c.title.rjust(c.width) for c in columns)
+    units = "".join(c.unit.rjust(c.width) for c in columns)
+    out = [
+        row(Span(" " * NAME + "phase".ljust(phase + bar) + head, "dim")),
+        row(Span(" " * (NAME + phase + bar) + units, "dim")),
+    ]
     for lane in lanes:
         start = name_cell(lane, glyphs)
         if lane.failed:
-            room = width - NAME
-            reason = wrap(clean(lane.engine.failure or "failed"), room - 2)
-            text = fit_text(reason[0] if len(reason) == 1 else " ".join(reason), room - 2)
+            text = fit_text(lane.reason, width - NAME - 2)
             out.append(fit((*start, Span(f"{glyphs.failed} {text}", "fail")), width))
             continue
         now = phase_span(lane, phase - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
@@ -13,10 +13,9 @@ from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.numbers import known, number, plain
 
 _LABEL: Final = 8
-_VALUE: Final = 9
+_VALUE: Final = 11
 _NARROWEST: Final = 26
 _BUCKETS_S: Final = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600)
-_STRIP: Final = "dim"
 
 Read = Callable[[GpuSample], "float | None"]
 
@@ -35,13 +34,20 @@ def meters(gpu: GpuView) -> list[Meter]:
     limit = device.power_limit_w if device else None
     total = device.memory_total_mib if device else None
     return [
-        Meter("SM clock", "MHz", lambda s: s.sm_clock_mhz, device and device.max_sm_clock_mhz),
+        Meter(
+            "SM clock", "MHz", lambda s: s.sm_clock_mhz, device.max_sm_clock_mhz if device else None
+        ),
         Meter("power", "W", lambda s: s.power_w, limit),
         Meter("SM util", "%", lambda s: s.gpm_sm_util_pct, 100)
         if _seen(gpu, lambda s: s.gpm_sm_util_pct)
         else Meter("util", "%", lambda s: s.gpu_util_pct, 100),
         Meter("memory", "GiB", _memory_gib, total / 1024 if total else None),
-        Meter("mem clk", "MHz", lambda s: s.mem_clock_mhz, device and device.max_mem_clock_mhz),
+        Meter(
+            "mem clk",
+            "MHz",
+            lambda s: s.mem_clock_mhz,
+            device.max_mem_clock_mhz if device else None,
+        ),
         Meter("temp", "°C", lambda s: s.temperature_c, 100),
         Meter("DRAM bw", "%", lambda s: s.gpm_dram_bw_pct, 100),
     ]
@@ -80,7 +86,8 @@ def strip(gpu: GpuView, meter: Meter, width: int, glyphs: Glyphs) -> str:
         if cell >= 0:
             best[cell] = max(value, best.get(cell, value))
     top = meter.top or max(best.values()) or 1.0
-    levels = len(glyphs.bars) - 1
+    # Never a full cell: strips of two rows must not grow together.
+    levels = len(glyphs.bars) - 2
     held = ""
     for x in range(width):
         if x in best:
@@ -99,17 +106,12 @@ def panel(snapshot: Snapshot, width: int, glyphs: Glyphs, room: int) -> list[Row
         return [_none("no sample yet", width, glyphs)]
     if len(gpus) == 1:
         return _one(gpus[0], snapshot, width, glyphs, room)
-    right = row(Span(_scope(gpus), "dim"))
+    right = row(Span(f"{len(gpus)} devices", "dim"))
     out = [rule(row(Span("GPUs", "strong")), right, width, glyphs.track)]
-    for gpu in gpus[: max(1, room - 1)]:
-        out.append(_short(gpu, width))
+    out += [_short(gpu, width) for gpu in gpus[: max(1, room - 1)]]
     if len(gpus) > len(out) - 1:
         out[-1] = row(Span(f"and {len(gpus) - len(out) + 2} more", "dim"))
     return out
-
-
-def _scope(gpus: Sequence[GpuView]) -> str:
-    return f"{len(gpus)} devices"
 
 
 def _none(why: str, width: int, glyphs: Glyphs) -> Row:
@@ -121,9 +123,7 @@ def _one(gpu: GpuView, snapshot: Snapshot, width: int, glyphs: Glyphs, room: int
         return [_none(gpu.unavailable or "no device", width, glyphs)]
     if gpu.latest is None and not gpu.history:
         return [_none(f"{gpu.device.name}: no sample yet", width, glyphs)]
-    title = row(
-        Span(f"GPU {gpu.device.index} ", "strong"), Span(clean(gpu.device.name), "dim")
-    )
+    title = row(Span(f"GPU {gpu.device.index} ", "strong"), Span(clean(gpu.device.name), "dim"))
     out = [rule(title, _throttle(gpu), width, glyphs.track)]
     columns = max(1, min(4, width // _NARROWEST))
     each = width // columns
@@ -144,13 +144,13 @@ def _throttle(gpu: GpuView) -> Row:
 
 def _meter(gpu: GpuView, meter: Meter, width: int, glyphs: Glyphs) -> Row:
     value = current(gpu, meter.read)
-    text = number(value)
-    history = strip(gpu, meter, width - _LABEL - _VALUE - 2, glyphs)
+    text = str(value) if isinstance(value, int) else number(value)
+    history = strip(gpu, meter, width - _LABEL - _VALUE, glyphs)
     return row(
         Span(meter.label.ljust(_LABEL), "dim"),
         Span(text.rjust(5), "" if known(value) else "dim"),
         Span(f" {meter.unit if known(value) else '':<4}", "dim"),
-        Span(f" {history}", _STRIP),
+        Span(f" {history}", "dim"),
     )
 
 

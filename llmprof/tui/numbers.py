@@ -85,6 +85,6 @@ def big(text: str, role: str, glyphs: Glyphs) -> list[Row]:
             wide = len(pixels) // 5
             top = pixels[y * wide : (y + 1) * wide]
             low = pixels[(y + 1) * wide : (y + 2) * wide].ljust(wide, "0")
-            line.append("".join(_HALVES[a + b] for a, b in zip(top, low)))
+            line.append("".join(_HALVES[a + b] for a, b in zip(top, low, strict=True)))
         rows.append(row(Span(" ".join(line), role)))
     return rows

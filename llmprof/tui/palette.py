@@ -13,6 +13,7 @@ FOREGROUND: Final = "#d0d7de"
 # Told apart by the common kinds of colour blindness when neighbours; none is amber or red.
 ACCENTS: Final = ("#58a6ff", "#3fd08a", "#c792ea", "#4dd0e1", "#f48fb1", "#b8d657")
 
+_BASE: Final = Style(color=FOREGROUND, bgcolor=BACKGROUND)
 _ROLES: Final = {
     "dim": Style(color="#8b949e"),
     "track": Style(color="#3d444d"),
@@ -39,4 +40,4 @@ def style(role: str) -> Style:
     Raises:
         KeyError: a role that does not exist (a mistake in the program).
     """
-    return Style.combine([_ROLES[word] for word in role.split()]) if role else Style.null()
+    return Style.combine([_BASE, *(_ROLES[word] for word in role.split())])

@@ -11,6 +11,7 @@ from itertools import groupby
 from statistics import median
 from typing import Final
 
+from llmprof.records import Maybe, Unavailable
 from llmprof.tui.cells import Row, Span, clean, fit, fit_text, row, rule, spread
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.numbers import plain
@@ -22,12 +23,12 @@ _MIN_STEPS: Final = 5
 """Below this many steps a median says nothing about outliers."""
 _SHARED_SPREAD: Final = 3.0
 """Engines whose medians differ by more than this are not drawn on one scale, unless asked."""
-_HEADROOM: Final = 3.0
+_HEADROOM: Final = 2.0
 """A scale ends at this many medians; one huge step must not flatten all others."""
 _AXIS: Final = 6
 _NAME: Final = 10
 _NICE: Final = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
-_TALLEST: Final = 12
+_TALLEST: Final = 16
 
 
 def nice_ceiling(value: float) -> float:
@@ -48,18 +49,27 @@ def outlier_limit(steps: Sequence[float]) -> float:
     return OUTLIER * median(good) if len(good) >= _MIN_STEPS else math.inf
 
 
-def tops(rounds: Sequence[Sequence[float]], scale: Scale) -> tuple[list[float], bool]:
-    """Top of each round's y scale in ms, and whether it is one for all."""
-    medians = [median(finite(steps) or [0.0]) for steps in rounds]
-    ends = [
-        min(max(finite(steps), default=0.0), _HEADROOM * middle) or middle
-        for steps, middle in zip(rounds, medians)
-    ]
+def tops(lanes: Sequence[Lane], scale: Scale) -> tuple[list[float], bool]:
+    """Top of each engine's y scale in ms, and whether it is one for all.
+
+    Statistics of earlier rounds count too, so that the scale stays when a round begins.
+    """
+    medians, ends = [], []
+    for lane in lanes:
+        engine, steps = lane.engine, finite(lane.engine.step_ms)
+        middle = _number(engine.itl_p50_ms) or (median(steps) if steps else 0.0)
+        end = max([_number(engine.itl_max_ms), *steps])
+        medians.append(middle)
+        ends.append(min(end, _HEADROOM * middle) if middle else end)
     seen = [m for m in medians if m > 0]
     near = not seen or max(seen) <= _SHARED_SPREAD * min(seen)
     if scale == "shared" or (scale == "auto" and near):
-        return [nice_ceiling(max(ends, default=1.0))] * len(rounds), True
+        return [nice_ceiling(max(ends, default=1.0))] * len(lanes), True
     return [nice_ceiling(end) for end in ends], False
+
+
+def _number(value: Maybe) -> float:
+    return 0.0 if isinstance(value, Unavailable) or not math.isfinite(value) else value
 
 
 def per_cell(rounds: Sequence[Sequence[float]], width: int) -> int:
@@ -105,33 +115,35 @@ def section(
 ) -> list[Row]:
     """The heading and every engine's bars in at most ``height`` rows (at least one an engine)."""
     rounds = [lane.engine.step_ms for lane in lanes]
-    limits, shared = tops(rounds, scale)
+    limits, shared = tops(lanes, scale)
     each = (height - 1) // max(1, len(lanes))
     axis = each >= 3 and height - 1 - len(lanes) * 3 >= 1
     inline = each < 3
     size = per_cell(rounds, width - _AXIS - (2 * _NAME if inline else 0))
-    out = [_heading(limits, shared, size, width, glyphs)]
+    out = [_heading(limits, shared, size, width, glyphs, any(rounds))]
     if inline:
         return out + [
-            _inline(lane, top, size, width, glyphs) for lane, top in zip(lanes, limits)
+            _inline(lane, top, size, width, glyphs) for lane, top in zip(lanes, limits, strict=True)
         ]
     tall = min(_TALLEST, (height - 1 - axis) // max(1, len(lanes)) - 1)
-    for lane, top in zip(lanes, limits):
+    for lane, top in zip(lanes, limits, strict=True):
         out.append(_label(lane, width, glyphs))
         out.extend(_plot(lane, top, size, tall, width, glyphs))
     return out + ([_x_axis(size, width - _AXIS)] if axis else [])
 
 
-def _heading(limits: Sequence[float], shared: bool, size: int, width: int, glyphs: Glyphs) -> Row:
+def _heading(
+    limits: Sequence[float], shared: bool, size: int, width: int, glyphs: Glyphs, drawn: bool
+) -> Row:
+    if not drawn:
+        return rule(row(Span("step latency", "strong")), (), width, glyphs.track)
     scale = f"0–{limits[0]:g} ms" if shared and limits else "own scale each"
     cell = f"max of {size} steps a cell" if size > 1 else "1 step a cell"
-    if width >= 100:
-        scale, mark = f"y {scale}", f"over {OUTLIER:g}× median"
-        cell = f"{cell} · "
-    else:
-        mark, cell = f">{OUTLIER:g}× median", f"{cell} · "
+    mark = f"over {OUTLIER:g}× median" if width >= 100 else f">{OUTLIER:g}× median"
     right = row(
-        Span(f"{cell}{scale} · ", "dim"), Span(glyphs.outlier, "outlier"), Span(f" {mark}", "dim")
+        Span(f"{cell} · {scale} · ", "dim"),
+        Span(glyphs.outlier, "outlier"),
+        Span(f" {mark}", "dim"),
     )
     return rule(row(Span("step latency", "strong")), right, width, glyphs.track)
 
@@ -168,7 +180,9 @@ def _plot(lane: Lane, top: float, size: int, tall: int, width: int, glyphs: Glyp
     steps = lane.engine.step_ms
     if not steps:
         why = "failed" if lane.failed else "no steps yet"
-        return [row(Span(f"{' ' * _AXIS} {why}" if y == tall // 2 else "", "dim")) for y in range(tall)]
+        return [
+            row(Span(f"{' ' * _AXIS} {why}" if y == tall // 2 else "", "dim")) for y in range(tall)
+        ]
     drawn = bars(buckets(steps, size), top, outlier_limit(steps), tall, glyphs, lane.accent)
     labels = {0: f"{top:g}", tall - 1: "0"} if tall > 1 else {0: f"{top:g}"}
     if tall >= 5 and tall % 2 == 0:

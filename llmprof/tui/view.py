@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from llmprof.analysis.snapshot import EngineView, Snapshot
+from llmprof.tui.cells import clean
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.palette import accent
 
@@ -52,3 +53,9 @@ class Lane:
     @property
     def failed(self) -> bool:
         return self.engine.state == "failed" or bool(self.engine.failure)
+
+    @property
+    def reason(self) -> str:
+        """Why the engine failed, without the label that many messages begin with."""
+        text = clean(self.engine.failure).removeprefix(f"{clean(self.engine.label)}: ")
+        return text or "no reason given"

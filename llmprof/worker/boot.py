@@ -1,4 +1,6 @@
-"""First file that a worker runs: ``PYTHON boot.py READ_FD WRITE_FD``.
+"""First file that a child process runs: ``PYTHON boot.py READ_FD WRITE_FD [MODULE]``.
+
+``MODULE.serve(read_fd, write_fd)`` is what it does: ``llmprof.worker.main`` unless told otherwise.
 
 The interpreter may belong to an engine's own environment, where llmprof is not installed. Only the
 package ``llmprof`` is made importable from here; putting its parent folder on ``sys.path`` would
@@ -8,6 +10,7 @@ leak every package of llmprof's own environment into the engine's.
 from __future__ import annotations
 
 import ctypes
+import importlib
 import importlib.util
 import os
 import signal
@@ -46,9 +49,8 @@ def main() -> None:
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [p for p in sys.path if p != here]
     _import_package()
-    from llmprof.worker.main import serve
-
-    serve(int(sys.argv[1]), int(sys.argv[2]))
+    module = sys.argv[3] if len(sys.argv) > 3 else "llmprof.worker.main"
+    importlib.import_module(module).serve(int(sys.argv[1]), int(sys.argv[2]))
 
 
 if __name__ == "__main__":

@@ -112,7 +112,7 @@ class Worker:
                 engine, self.prompt, ask["steps"], board, ask["index"], tracers.ranges
             )
         finally:
-            found = tracers.end_round(engine)
+            found = tracers.end_round(engine, ask["serial"])
         if found.ops:
             names = sorted({op[0] for op in found.ops})
             number = {name: i for i, name in enumerate(names)}

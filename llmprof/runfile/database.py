@@ -1,0 +1,231 @@
+"""The SQLite file under the writer: creation, transactions, lazy tables, interned strings.
+
+A rollback journal (no WAL) because nsys opens files with ``immutable=1`` and would not see a WAL;
+it also lets a process be killed at any time: the next one to open the file undoes the last call.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from llmprof.errors import RunFileError
+from llmprof.plaintext import one_line
+from llmprof.runfile import schema
+from llmprof.runfile.codec import clean
+
+_BUGS = (
+    sqlite3.IntegrityError,
+    sqlite3.ProgrammingError,
+    sqlite3.DataError,
+    sqlite3.NotSupportedError,
+)
+"""Subclasses of DatabaseError that mean a wrong call, not a disk in trouble."""
+
+
+@dataclass
+class Written:
+    """What the file holds already; taken back with the transaction that wrote it."""
+
+    tables: set[str] = field(default_factory=set)
+    processes: dict[int, str] = field(default_factory=dict)
+    """pid → label."""
+    threads: set[int] = field(default_factory=set)
+    domains: set[tuple[str, int]] = field(default_factory=set)
+    """(name, pid)."""
+    metric_types: set[int] = field(default_factory=set)
+    """Devices."""
+    strings: int = 0
+    rounds: int = 0
+    stop_ns: int = 0
+    """Latest time in the file, since the start of the run."""
+
+    def copy(self) -> Written:
+        return replace(
+            self,
+            tables=set(self.tables),
+            processes=dict(self.processes),
+            threads=set(self.threads),
+            domains=set(self.domains),
+            metric_types=set(self.metric_types),
+        )
+
+
+class RunDatabase:
+    """An empty SQLite file at ``path``, and the state that must roll back with it."""
+
+    def __init__(self, path: Path) -> None:
+        """Create the file.
+
+        Raises:
+            RunFileError: it exists and is not empty, its folder is missing or can't be written.
+        """
+        self.path = path
+        self.written = Written()
+        self._strings: dict[str, int] = {}
+        self._created = _claim(path)
+        try:
+            self.sql = sqlite3.connect(path, isolation_level=None)
+            self.sql.execute("PRAGMA journal_mode = DELETE")
+            # Enough for a killed process and a full disk; FULL would add an fsync to each round.
+            self.sql.execute("PRAGMA synchronous = NORMAL")
+        except sqlite3.Error as why:
+            raise RunFileError(f"{one_line(str(path))}: cannot be created: {why}") from why
+
+    def abandon(self) -> None:
+        """Close, and remove the file if it is ours: nothing was ever committed to it."""
+        self.sql.close()
+        if self._created:
+            with suppress(OSError):
+                self.path.unlink()
+
+    def string_id(self, text: str) -> int:
+        """The id of ``text`` in StringIds; its row comes with the next transaction."""
+        return self._strings.setdefault(clean(text), len(self._strings) + 1)
+
+    def require(self, table: str) -> None:
+        if table not in self.written.tables:
+            for statement in schema.statements()[table]:
+                self.sql.execute(statement)
+            self.written.tables.add(table)
+
+    def insert(
+        self, table: str, rows: Sequence[Mapping[str, Any]], *, or_replace: bool = False
+    ) -> None:
+        """Rows that all have the same columns."""
+        if rows:
+            self.require(table)
+            insert = insert_sql(table, rows[0], or_replace)
+            self.sql.executemany(insert, [tuple(r.values()) for r in rows])
+
+    def replace_all(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Let ``rows`` be all that the table holds; without any, it is not created for it."""
+        if table in self.written.tables:
+            self.sql.execute(f"DELETE FROM {quoted(table)}")
+        self.insert(table, rows)
+
+    def check_columns(self, table: str, given: set[str]) -> None:
+        """Raises ``ValueError``: an unknown column, or a required one left out."""
+        # cid, name, type, notnull, default, pk
+        columns = self.sql.execute(f"PRAGMA table_info({quoted(table)})").fetchall()
+        if unknown := given - {c[1] for c in columns}:
+            raise ValueError(f"{table}: no column {', '.join(sorted(unknown))}")
+        if left_out := {c[1] for c in columns if c[3]} - given:
+            raise ValueError(f"{table}: needs column {', '.join(sorted(left_out))}")
+
+    @contextmanager
+    def transaction(self) -> Iterator[None]:
+        """All or nothing.
+
+        Raises:
+            RunFileError: disk full, I/O error, or another program holds the file.
+        """
+        before, need = self.written.copy(), 0
+        try:
+            self.sql.execute("BEGIN IMMEDIATE")
+            size = self._size()
+            yield
+            self._finish(before)
+            need = self._size() - size + self._journal_size()
+            self.sql.execute("COMMIT")
+        except BaseException as why:
+            self.written = before
+            self._roll_back()
+            if isinstance(why, sqlite3.DatabaseError) and not isinstance(why, _BUGS):
+                raise self._failure(why, need) from why
+            raise
+
+    def _finish(self, before: Written) -> None:
+        """Rows that any call may have left to write: new strings, the end of the recording."""
+        new = list(self._strings.items())[before.strings :]
+        self.sql.executemany("INSERT INTO StringIds (value, id) VALUES (?, ?)", new)
+        self.written.strings = len(self._strings)
+        if self.written.stop_ns != before.stop_ns:
+            self.sql.execute(
+                "UPDATE ANALYSIS_DETAILS SET duration = :ns, stopTime = startTime + :ns",
+                {"ns": self.written.stop_ns},
+            )
+
+    def _size(self) -> int:
+        """Bytes of the file as the open transaction sees it."""
+        (pages,) = self.sql.execute("PRAGMA page_count").fetchone()
+        (page_size,) = self.sql.execute("PRAGMA page_size").fetchone()
+        return int(pages * page_size)
+
+    def _journal_size(self) -> int:
+        try:
+            return Path(f"{self.path}-journal").stat().st_size
+        except OSError:
+            return 0  # SQLite makes it with the first page that changes
+
+    def _roll_back(self) -> None:
+        # SQLite has done it by itself after a full disk. If undoing fails too, the journal stays
+        # and the next one to open the file does it.
+        with suppress(sqlite3.Error):
+            if self.sql.in_transaction:
+                self.sql.execute("ROLLBACK")
+
+    def _failure(self, why: sqlite3.DatabaseError, need: int) -> RunFileError:
+        """``need``: bytes that file and journal wanted; 0 where it was not known yet."""
+        path, rounds = one_line(str(self.path)), self.written.rounds
+        kept = "1 round is kept" if rounds == 1 else f"{rounds} rounds are kept"
+        try:
+            free = shutil.disk_usage(self.path.parent).free
+        except OSError as lost:
+            return RunFileError(f"{path}: cannot be written: {why} ({lost.strerror}); {kept}")
+        # A file system without room for the journal reports an I/O error, not a full disk.
+        if "full" in str(why) or (free < 65536 and "I/O" in str(why)):
+            wants = f"need {need / 1e6:.2f} MB, " if need > free else ""
+            return RunFileError(
+                f"disk full while writing {path} ({wants}{free / 1e6:.2f} MB free): "
+                f"free space or use -o elsewhere; {kept}"
+            )
+        return RunFileError(f"{path}: cannot be written: {why}; {kept}")
+
+
+def _claim(path: Path) -> bool:
+    """Make sure that ``path`` is an empty file of ours; True if it was not there before."""
+    name = one_line(str(path))
+    try:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
+        return True
+    except FileExistsError:
+        pass
+    except FileNotFoundError:
+        folder = one_line(str(path.parent))
+        raise RunFileError(
+            f"{name}: folder {folder} does not exist: create it or use -o elsewhere"
+        ) from None
+    except OSError as why:
+        raise RunFileError(
+            f"{name}: cannot be created ({why.strerror}): use -o with a folder you can write to"
+        ) from None
+    try:
+        found = path.stat()
+    except OSError as why:
+        raise RunFileError(f"{name}: cannot be used ({why.strerror}): use -o elsewhere") from None
+    if not stat.S_ISREG(found.st_mode):
+        raise RunFileError(f"{name}: is not a regular file: use -o with another name")
+    if found.st_size:
+        raise RunFileError(f"{name}: exists already: remove it or use -o with another name")
+    if not os.access(path, os.W_OK):
+        raise RunFileError(f"{name}: cannot be written (no permission): use -o elsewhere")
+    return False
+
+
+def quoted(name: str) -> str:
+    return '"' + name.replace('"', '""') + '"'
+
+
+def insert_sql(table: str, columns: Iterable[str], or_replace: bool = False) -> str:
+    names = [quoted(c) for c in columns]
+    verb = "INSERT OR REPLACE" if or_replace else "INSERT"
+    marks = ", ".join("?" * len(names))
+    return f"{verb} INTO {quoted(table)} ({', '.join(names)}) VALUES ({marks})"

@@ -1,0 +1,188 @@
+"""Opening a file that may be anything: read-only, nothing in it is executed.
+
+A process killed while it wrote leaves ``FILE-journal``; the file must be brought back to its last
+committed state before it can be read. SQLite does that when it may write the file and its folder,
+and on a temporary copy otherwise.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sqlite3
+import stat
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from llmprof.errors import RunFileError
+from llmprof.plaintext import one_line
+from llmprof.runfile.schema import statements
+
+_MAGIC = b"SQLite format 3\0"
+_SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
+"""Last bytes of a journal that names a super-journal (sqlite.org/fileformat2.html)."""
+
+
+class OpenFile:
+    """A read-only connection, ``sql``, and the temporary copy it may read from.
+
+    Raises:
+        RunFileError: missing, no file, not SQLite, truncated, damaged, or unfit to be read safely.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.name = one_line(str(path))
+        self._copy: TemporaryDirectory[str] | None = None
+        _sniff(path, self.name)
+        try:
+            found = path.resolve()
+            if _size(_journal(found)):
+                found = self._recovered(found)
+            self.sql = _connect(found, "ro")
+            try:
+                self._check(found)
+            except BaseException:
+                self.sql.close()
+                raise
+        except OSError as why:
+            self._drop_copy()
+            raise RunFileError(f"{self.name}: cannot be read: {why.strerror}") from None
+        except sqlite3.Error as why:
+            self._drop_copy()
+            raise damaged(path, why) from why
+        except BaseException:
+            self._drop_copy()
+            raise
+
+    def close(self) -> None:
+        self.sql.close()
+        self._drop_copy()
+
+    def _check(self, path: Path) -> None:
+        self.sql.execute("BEGIN")
+        _refuse_code(self.sql, self.name)
+        # The read lock keeps a commit from growing the file between header and size. SQLite itself
+        # notices a lost page, but not a lost part of the last one.
+        if missing := _cut_off(path):
+            raise RunFileError(_truncated(self.name, missing))
+        self.sql.execute("ROLLBACK")
+
+    def _drop_copy(self) -> None:
+        if self._copy is not None:
+            self._copy.cleanup()
+            self._copy = None
+
+    def _recovered(self, path: Path) -> Path:
+        """The file after SQLite undid an unfinished transaction, if the journal is one's.
+
+        While the writer lives it holds a lock, and SQLite leaves its journal alone.
+        """
+        journal = _journal(path)
+        try:
+            with journal.open("rb") as file:
+                file.seek(max(0, _size(journal) - len(_SUPER_JOURNAL)))
+                tail = file.read()
+        except FileNotFoundError:
+            return path  # a live writer has just committed
+        if tail == _SUPER_JOURNAL:
+            # Undoing it may delete the file that the journal names. No run needs one.
+            raise RunFileError(
+                f"{self.name}: refused: {one_line(journal.name)} is no journal of llmprof"
+            )
+        if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+            self._copy = TemporaryDirectory(prefix="llmprof-")
+            copy = Path(self._copy.name) / path.name
+            shutil.copyfile(path, copy)
+            shutil.copyfile(journal, _journal(copy))
+            path = copy
+        sql = _connect(path, "rw")
+        try:
+            sql.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        finally:
+            sql.close()
+        return path
+
+
+def damaged(path: Path, why: sqlite3.Error) -> RunFileError:
+    """What to tell about a file that SQLite fails on."""
+    name, text = one_line(str(path)), str(why)
+    if "locked" in text:
+        return RunFileError(f"{name}: another program is writing it; try again")
+    if missing := _cut_off(path):
+        return RunFileError(_truncated(name, missing))
+    return RunFileError(f"{name}: damaged: {one_line(text)}; copy it again from where it was made")
+
+
+def _truncated(name: str, missing: str) -> str:
+    return f"{name}: truncated: {missing}; copy it again from where it was made"
+
+
+def _sniff(path: Path, name: str) -> None:
+    try:
+        if stat.S_ISDIR(path.stat().st_mode):
+            raise RunFileError(f"{name}: is a folder, not a run file")
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise RunFileError(f"{name}: is not a regular file")
+        with path.open("rb") as file:
+            head = file.read(100)
+    except FileNotFoundError:
+        raise RunFileError(f"{name}: no such file") from None
+    except OSError as why:
+        raise RunFileError(f"{name}: cannot be read: {why.strerror}") from None
+    if not head:
+        raise RunFileError(f"{name}: is empty: nothing was recorded")
+    if not head.startswith(_MAGIC[: len(head)]):
+        raise RunFileError(f"{name}: is no SQLite file; expected a run file made by llmprof")
+    if len(head) < 100:
+        raise RunFileError(f"{name}: truncated: {len(head)} bytes, not even a header")
+
+
+def _cut_off(path: Path) -> str:
+    """``N of M bytes`` if the file is shorter than its header says (fileformat2.html, 1.3)."""
+    try:
+        with path.open("rb") as file:
+            head, size = file.read(100), os.fstat(file.fileno()).st_size
+    except OSError:
+        return ""
+    page_size = int.from_bytes(head[16:18], "big")
+    expected = int.from_bytes(head[28:32], "big") * (65536 if page_size == 1 else page_size)
+    valid = head[24:28] == head[92:96]
+    return f"{size} of {expected} bytes" if valid and size < expected else ""
+
+
+def _refuse_code(sql: sqlite3.Connection, name: str) -> None:
+    """A view, trigger or virtual table in place of a table would run what the file's author wrote.
+
+    ``trusted_schema = OFF`` already keeps any expression in the schema from having side effects.
+    """
+    ours = {table.lower() for table in statements()}
+    rows = sql.execute("SELECT type, name, tbl_name, sql FROM sqlite_master").fetchall()
+    for kind, label, table, definition in rows:
+        virtual = str(definition).upper().startswith("CREATE VIRTUAL")
+        if (kind in ("view", "trigger") or virtual) and (
+            {str(label).lower(), str(table).lower()} & ours
+        ):
+            what = f"{'virtual ' if virtual else ''}{kind} {label}"
+            raise RunFileError(f"{name}: refused: it holds a {one_line(what, 80)}, no run has that")
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    name = f"{path.as_uri()}?mode={mode}"
+    sql = sqlite3.connect(name, uri=True, isolation_level=None, timeout=2)
+    sql.text_factory = lambda data: data.decode("utf-8", "replace")
+    for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
+        sql.execute(f"PRAGMA {pragma}").fetchall()
+    if mode == "ro":
+        sql.execute("PRAGMA query_only = ON")
+    return sql
+
+
+def _journal(path: Path) -> Path:
+    return path.with_name(path.name + "-journal")
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0

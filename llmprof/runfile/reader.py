@@ -1,0 +1,235 @@
+"""Reading run files back. All SQL of the analysis lives here, behind named methods."""
+
+from __future__ import annotations
+
+import sqlite3
+from array import array
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, TypeVar
+
+from llmprof.errors import RunFileError
+from llmprof.plaintext import one_line
+from llmprof.records import (
+    ClockReading,
+    EngineRecord,
+    GpuDevice,
+    GpuSample,
+    Missing,
+    PassName,
+    RoundRecord,
+    RunData,
+    RunInfo,
+    Warned,
+)
+from llmprof.runfile import schema
+from llmprof.runfile.codec import RowError, from_column, from_row
+from llmprof.runfile.nvtx import OpTotal, self_times
+from llmprof.runfile.opening import OpenFile, damaged
+
+T = TypeVar("T")
+FileKind = Literal["llmprof", "nsys", "other"]
+
+
+class RunFileReader:
+    """One run file, read-only. Texts come as they are in the file: untrusted.
+
+    Every method raises ``RunFileError`` on a damaged file.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        """Open any SQLite file.
+
+        Raises:
+            RunFileError: missing, a folder, not SQLite, truncated, or unfit to be read safely.
+        """
+        self.path = Path(path)
+        self._file = OpenFile(self.path)
+        self._sql = self._file.sql
+        self._sql.row_factory = sqlite3.Row
+
+    def __enter__(self) -> RunFileReader:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        why: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self._file.close()
+
+    def kind(self) -> FileKind:
+        """``nsys``: an export made by Nsight Systems itself (any version)."""
+        with self._reading():
+            tables = self._tables()
+        if "LLMPROF_RUN" in tables:
+            return "llmprof"
+        if tables & {"META_DATA_EXPORT", "EXPORT_META_DATA"}:
+            return "nsys"
+        return "other"
+
+    def is_llmprof(self) -> bool:
+        return self.kind() == "llmprof"
+
+    def run_data(self) -> RunData:
+        """All small rows of the run, times in ns since its start (``origin_ns`` 0).
+
+        State ``running``: the recording never said that it ended. It was killed, or goes on.
+
+        Raises:
+            RunFileError: no run of llmprof, or one of a newer version.
+        """
+        self._require_run()
+        with self._reading():
+            infos = self._records(RunInfo, "LLMPROF_RUN")
+            if len(infos) != 1:
+                raise RowError(f"LLMPROF_RUN has {len(infos)} rows instead of 1")
+            logs = self._sql.execute('SELECT label, "text" FROM LLMPROF_LOG ORDER BY rowid')
+            return RunData(
+                info=infos[0],
+                engines=self._records(EngineRecord, "LLMPROF_ENGINE"),
+                rounds=self._rounds(),
+                gpu_devices=self._records(GpuDevice, "LLMPROF_GPU_DEVICE"),
+                gpu_samples=self._records(GpuSample, "LLMPROF_GPU_SAMPLE"),
+                missing=self._records(Missing, "LLMPROF_MISSING"),
+                warnings=self._records(Warned, "LLMPROF_WARNING"),
+                clocks=self._records(ClockReading, "LLMPROF_CLOCK"),
+                logs={str(label): str(text) for label, text in logs},
+                path=str(self.path),
+            )
+
+    def nvtx_op_totals(self, engine_id: int, limit: int | None = None) -> list[OpTotal]:
+        """Operators of the engine's traced rounds by self time, largest first (``self_times``).
+
+        Empty where no operators were recorded. All threads of the traced process count, so the sum
+        may exceed the rounds' duration.
+        """
+        self._require_run()
+        with self._reading():
+            if "NVTX_EVENTS" not in self._tables():
+                return []
+            # (globalTid >> 24) & 0xFFFFFF is the pid.
+            rows = self._sql.execute(
+                """
+                SELECT e.globalTid, e.start, e."end", coalesce(e."text", s.value, '')
+                FROM LLMPROF_ROUND AS r
+                JOIN NVTX_EVENTS AS e
+                  ON (e.globalTid >> 24) & 0xFFFFFF = r.pid
+                 AND e.start >= r.start_ns AND e."end" <= r.end_ns
+                LEFT JOIN StringIds AS s ON s.id = e.textId
+                WHERE r.engine_id = :engine AND r.pass_name = 'traced' AND e.eventType = :range
+                  AND e.domainId IN
+                      (SELECT domainId FROM NVTX_EVENTS WHERE eventType = :domain AND "text" = :ops)
+                ORDER BY e.globalTid, e.start, e."end" DESC
+                """,
+                {
+                    "engine": engine_id,
+                    "range": schema.PUSH_POP,
+                    "domain": schema.DOMAIN_CREATE,
+                    "ops": schema.OP_DOMAIN,
+                },
+            )
+            totals = self_times(_typed(tuple(row)) for row in rows)
+        return totals[:limit]
+
+    def _require_run(self) -> None:
+        kind, name = self.kind(), one_line(str(self.path))
+        if kind == "nsys":
+            raise RunFileError(
+                f"{name}: an export of Nsight Systems, not a run of llmprof: "
+                "it cannot be reported on yet"
+            )
+        if kind == "other":
+            raise RunFileError(f"{name}: an SQLite file, but no run of llmprof")
+        with self._reading():
+            rows = self._sql.execute(
+                "SELECT value FROM META_DATA_EXPORT WHERE name = 'LLMPROF_SCHEMA_VERSION'"
+            ).fetchall()
+            version = str(rows[0][0]) if rows else ""
+            if not version.isdecimal():
+                raise RowError(f"LLMPROF_SCHEMA_VERSION is {version!r:.20}, not a number")
+        if int(version) > schema.SCHEMA_VERSION:
+            raise RunFileError(
+                f"{name}: written by a newer llmprof (schema {version}, this one reads "
+                f"{schema.SCHEMA_VERSION}): update llmprof"
+            )
+
+    def _tables(self) -> set[str]:
+        rows = self._sql.execute("SELECT name FROM sqlite_master WHERE type = 'table'")
+        return {str(name) for (name,) in rows}
+
+    def _records(self, kind: type[T], table: str) -> list[T]:
+        rows = self._sql.execute(f'SELECT * FROM "{table}" ORDER BY rowid')
+        try:
+            return [from_row(kind, dict(row)) for row in rows]
+        except RowError as why:
+            raise RowError(f"{table}.{why}") from None
+        except KeyError as why:
+            raise RowError(f"{table}: no column {why}") from None
+
+    def _rounds(self) -> list[RoundRecord]:
+        stamps: defaultdict[Any, array[int]] = defaultdict(lambda: array("q"))
+        rows = self._sql.execute(
+            "SELECT round_id, step, end_ns FROM LLMPROF_STEP ORDER BY round_id, step"
+        )
+        for round_id, step, end_ns in rows:
+            ends = stamps[round_id]
+            if step != len(ends) or type(end_ns) is not int:
+                raise RowError(f"LLMPROF_STEP: round {round_id}: step {len(ends)} is missing")
+            ends.append(end_ns)
+        found = self._sql.execute("SELECT * FROM LLMPROF_ROUND ORDER BY start_ns, round_id")
+        return [_round(dict(row), stamps) for row in found]
+
+    @contextmanager
+    def _reading(self) -> Iterator[None]:
+        """One consistent view of the file, and one kind of error."""
+        try:
+            self._sql.execute("BEGIN")
+            try:
+                yield
+            finally:
+                self._sql.execute("ROLLBACK")
+        except sqlite3.Error as why:
+            raise damaged(self.path, why) from why
+        except RowError as why:
+            name = one_line(str(self.path))
+            raise RunFileError(f"{name}: damaged: {one_line(str(why))}") from None
+
+
+def _round(row: dict[str, Any], stamps: defaultdict[Any, array[int]]) -> RoundRecord:
+    # By hand: Python before 3.12 cannot evaluate the annotation ``array[int]``.
+    types: dict[str, Any] = {
+        "round_id": int,
+        "engine_id": int,
+        "pass_name": PassName,
+        "index": int,
+        "pid": int,
+        "tid": int,
+        "start_ns": int,
+        "prefill_start_ns": int,
+        "end_ns": int,
+        "complete": bool,
+        "synchronous": bool,
+        "tokens": list[list[int]],
+        "energy_mj": tuple[int, int] | None,
+    }
+    if lost := types.keys() - row.keys():
+        raise RowError(f"LLMPROF_ROUND: no column {', '.join(sorted(lost))}")
+    values = {
+        name: from_column(kind, row[name], f"LLMPROF_ROUND.{name}") for name, kind in types.items()
+    }
+    return RoundRecord(**values, stamps_ns=stamps[values["round_id"]])
+
+
+def _typed(row: tuple[Any, Any, Any, Any]) -> tuple[int, int, int, str]:
+    thread, start, end, name = row
+    if not (type(thread) is type(start) is type(end) is int):
+        raise RowError("NVTX_EVENTS: a time or an id is not an integer")
+    return thread, start, end, str(name)

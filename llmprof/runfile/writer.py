@@ -1,0 +1,346 @@
+"""The only writer of run files. One transaction a call: all that it wrote is there, or nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from datetime import datetime, timezone
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, get_args
+
+from llmprof.records import (
+    ClockReading,
+    EngineRecord,
+    GpuDevice,
+    GpuSample,
+    Missing,
+    NvtxEvent,
+    RoundRecord,
+    RunInfo,
+    RunState,
+    Warned,
+)
+from llmprof.runfile import gpus, schema
+from llmprof.runfile.codec import clean, to_column, to_row
+from llmprof.runfile.database import RunDatabase, insert_sql, quoted
+from llmprof.runfile.nvtx import round_ranges
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    Column = Sequence[Any] | np.ndarray[Any, Any]
+
+_CHUNK = 65536
+"""Rows that ``bulk`` turns into Python values at a time."""
+_TIMES = ("start", "end")
+
+
+class RunFileWriter:
+    """Creates a run file and adds to it.
+
+    Records carry absolute CLOCK_MONOTONIC; the file gets ns since ``info.t0_ns``. To be used from
+    one thread, the session's (SQLite refuses any other).
+
+    Every method raises ``RunFileError`` when the file can't be written (disk full, I/O error). The
+    call that failed has then left nothing; what was there before is kept, and the file opens.
+    """
+
+    def __init__(self, path: str | Path, info: RunInfo) -> None:
+        """Create the file.
+
+        Raises:
+            RunFileError: it exists and is not empty, its folder is missing or can't be written.
+        """
+        self.path = Path(path)
+        self._t0_ns = info.t0_ns
+        self._domains: dict[str, int] = {"": 0}  # domain 0 is NVTX' default and has no row
+        self._engines: dict[int, EngineRecord] = {}
+        self._devices: list[GpuDevice] = []
+        self._db = RunDatabase(self.path)
+        try:
+            with self._db.transaction():
+                self._create(info)
+        except BaseException:
+            self._db.abandon()
+            raise
+
+    def __enter__(self) -> RunFileWriter:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        why: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Everything is committed already; a second close does nothing."""
+        self._db.sql.close()
+
+    def put_engine(self, engine: EngineRecord) -> None:
+        """Insert the engine, or overwrite it (same ``engine_id``)."""
+        with self._db.transaction():
+            self._db.insert("LLMPROF_ENGINE", [to_row(engine)], or_replace=True)
+            for pid in (engine.pid, engine.traced_pid):
+                if pid is not None:
+                    self._name_process(pid, engine.label)
+            engines = {**self._engines, engine.engine_id: replace(engine)}
+            self._put_cuda_devices(engines, self._devices)
+        self._engines = engines
+
+    def put_round(self, record: RoundRecord) -> None:
+        """The round, its steps, and NVTX ranges made from its stamps.
+
+        Raises:
+            ValueError: its engine was never put.
+        """
+        engine = self._engines.get(record.engine_id)
+        if engine is None:
+            raise ValueError(f"round of engine {record.engine_id}, which was never put")
+        t0 = self._t0_ns
+        row = {f.name: getattr(record, f.name) for f in fields(record) if f.name != "stamps_ns"}
+        for name in ("start_ns", "prefill_start_ns", "end_ns"):
+            row[name] -= t0
+        starts = [record.prefill_start_ns, *record.stamps_ns]
+        with self._db.transaction():
+            self._db.insert("LLMPROF_ROUND", [{k: to_column(v) for k, v in row.items()}])
+            self._db.sql.executemany(
+                "INSERT INTO LLMPROF_STEP (round_id, step, start_ns, end_ns) VALUES (?, ?, ?, ?)",
+                (
+                    (record.round_id, i, starts[i] - t0, end - t0)
+                    for i, end in enumerate(record.stamps_ns)
+                ),
+            )
+            self._name_process(record.pid, engine.label)
+            self._put_ranges(round_ranges(record))
+            self._seen(record.end_ns)
+            self._db.written.rounds += 1
+
+    def put_nvtx(self, events: Sequence[NvtxEvent]) -> None:
+        """Push/pop ranges of any domain; operators go to ``schema.OP_DOMAIN``."""
+        if events:
+            with self._db.transaction():
+                self._put_ranges(events)
+
+    def put_gpu_devices(self, devices: Sequence[GpuDevice]) -> None:
+        """The machine's GPUs; a second call replaces the first one's."""
+        with self._db.transaction():
+            self._db.replace_all("LLMPROF_GPU_DEVICE", [to_row(d) for d in devices])
+            self._db.replace_all("TARGET_INFO_GPU", [gpus.device_row(d) for d in devices])
+            self._put_cuda_devices(self._engines, devices)
+        self._devices = list(devices)
+
+    def put_gpu_samples(self, samples: Sequence[GpuSample]) -> None:
+        """NVML samples, exact in LLMPROF_GPU_SAMPLE and rounded in GPU_METRICS."""
+        if not samples:
+            return
+        rows = [to_row(s) for s in samples]
+        for row, sample in zip(rows, samples, strict=True):
+            row["timestamp_ns"] = sample.timestamp_ns - self._t0_ns
+        with self._db.transaction():
+            self._db.insert("LLMPROF_GPU_SAMPLE", rows)
+            for device in {s.device for s in samples} - self._db.written.metric_types:
+                self._name_metrics(device)
+            self._db.require("GPU_METRICS")
+            self._db.sql.executemany(
+                "INSERT INTO GPU_METRICS (timestamp, typeId, metricId, value) VALUES (?, ?, ?, ?)",
+                gpus.metric_rows(samples, self._t0_ns),
+            )
+            self._seen(max(s.timestamp_ns for s in samples))
+
+    def put_missing(self, missing: Sequence[Missing]) -> None:
+        with self._db.transaction():
+            self._db.insert("LLMPROF_MISSING", [to_row(m) for m in missing])
+
+    def put_warning(self, warning: Warned) -> None:
+        with self._db.transaction():
+            self._db.insert("LLMPROF_WARNING", [to_row(warning)])
+
+    def put_clock(self, reading: ClockReading) -> None:
+        row = to_row(reading)
+        row["monotonic_ns"] = reading.monotonic_ns - self._t0_ns
+        with self._db.transaction():
+            self._db.insert("LLMPROF_CLOCK", [row])
+
+    def put_log(self, label: str, text: str) -> None:
+        """The tail of a worker's log; a second one for the same label replaces the first."""
+        row = {"label": clean(label), "text": clean(text)}
+        with self._db.transaction():
+            self._db.insert("LLMPROF_LOG", [row], or_replace=True)
+
+    def set_state(
+        self,
+        state: RunState,
+        message: str = "",
+        *,
+        schedule: str | None = None,
+        workload: dict[str, Any] | None = None,
+        environment: dict[str, Any] | None = None,
+    ) -> None:
+        """How the run stands; ``None`` leaves a field as it is."""
+        values = {
+            "state": state,
+            "message": message,
+            "schedule": schedule,
+            "workload": workload,
+            "environment": environment,
+        }
+        changed = {k: to_column(v) for k, v in values.items() if v is not None}
+        assignments = ", ".join(f"{quoted(k)} = :{k}" for k in changed)
+        with self._db.transaction():
+            self._db.sql.execute(f"UPDATE LLMPROF_RUN SET {assignments}", changed)
+
+    def string_id(self, text: str) -> int:
+        """The id of ``text`` in StringIds. Written with the next call that writes rows."""
+        return self._db.string_id(text)
+
+    def bulk(self, table: schema.BulkTable, columns: Mapping[str, Column]) -> None:
+        """Many rows of one table, column by column: lists or one-dimensional numpy arrays.
+
+        ``start`` and ``end`` are absolute CLOCK_MONOTONIC ns, as everywhere. Columns left out are
+        NULL. About 0.2 M kernel rows/s: binding values is the cost.
+
+        Raises:
+            ValueError: unknown table or column, a required column left out, unequal lengths.
+        """
+        if table not in get_args(schema.BulkTable):
+            raise ValueError(f"{table}: not a bulk table")
+        lengths = {len(c) for c in columns.values()}
+        if len(lengths) != 1:
+            raise ValueError(f"{table}: columns of unequal length, or none")
+        (total,) = lengths
+        if not total:
+            return
+        with self._db.transaction():
+            self._db.require(table)
+            self._db.check_columns(table, set(columns))
+            insert = insert_sql(table, columns)
+            for at in range(0, total, _CHUNK):
+                lists = [self._values(n, c[at : at + _CHUNK]) for n, c in columns.items()]
+                self._db.sql.executemany(insert, zip(*lists, strict=True))
+
+    # What follows runs inside a transaction of one of the calls above.
+
+    def _create(self, info: RunInfo) -> None:
+        for table in schema.always_present():
+            self._db.require(table)
+        self._db.insert("LLMPROF_RUN", [to_row(info)])
+        version = [str(n) for n in schema.NSYS_SCHEMA]
+        facts = {
+            "EXPORT_PRODUCT_NAME": "llmprof",
+            "EXPORT_PRODUCT_VERSION": info.tool_version,
+            "EXPORT_SCHEMA_VERSION": ".".join(version),
+            "EXPORT_SCHEMA_VERSION_MAJOR": version[0],
+            "EXPORT_SCHEMA_VERSION_MINOR": version[1],
+            "EXPORT_SCHEMA_VERSION_MICRO": version[2],
+            "LLMPROF_SCHEMA_VERSION": str(schema.SCHEMA_VERSION),
+        }
+        self._db.insert("META_DATA_EXPORT", [{"name": k, "value": v} for k, v in facts.items()])
+        utc = datetime.fromtimestamp(info.t0_utc_ns // 10**9, timezone.utc)
+        start = {
+            "utcEpochNs": info.t0_utc_ns,
+            "utcTime": utc.strftime("%Y-%m-%dT%H:%M:%S"),
+            "localTime": utc.astimezone().strftime("%Y-%m-%dT%H:%M:%S"),
+            "systemClockNs": info.t0_ns,
+        }
+        self._db.insert("TARGET_INFO_SESSION_START_TIME", [start])
+        # As in real exports, start and stop are on the target's clock, unlike all other times.
+        span = {
+            "globalVid": schema.VM,
+            "duration": 0,
+            "startTime": info.t0_ns,
+            "stopTime": info.t0_ns,
+        }
+        self._db.insert("ANALYSIS_DETAILS", [span])
+
+    def _name_process(self, pid: int, label: str) -> None:
+        if self._db.written.processes.get(pid) == label:
+            return
+        row = {"globalPid": schema.global_pid(pid), "pid": pid, "name": clean(f"llmprof:{label}")}
+        self._db.sql.execute("DELETE FROM PROCESSES WHERE pid = ?", (pid,))
+        self._db.insert("PROCESSES", [row])
+        self._db.written.processes[pid] = label
+
+    def _put_ranges(self, events: Sequence[NvtxEvent]) -> None:
+        self._db.require("NVTX_EVENTS")
+        t0, tids = self._t0_ns, {}
+        for pid, tid in {(e.pid, e.tid) for e in events}:
+            tids[pid, tid] = schema.global_tid(pid, tid)
+            self._name_thread(pid, tids[pid, tid])
+        for domain, pid in sorted({(e.domain, e.pid) for e in events} - self._db.written.domains):
+            start = min(e.start_ns for e in events if (e.domain, e.pid) == (domain, pid))
+            self._name_domain(domain, pid, start - t0)
+        # Text inline and endGlobalTid NULL: otherwise some readers lose the range.
+        self._db.sql.executemany(
+            'INSERT INTO NVTX_EVENTS (start, "end", eventType, "text", globalTid, domainId)'
+            f" VALUES (?, ?, {schema.PUSH_POP}, ?, ?, ?)",
+            (
+                (
+                    e.start_ns - t0,
+                    e.end_ns - t0,
+                    clean(e.text),
+                    tids[e.pid, e.tid],
+                    self._domains[e.domain],
+                )
+                for e in events
+            ),
+        )
+        self._seen(max(e.end_ns for e in events))
+
+    def _name_domain(self, domain: str, pid: int, start: int) -> None:
+        """Readers look for a domain's name among the events of its process."""
+        number = self._domains.setdefault(domain, len(self._domains))
+        if number:
+            row = {
+                "start": start,
+                "eventType": schema.DOMAIN_CREATE,
+                "text": clean(domain),
+                "globalTid": schema.global_pid(pid),
+                "domainId": number,
+            }
+            self._db.insert("NVTX_EVENTS", [row])
+        self._db.written.domains.add((domain, pid))
+
+    def _name_thread(self, pid: int, global_tid: int) -> None:
+        label = self._db.written.processes.get(pid)
+        if label is not None and global_tid not in self._db.written.threads:
+            row = {"nameId": self._db.string_id(f"llmprof:{label}"), "globalTid": global_tid}
+            self._db.insert("ThreadNames", [row])
+            self._db.written.threads.add(global_tid)
+
+    def _name_metrics(self, device: int) -> None:
+        if not self._db.written.metric_types:
+            row = {"sourceId": gpus.SOURCE_ID, "data": '{"Name": "NVML"}'}
+            self._db.insert("GENERIC_EVENT_SOURCES", [row])
+        for table, rows in gpus.metric_type_rows(device).items():
+            self._db.insert(table, rows)
+        self._db.written.metric_types.add(device)
+
+    def _put_cuda_devices(
+        self, engines: Mapping[int, EngineRecord], devices: Sequence[GpuDevice]
+    ) -> None:
+        """One row a GPU for each process of an engine that runs on CUDA."""
+        pids = {
+            pid
+            for e in engines.values()
+            if e.info is not None and e.info.device.startswith("cuda")
+            for pid in (e.pid, e.traced_pid)
+            if pid is not None
+        }
+        rows = gpus.cuda_device_rows(devices, sorted(pids))
+        self._db.replace_all("TARGET_INFO_CUDA_DEVICE", rows)
+
+    def _values(self, name: str, part: Any) -> list[Any]:
+        """Python values (sqlite3 binds no numpy ones) of one chunk of one column."""
+        values: list[Any] = part.tolist() if hasattr(part, "tolist") else list(part)
+        if name not in _TIMES:
+            return values
+        self._seen(max(values))
+        t0 = self._t0_ns
+        return [v - t0 for v in values]
+
+    def _seen(self, absolute_ns: int) -> None:
+        self._db.written.stop_ns = max(self._db.written.stop_ns, absolute_ns - self._t0_ns)

@@ -1,0 +1,203 @@
+"""The Textual app: polls a ``SnapshotSource`` and hands snapshots to the canvases."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar
+
+from textual.app import App, ComposeResult
+from textual.binding import Binding, BindingType
+from textual.screen import Screen
+from textual.widgets import Footer
+
+from llmprof.analysis.snapshot import Snapshot, SnapshotSource
+from llmprof.errors import (
+    EXIT_ENGINE_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING_RAN,
+    EXIT_OK,
+)
+from llmprof.tui import refresh_rate
+from llmprof.tui.canvas import Canvas
+from llmprof.tui.cells import clean
+from llmprof.tui.compositor import CellCompositor
+from llmprof.tui.dialogs import ConfirmStop, HelpScreen
+from llmprof.tui.frame import body, header
+from llmprof.tui.glyphs import Glyphs, choose
+from llmprof.tui.view import PAGES, SCALES, View
+
+
+class MainScreen(Screen[None], inherit_bindings=False):
+    """Header, page, footer."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("q", "app.quit_run", "Quit", id="quit"),
+        Binding("question_mark", "help", "Help", key_display="?", id="help"),
+        Binding("space", "pause", "Pause", key_display="space", id="pause"),
+        Binding("tab", "focus_engine(1)", "Engine", key_display="tab", id="engine"),
+        Binding("t", "page", "Page", id="page"),
+        Binding("enter", "zoom", "Zoom", key_display="enter", id="zoom"),
+        Binding("s", "screenshot", "Screenshot", id="screenshot"),
+        Binding("shift+tab,left", "focus_engine(-1)", show=False),
+        Binding("right", "focus_engine(1)", show=False),
+        Binding("escape", "zoom(False)", show=False),
+        Binding("y", "scale", show=False, id="scale"),
+        *(Binding(str(i), f"page('{page}')", show=False) for i, page in enumerate(PAGES, 1)),
+    ]
+
+    def __init__(self, first: Snapshot, glyphs: Glyphs, live: bool) -> None:
+        super().__init__()
+        self._compositor = CellCompositor()
+        self.snapshot = first
+        """The newest snapshot, also while the display is frozen."""
+        self._shown = first
+        self._live = live
+        page = PAGES[0] if first.state == "running" else "summary"
+        self.view = View(glyphs, page=page)
+
+    def compose(self) -> ComposeResult:
+        glyphs = self.view.glyphs
+        self.set_class(glyphs.ascii, "-ascii")
+        yield Canvas(lambda w, h: header(self._shown, self.view, w), glyphs, id="header")
+        yield Canvas(lambda w, h: body(self._shown, self.view, w, h), glyphs, id="body")
+        yield Footer(show_command_palette=False, compact=True)
+
+    def on_mount(self) -> None:
+        self.query_one("#header", Canvas).can_focus = False
+        self.query_one("#body", Canvas).focus()
+
+    def show(self, snapshot: Snapshot) -> None:
+        """Take a new snapshot; draws only where it differs and the display is not frozen."""
+        if snapshot == self.snapshot:
+            return
+        several = len(self.snapshot.engines) > 1
+        ended = self.snapshot.state == "running" and snapshot.state != "running"
+        self.snapshot = snapshot
+        if ended:
+            self.view = replace(self.view, page="summary", zoom=False, paused=False)
+        if not self.view.paused:
+            self._shown = snapshot
+            self._draw()
+        if ended or several != (len(snapshot.engines) > 1):
+            self.refresh_bindings()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Grey out the keys that can do nothing now."""
+        if action == "pause" and not (self._live and self.snapshot.state == "running"):
+            return None
+        if action in ("focus_engine", "zoom") and len(self.snapshot.engines) < 2:
+            return None
+        return True
+
+    def _draw(self) -> None:
+        with self.app.batch_update():
+            for canvas in self.query(Canvas):
+                canvas.redraw()
+
+    def _set(self, view: View) -> None:
+        if view.page != self.view.page or view.zoom != self.view.zoom:
+            self.query_one("#body", Canvas).scroll_to(y=0, animate=False)
+        self.view = view
+        self._draw()
+
+    def action_pause(self) -> None:
+        self._shown = self.snapshot
+        self._set(replace(self.view, paused=not self.view.paused))
+
+    def action_focus_engine(self, step: int) -> None:
+        count = len(self._shown.engines)
+        if count:
+            focus = (self.view.focused(self._shown) + step) % count
+            self._set(replace(self.view, focus=focus))
+
+    def action_page(self, page: str = "") -> None:
+        turn = PAGES[(PAGES.index(self.view.page) + 1) % len(PAGES)]
+        chosen = next((name for name in PAGES if name == page), turn)
+        self._set(replace(self.view, page=chosen))
+
+    def action_zoom(self, on: bool | None = None) -> None:
+        self._set(replace(self.view, zoom=not self.view.zoom if on is None else on))
+
+    def action_scale(self) -> None:
+        turn = SCALES[(SCALES.index(self.view.scale) + 1) % len(SCALES)]
+        self._set(replace(self.view, scale=turn))
+
+    def action_help(self) -> None:
+        self.app.push_screen(HelpScreen(self.view.glyphs))
+
+    def action_screenshot(self) -> None:
+        names = (Path(f"llmprof-{n}.svg") for n in range(1, 10_000))
+        path = next(p for p in names if not p.exists())
+        try:
+            self.app.save_screenshot(str(path), path=str(Path.cwd()))
+        except OSError as why:
+            self.notify(f"no screenshot: {clean(str(why))}", severity="error", markup=False)
+        else:
+            self.notify(f"saved {clean(str(path.absolute()))}", markup=False)
+
+
+class LlmprofApp(App[int]):
+    """Shows a running session or a replayed run; ``run()`` returns the exit code.
+
+    Args:
+        source: where snapshots come from. Polled while ``source.live``, else read once.
+        refresh_hz: polls a second; by default 4, over SSH 2.
+    """
+
+    CSS_PATH = "llmprof.tcss"
+    TITLE = "llmprof"
+    ENABLE_COMMAND_PALETTE = False
+    ALLOW_SELECT = False
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+c,ctrl+q", "quit_run", show=False, priority=True, system=True),
+    ]
+
+    def __init__(self, source: SnapshotSource, *, refresh_hz: float | None = None) -> None:
+        super().__init__()
+        self.source = source
+        self.refresh_hz = refresh_hz or refresh_rate(os.environ)
+        self.main = MainScreen(source.snapshot(), choose(os.environ), source.live)
+
+    def get_default_screen(self) -> Screen[None]:
+        return self.main
+
+    def on_mount(self) -> None:
+        if self.source.live:
+            self.set_interval(1 / self.refresh_hz, self.poll, name="poll")
+
+    def poll(self) -> None:
+        """Read the source once and show what it has."""
+        self.main.show(self.source.snapshot())
+
+    def action_quit_run(self) -> None:
+        """Quit; a running session is asked about and stopped first."""
+        if not self.source.live or self.source.snapshot().state != "running":
+            self.exit(self._exit_code())
+        elif isinstance(self.screen, ConfirmStop):
+            self.screen.dismiss(True)
+        else:
+            self.push_screen(ConfirmStop(self.main.view.glyphs), self._answered)
+
+    def _answered(self, stop: bool | None) -> None:
+        if not stop:
+            return
+        if self.source.snapshot().state != "running":
+            # It ended while the question stood.
+            self.exit(self._exit_code())
+            return
+        self.source.stop()
+        self.exit(EXIT_INTERRUPTED)
+
+    def _exit_code(self) -> int:
+        """Of a live run by how it ended; looking at a file is always a success."""
+        if not self.source.live:
+            return EXIT_OK
+        snapshot = self.source.snapshot()
+        failed = [e for e in snapshot.engines if e.state == "failed"]
+        if snapshot.state == "interrupted":
+            return EXIT_INTERRUPTED
+        if snapshot.state == "failed" or (failed and len(failed) == len(snapshot.engines)):
+            return EXIT_NOTHING_RAN
+        return EXIT_ENGINE_FAILED if failed else EXIT_OK

@@ -1,0 +1,90 @@
+"""A snapshot and a view in, rows out: the whole screen but the footer, as pure functions."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from llmprof.analysis.snapshot import Snapshot
+from llmprof.tui import cards, gpu, pages, timeline
+from llmprof.tui.cells import Row, Span, clean, fit, row, rule, spread
+from llmprof.tui.numbers import elapsed
+from llmprof.tui.view import PAGES, View
+
+_STATE_ROLE: Final = {
+    "running": "good",
+    "finished": "good",
+    "interrupted": "warn",
+    "failed": "fail",
+}
+_LOG_FROM: Final = 32
+"""Body rows from which the log has a place of its own; below, it gets what is left over."""
+_LOG_ROWS: Final = 5
+
+
+def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
+    """Two rows: what runs, for how long, in which state; the workload and the pages."""
+    glyphs = view.glyphs
+    mark = {
+        "running": glyphs.running,
+        "finished": glyphs.finished,
+        "interrupted": glyphs.stopped,
+        "failed": glyphs.failed,
+    }[snapshot.state]
+    right: list[Span] = []
+    if snapshot.warnings:
+        count = len(snapshot.warnings)
+        noun = "warning" if count == 1 else "warnings"
+        right += [Span(f"{glyphs.outlier} {count} {noun}", "warn"), Span("   ")]
+    right.append(Span(elapsed(snapshot.elapsed_s).rjust(7), "dim"))
+    if view.paused:
+        right += [Span("  "), Span(f" {glyphs.paused} paused ", "chip")]
+    else:
+        right += [Span("   "), Span(f"{mark} {snapshot.state}", _STATE_ROLE[snapshot.state])]
+    left = row(Span("llmprof", "bright"), Span(f"  {clean(snapshot.title)}", "strong"))
+    tabs: list[Span] = []
+    for name in PAGES:
+        on = name == view.page
+        tabs.append(Span(f"[{name}]" if on else f" {name} ", "strong" if on else "dim"))
+    return [
+        spread(left, (Span("  "), *right), width),
+        spread(row(Span(clean(snapshot.workload), "dim")), (Span("  "), *tabs), width),
+    ]
+
+
+def body(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
+    """The page on show. Only ``steps`` is made to fit ``height``; the others scroll."""
+    if view.page == "summary":
+        return pages.summary(snapshot, view, width)
+    if view.page == "text":
+        return pages.text_page(snapshot, view, width)
+    if view.page == "log":
+        return pages.log_page(snapshot, view, width)
+    return steps(snapshot, view, width, height)
+
+
+def steps(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
+    """Cards, timelines, GPU, log: the timelines get what the others leave."""
+    glyphs, lanes = view.glyphs, view.lanes(snapshot)
+    top = cards.engines(lanes, width, height, glyphs)
+    left = height - len(top)
+    least = 1 + len(lanes)
+    panel = gpu.panel(snapshot, width, glyphs, max(1, left - least))
+    left -= len(panel)
+    wanted = min(_LOG_ROWS, 1 + len(snapshot.log)) if height >= _LOG_FROM else 0
+    chart = timeline.section(lanes, view.scale, width, max(least, left - wanted), glyphs)
+    left -= len(chart)
+    log = _log(snapshot, view, width, left)
+    # The log sits at the bottom, so that its growth moves nothing above it.
+    air: list[Row] = [()] * max(0, left - len(log))
+    return [*top, *chart, *panel, *air, *log] if lanes else [*top, *panel, *air, *log]
+
+
+def _log(snapshot: Snapshot, view: View, width: int, room: int) -> list[Row]:
+    lines = [clean(line) for line in snapshot.log]
+    if room < 1 or not lines:
+        return []
+    if room == 1:
+        return [fit(row(Span(lines[-1], "dim")), width)]
+    shown = lines[-(room - 1) :]
+    title = rule(row(Span("log", "strong")), (), width, view.glyphs.track)
+    return [title, *(fit(row(Span(line, "dim")), width) for line in shown)]

@@ -1,0 +1,141 @@
+/* A libcupti for machines without a GPU: the functions that llmprof calls, with CUPTI's threading.
+ *
+ * stub_launch() plays the application: it writes records into buffers that it asks the client for.
+ * A full buffer, and every buffer at a flush, is handed over on a thread of the library's own, as
+ * CUPTI does. Sizes follow the version, so that unknown versions can be played too. */
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <string.h>
+#include <time.h>
+
+typedef void (*requested_t)(uint8_t **, size_t *, size_t *);
+typedef void (*completed_t)(void *, uint32_t, uint8_t *, size_t, size_t);
+
+enum { MEMSET = 2, DRIVER = 4, RUNTIME = 5, KERNEL = 10 };
+static const char *NAMES[] = {"_Z4gemvPfS_", "_Z7softmaxPf", "_Z4copyPKfPf"};
+
+static requested_t requested;
+static completed_t completed;
+static uint32_t version = 130001, register_result, enable_result, correlation, launches;
+static size_t kernel_size = 216, dropped, filled, capacity;
+static int enabled[64], changes, thread_id_type = -1, declined;
+static uint8_t *buffer;
+
+void stub_reset(uint32_t v, size_t kernel, uint32_t register_code, uint32_t enable_code) {
+  version = v, kernel_size = kernel, register_result = register_code, enable_result = enable_code;
+  correlation = launches = 0, dropped = changes = declined = 0, thread_id_type = -1;
+  buffer = NULL, filled = capacity = 0;
+  memset(enabled, 0, sizeof enabled);
+}
+int stub_changes(void) { return changes; }
+int stub_thread_id_type(void) { return thread_id_type; }
+int stub_enabled(int kind) { return enabled[kind]; }
+void stub_drop(size_t n) { dropped += n; }
+
+static size_t size_of(uint32_t kind) {
+  return kind == KERNEL ? kernel_size : kind == MEMSET ? 88 : kind == RUNTIME || kind == DRIVER ? 40 : 0;
+}
+
+static uint64_t now(void) {
+  struct timespec t;
+  clock_gettime(CLOCK_REALTIME, &t);
+  return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
+}
+
+static void *hand_over(void *unused) {
+  uint8_t *full = buffer;
+  buffer = NULL;
+  completed(NULL, 0, full, capacity, filled);
+  return unused;
+}
+
+static void deliver(void) {
+  pthread_t worker;
+  if (!buffer) return;
+  pthread_create(&worker, NULL, hand_over, NULL);
+  pthread_join(worker, NULL);
+}
+
+static uint8_t *record(uint32_t kind) {
+  size_t size = size_of(kind), most = 1;
+  if (!enabled[kind]) return NULL;
+  if (buffer && filled + size > capacity) deliver();
+  if (!buffer) {
+    filled = capacity = 0;
+    requested(&buffer, &capacity, &most);
+    if (!buffer || most != 0 || (uintptr_t)buffer % 8) {
+      declined++, dropped++;
+      return NULL;
+    }
+    memset(buffer, 0, capacity);
+  }
+  uint8_t *at = buffer + filled;
+  filled += size;
+  memcpy(at, &kind, 4);
+  return at;
+}
+
+static void put64(uint8_t *at, uint64_t value) { memcpy(at, &value, 8); }
+static void put32(uint8_t *at, uint32_t value) { memcpy(at, &value, 4); }
+
+/* n launches: a RUNTIME and a DRIVER record and a kernel each (where enabled), 1 µs long. */
+void stub_launch(uint32_t n) {
+  for (uint32_t i = 0; i < n; i++) {
+    uint8_t *at;
+    uint64_t start = now();
+    correlation++;
+    for (uint32_t kind = RUNTIME; kind >= DRIVER; kind--)
+      if ((at = record(kind))) {
+        put32(at + 4, kind == RUNTIME ? 211 : 307), put64(at + 8, start), put64(at + 16, start + 9);
+        put32(at + 32, correlation);
+      }
+    if ((at = record(KERNEL))) {
+      put64(at + 16, start), put64(at + 24, start + 1000), put32(at + 92, correlation);
+      put32(at + 52, 3), put32(at + 56, 1), put32(at + 60, 1);
+      put64(at + 104, (uint64_t)(uintptr_t)NAMES[launches++ % 3]);
+    }
+  }
+}
+
+/* A kernel whose name points nowhere. */
+void stub_wild_name(void) {
+  uint8_t *at = record(KERNEL);
+  if (at) put64(at + 16, now()), put64(at + 24, now()), put64(at + 104, 0x10);
+}
+
+int cuptiGetVersion(uint32_t *v) { return *v = version, 0; }
+int cuptiGetTimestamp(uint64_t *t) { return *t = now(), 0; }
+int cuptiSetThreadIdType(int type) { return thread_id_type = type, 0; }
+int cuptiGetResultString(int code, const char **text) {
+  *text = code == 39 ? "CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED" : "CUPTI_ERROR_STUB";
+  return 0;
+}
+int cuptiGetCallbackName(int domain, uint32_t cbid, const char **name) {
+  *name = domain == 2 && cbid == 211 ? "cudaLaunchKernel_v7000"
+        : domain == 1 && cbid == 307 ? "cuLaunchKernel" : NULL;
+  return *name ? 0 : 1;
+}
+int cuptiActivityRegisterCallbacks(requested_t r, completed_t c) {
+  requested = r, completed = c;
+  return (int)register_result;
+}
+int cuptiActivityEnable(int kind) {
+  if (enable_result && kind == MEMSET) return (int)enable_result;
+  return enabled[kind] = 1, changes++, 0;
+}
+int cuptiActivityDisable(int kind) { return enabled[kind] = 0, changes++, 0; }
+int cuptiActivityFlushAll(uint32_t flag) { return deliver(), flag == 1 ? 0 : 1; }
+int cuptiActivityGetNumDroppedRecords(void *context, uint32_t stream, size_t *n) {
+  *n = dropped, dropped = 0;
+  return context || stream;
+}
+int cuptiActivityGetNextRecord(uint8_t *data, size_t valid, uint8_t **at) {
+  uint32_t kind;
+  uint8_t *next = data;
+  if (*at) memcpy(&kind, *at, 4), next = *at + size_of(kind);
+  if (next >= data + valid) return 12;
+  memcpy(&kind, next, 4);
+  if (!size_of(kind)) return 21;
+  return *at = next, 0;
+}
