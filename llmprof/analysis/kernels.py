@@ -106,14 +106,18 @@ class TracedRound:
     """A traced round made ready once for the reports on it."""
 
     work: Work
-    timeline: Timeline | Unavailable
-    """Of the decode steps."""
-    whole: Timeline
-    """Of the round from prefill on, as one step; what is left where there is no attribution."""
+    laid: Timeline
+    """Of the decode steps; without attribution, of the round from prefill on as if one step."""
     attribution: Attribution
     rows: KernelRows
     categories: dict[int, str]
     """Label → category."""
+
+    @property
+    def timeline(self) -> Timeline | Unavailable:
+        """Of the decode steps."""
+        why = self.attribution.unavailable
+        return self.laid if why is None else why
 
 
 def prepare(
@@ -131,29 +135,29 @@ def prepare(
         rules: by default the shipped ones (``categories.load_rules`` adds the user's).
     """
     work = collect(rows, record.pid, attribution.kernel_step, attribution.copy_step)
-    end = max(record.end_ns, record.prefill_start_ns)
-    whole = lay_out(work, np.array([record.prefill_start_ns, end], np.int64))
-    why = attribution.unavailable
-    timeline = why if why is not None else lay_out(work, attribution.bounds_ns)
+    bounds = attribution.bounds_ns
+    if attribution.unavailable is not None:
+        end = max(record.end_ns, record.prefill_start_ns)
+        bounds = np.array([record.prefill_start_ns, end], np.int64)
+    laid = lay_out(work, bounds)
     categories = categorise(dict(enumerate(work.names)), engine, rules)
     for label, name in enumerate(work.names):
         # The user may say otherwise about kernels, but a transfer is a transfer.
         if name.startswith("[mem"):
             categories[label] = COPY
-    return TracedRound(work, timeline, whole, attribution, rows.kernels, categories)
+    return TracedRound(work, laid, attribution, rows.kernels, categories)
 
 
 def kernel_report(traced: TracedRound) -> KernelReport:
     """Everything about the kernels of one traced round."""
-    attribution, timeline = traced.attribution, traced.timeline
-    if isinstance(timeline, Unavailable):
-        laid, inside = traced.whole, _overlaps(traced.work, traced.whole.bounds_ns)
-        steps: tuple[StepGpu, ...] | Unavailable = timeline
-        per_step, scope = 0, "the whole round"
+    attribution, laid = traced.attribution, traced.laid
+    steps: tuple[StepGpu, ...] | Unavailable
+    if attribution.unavailable is not None:
+        inside = _overlaps(traced.work, laid.bounds_ns)
+        steps, per_step, scope = attribution.unavailable, 0, "the whole round"
     else:
-        laid, inside = timeline, traced.work.step > 0
-        steps = _steps(traced.work, timeline, traced.rows)
-        per_step = timeline.steps
+        inside = traced.work.step > 0
+        steps, per_step = _steps(traced.work, laid, traced.rows), laid.steps
         scope = f"{per_step} decode step{'s' * (per_step > 1)}"
     busy = int(laid.busy_ns().sum())
     return KernelReport(
@@ -170,12 +174,13 @@ def kernel_report(traced: TracedRound) -> KernelReport:
         busy_ns=busy,
         idle_ns=int(laid.wall_ns().sum()) - busy,
         kernels=_summaries(traced, np.flatnonzero(inside), per_step),
-        categories=_category_times(traced, laid, per_step),
+        categories=_category_times(traced, per_step),
     )
 
 
-def category_ns(traced: TracedRound, laid: Timeline) -> dict[str, int]:
-    """Busy ns of each category, adding up to the busy time of the timeline."""
+def category_ns(traced: TracedRound) -> dict[str, int]:
+    """Busy ns of each category, adding up to the busy time."""
+    laid = traced.laid
     by_label = sums(laid.label, laid.end_ns - laid.start_ns, len(laid.names))
     totals: dict[str, int] = {}
     for label in np.flatnonzero(by_label):
@@ -273,7 +278,8 @@ def _summaries(traced: TracedRound, inside: Ints, steps: int) -> tuple[KernelSum
 
 
 def _no_steps(traced: TracedRound) -> Unavailable:
-    return traced.attribution.unavailable or Unavailable("no decode step")
+    why = traced.attribution.unavailable  # false in itself, so no `or` here
+    return Unavailable("no decode step") if why is None else why
 
 
 def _medians(label: Ints, duration: Ints, count: Ints) -> NDArray[np.float64]:
@@ -306,8 +312,8 @@ def _common_shapes(rows: KernelRows, of_kernels: Ints, label: Ints) -> dict[int,
     return shapes
 
 
-def _category_times(traced: TracedRound, laid: Timeline, steps: int) -> tuple[CategoryTime, ...]:
-    totals = category_ns(traced, laid)
+def _category_times(traced: TracedRound, steps: int) -> tuple[CategoryTime, ...]:
+    totals = category_ns(traced)
     busy = max(1, sum(totals.values()))
     missing = _no_steps(traced)
     return tuple(

@@ -68,7 +68,7 @@ def step_parts(traced: TracedRound, label: str) -> StepParts | Unavailable:
     timeline = traced.timeline
     if isinstance(timeline, Unavailable):
         return timeline
-    totals = category_ns(traced, timeline)
+    totals = category_ns(traced)
     wall = int(timeline.wall_ns().sum())
     totals[IDLE] = wall - sum(totals.values())
     step_ns = round(wall / timeline.steps)

@@ -18,6 +18,7 @@ from llmprof.records import (
     NvtxEvent,
     PassName,
     RoundRecord,
+    Unavailable,
 )
 from llmprof.runfile.schema import OP_DOMAIN
 from llmprof.session.client import Reply, WorkerClient
@@ -42,7 +43,8 @@ class EngineRun:
         self._recorder = recorder
         self._cancelled = cancelled
         self._client: WorkerClient | None = None
-        self._folder: tempfile.TemporaryDirectory[str] | None = None
+        self._folders: list[tempfile.TemporaryDirectory[str]] = []
+        self._spool: Path | None = None
 
     @property
     def alive(self) -> bool:
@@ -59,8 +61,9 @@ class EngineRun:
         """
         workload, spec = self.plan.workload, self.plan.engines[self.record.engine_id]
         self._set_state("loading")
-        self._folder = tempfile.TemporaryDirectory(prefix="llmprof-", dir=_shared_memory())
-        folder = Path(self._folder.name)
+        self._folders = [tempfile.TemporaryDirectory(prefix="llmprof-", dir=_shared_memory())]
+        folder = Path(self._folders[0].name)
+        self._spool = self._make_spool() if trace in ("kernels", "full") else None
         client = WorkerClient(self.record.label, spec.python, folder, workload.decode_len)
         self._client = client
         client.wait_ready(self._cancelled)
@@ -77,12 +80,18 @@ class EngineRun:
                 "prompt": [list(row) for row in workload.prompt_ids],
                 "steps": workload.decode_len,
                 "stamps": str(client.stamps_path),
-                "spool": str(folder / "spool"),
+                "spool": None if self._spool is None else str(self._spool),
                 "trace": trace,
             }
         )
         self._loaded(reply, trace)
         self._warm_up(trace)
+
+    def _make_spool(self) -> Path:
+        """The raw trace lies beside the run file: memory may be smaller than a trace."""
+        folder = tempfile.TemporaryDirectory(prefix=".llmprof-", dir=self.plan.output.parent)
+        self._folders.append(folder)
+        return Path(folder.name) / "spool"
 
     def _loaded(self, reply: Reply, trace: str | None) -> None:
         assert self._client is not None
@@ -141,6 +150,7 @@ class EngineRun:
                 self._recorder.round(record)
         assert record is not None
         self._keep_operators(reply)
+        self._keep_trace(reply, record)
         self._set_state("ready")
         return record
 
@@ -191,6 +201,24 @@ class EngineRun:
                     ]
                 )
 
+    def _keep_trace(self, reply: Reply, record: RoundRecord) -> None:
+        """Bring the raw GPU trace of a traced round into the run file."""
+        told = [m["cupti"] for m, _ in reply.extra if m["is"] == "tracing" and "cupti" in m]
+        if self._spool is None or not told or gpu_index(self.record) is None:
+            return
+        label = self.record.label
+        if "unavailable" in told[0]:
+            reason = one_line(str(told[0]["unavailable"]))
+            self._recorder.missing([Missing(label, "kernels", reason)])
+            return
+        self._recorder.progress(self.record.engine_id, "decoding the trace", None)
+        done = self._recorder.trace(record, self._spool)
+        if isinstance(done, Unavailable):
+            self._recorder.missing([Missing(label, "kernels", done.reason)])
+            return
+        for text in done.lost:
+            self._recorder.warning(label, f"the trace is incomplete: {text}")
+
     def _ask(self, request: dict[str, Any], on_poll: Callable[[], None] | None = None) -> Reply:
         assert self._client is not None
         engine_id = self.record.engine_id
@@ -224,9 +252,9 @@ class EngineRun:
         if self._client is not None:
             self._client.kill()
             self._client = None
-        if self._folder is not None:
-            self._folder.cleanup()
-            self._folder = None
+        for folder in self._folders:
+            folder.cleanup()
+        self._folders = []
 
     def finish(self) -> None:
         self.record.state = "finished"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import threading
 from array import array
 from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 from llmprof.records import (
     EngineRecord,
@@ -21,6 +23,9 @@ from llmprof.records import (
 )
 from llmprof.runfile.writer import RunFileWriter
 from llmprof.session.events import SessionObserver
+
+if TYPE_CHECKING:
+    from llmprof.session.trace_import import Imported
 
 
 class Recorder:
@@ -69,6 +74,13 @@ class Recorder:
 
     def operators(self, events: list[NvtxEvent]) -> None:
         self._writer.put_nvtx(events)
+
+    def trace(self, record: RoundRecord, spool: Path) -> Imported | Unavailable:
+        """Decode a traced round's spool into the file."""
+        from llmprof.session.trace_import import TraceImport
+
+        importer = TraceImport(self._writer, record.engine_id, record.pid)
+        return importer.round(spool, record.round_id)
 
     def gpu_devices(self, devices: list[GpuDevice] | Unavailable) -> None:
         found = [] if isinstance(devices, Unavailable) else devices

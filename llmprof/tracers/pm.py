@@ -117,7 +117,9 @@ class PmTracer:
     def stop_round(self) -> PmSamples | Unavailable:
         """End sampling; the samples since ``start_round``."""
         if self._child is None:
-            return Unavailable("PM sampling was not started") if self._refused is None else self._refused
+            if self._refused is not None:
+                return self._refused
+            return Unavailable("PM sampling was not started")
         answer = self._ask({"do": "stop"}, STOP_TIMEOUT_S)
         if isinstance(answer, Unavailable):
             return answer

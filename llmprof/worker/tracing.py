@@ -39,6 +39,7 @@ class WorkerTracers:
         self._deep = level in ("kernels", "full")
         self._ops = False
         self._cupti: CuptiTracer | None = None
+        self._begun: Unavailable | None = None
         if level is not None:
             ranges, reason = open_ranges()
             self.ranges = ranges
@@ -69,8 +70,7 @@ class WorkerTracers:
                 self.unavailable["operators"] = "this engine's operators cannot be recorded"
 
     def begin_round(self, engine: Engine, serial: int) -> None:
-        if self._cupti is not None:
-            self._cupti.begin_round(serial)
+        self._begun = None if self._cupti is None else self._cupti.begin_round(serial)
         if self._ops and isinstance(engine, OpTracedEngine):
             engine.start_op_trace()
 
@@ -79,7 +79,7 @@ class WorkerTracers:
         if self._ops and isinstance(engine, OpTracedEngine):
             found.ops = engine.stop_op_trace()
         if self._cupti is not None:
-            result = self._cupti.end_round(serial)
+            result = self._cupti.end_round(serial) if self._begun is None else self._begun
             if isinstance(result, Unavailable):
                 result = {"unavailable": result.reason}
             found.facts["cupti"] = result
