@@ -24,7 +24,7 @@ class OpTrace:
     """
 
     def __init__(self) -> None:
-        # use_device None: no CUDA activity, and no CUPTI in this process.
+        # use_device None: CPU activity alone is recorded.
         self._profile = profiler.profile(use_kineto=True, use_device=None)
         self._readings: list[tuple[int, int]] = []
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
@@ -29,6 +29,9 @@ from llmprof.runfile import schema
 from llmprof.runfile.codec import RowError, from_column, from_row
 from llmprof.runfile.nvtx import OpTotal, self_times
 from llmprof.runfile.opening import OpenFile, damaged
+
+if TYPE_CHECKING:
+    from llmprof.runfile.trace_rows import TraceRows
 
 T = TypeVar("T")
 FileKind = Literal["llmprof", "nsys", "other"]
@@ -138,6 +141,19 @@ class RunFileReader:
             )
             totals = self_times(_typed(tuple(row)) for row in rows)
         return totals[:limit]
+
+    def trace_rows(self, record: RoundRecord) -> TraceRows:
+        """Kernels, copies and API calls of a round's process from its start to its end, in ns
+        since the start of the run; empty columns where nothing was traced."""
+        from llmprof.runfile.trace_reader import read_trace  # numpy only where it is wanted
+
+        with self._reading():
+            try:
+                return read_trace(
+                    self._sql, self._tables(), record.pid, record.start_ns, record.end_ns
+                )
+            except (TypeError, ValueError, OverflowError) as why:
+                raise RowError(f"a trace table holds something else than integers: {why}") from None
 
     def _require_run(self) -> None:
         kind, name = self.kind(), one_line(str(self.path))

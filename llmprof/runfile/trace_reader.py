@@ -1,0 +1,126 @@
+"""Bulk rows of the CUPTI_ACTIVITY_KIND_* tables as numpy columns."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Sequence
+
+import numpy as np
+
+from llmprof.runfile import schema
+from llmprof.runfile.trace_rows import ApiRows, CopyRows, Ints, KernelRows, TraceRows
+
+_KERNEL = {
+    "start_ns": "start",
+    "end_ns": '"end"',
+    "device": "deviceId",
+    "context": "contextId",
+    "stream": "streamId",
+    "correlation": "correlationId",
+    "name_id": "demangledName",
+    "grid_x": "gridX",
+    "grid_y": "gridY",
+    "grid_z": "gridZ",
+    "block_x": "blockX",
+    "block_y": "blockY",
+    "block_z": "blockZ",
+    "registers": "registersPerThread",
+    "static_shared": "staticSharedMemory",
+    "dynamic_shared": "dynamicSharedMemory",
+    "graph_node": "graphNodeId",
+    "graph": "graphId",
+}
+_COPY = {
+    "start_ns": "start",
+    "end_ns": '"end"',
+    "device": "deviceId",
+    "context": "contextId",
+    "stream": "streamId",
+    "correlation": "correlationId",
+    "bytes": "bytes",
+    "kind": "copyKind",
+    "graph_node": "graphNodeId",
+}
+_API = {
+    "start_ns": "start",
+    "end_ns": '"end"',
+    "tid": "globalTid & 0xFFFFFF",
+    "correlation": "correlationId",
+    "event_class": "eventClass",
+    "name_id": "nameId",
+}
+_CHUNK = 1 << 16
+
+
+def read_trace(
+    sql: sqlite3.Connection, tables: set[str], pid: int, start_ns: int, end_ns: int
+) -> TraceRows:
+    """All rows of one process that overlap a stretch of time, ordered by start."""
+    window = (schema.global_pid(pid), start_ns, end_ns)
+    found = TraceRows()
+    if "CUPTI_ACTIVITY_KIND_KERNEL" in tables:
+        columns = _columns(sql, "CUPTI_ACTIVITY_KIND_KERNEL", _KERNEL, window)
+        found.kernels = KernelRows(**columns, pid=_constant(columns, pid))
+        found.kernels.names = _names(sql, found.kernels.name_id)
+    copies = _copies(sql, tables, window)
+    found.copies = CopyRows(**copies, pid=_constant(copies, pid))
+    if "CUPTI_ACTIVITY_KIND_RUNTIME" in tables:
+        columns = _columns(sql, "CUPTI_ACTIVITY_KIND_RUNTIME", _API, window, thread=True)
+        found.api = ApiRows(**columns, pid=_constant(columns, pid))
+        found.api.names = _names(sql, found.api.name_id)
+    return found
+
+
+def _copies(
+    sql: sqlite3.Connection, tables: set[str], window: tuple[int, int, int]
+) -> dict[str, Ints]:
+    """Memory copies and sets in one order; a set has kind -1."""
+    parts = []
+    if "CUPTI_ACTIVITY_KIND_MEMCPY" in tables:
+        parts.append(_columns(sql, "CUPTI_ACTIVITY_KIND_MEMCPY", _COPY, window))
+    if "CUPTI_ACTIVITY_KIND_MEMSET" in tables:
+        columns = {**_COPY, "kind": "-1"}
+        parts.append(_columns(sql, "CUPTI_ACTIVITY_KIND_MEMSET", columns, window))
+    if not parts:
+        return {name: np.empty(0, np.int64) for name in _COPY}
+    joined = {name: np.concatenate([part[name] for part in parts]) for name in _COPY}
+    order = np.argsort(joined["start_ns"], kind="stable")
+    return {name: column[order] for name, column in joined.items()}
+
+
+def _columns(
+    sql: sqlite3.Connection,
+    table: str,
+    columns: dict[str, str],
+    window: tuple[int, int, int],
+    *,
+    thread: bool = False,
+) -> dict[str, Ints]:
+    """int64 columns; NULL becomes 0 (no graph node, no correlation)."""
+    process = "globalTid & ~0xFFFFFF" if thread else "globalPid"
+    chosen = ", ".join(f"coalesce({expression}, 0)" for expression in columns.values())
+    rows = sql.execute(
+        f'SELECT {chosen} FROM "{table}"'
+        f' WHERE {process} = ? AND "end" >= ? AND start <= ? ORDER BY start',
+        window,
+    )
+    parts = [np.empty((0, len(columns)), np.int64)]
+    while chunk := rows.fetchmany(_CHUNK):
+        parts.append(np.array([tuple(row) for row in chunk], np.int64))
+    whole = np.concatenate(parts)
+    return {name: np.ascontiguousarray(whole[:, i]) for i, name in enumerate(columns)}
+
+
+def _constant(columns: dict[str, Ints], value: int) -> Ints:
+    return np.full(len(columns["start_ns"]), value, np.int64)
+
+
+def _names(sql: sqlite3.Connection, ids: Ints) -> dict[int, str]:
+    wanted: Sequence[int] = np.unique(ids).tolist()
+    found: dict[int, str] = {}
+    for at in range(0, len(wanted), 500):
+        part = wanted[at : at + 500]
+        marks = ", ".join("?" * len(part))
+        rows = sql.execute(f"SELECT id, value FROM StringIds WHERE id IN ({marks})", part)
+        found.update({int(number): str(text) for number, text in rows})
+    return {number: found.get(number, f"name {number}") for number in wanted}
