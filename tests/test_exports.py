@@ -23,7 +23,7 @@ from llmprof.analysis.report import build
 from llmprof.exports import schema
 from llmprof.exports.json_report import to_document, to_text
 from llmprof.exports.table import render
-from llmprof.records import Missing, RunData, Warned
+from llmprof.records import Missing, RunData, Unavailable, Warned
 
 SCHEMA = json.loads(schema.text())
 
@@ -97,7 +97,7 @@ RUNS = [
 
 
 def document_of(data: RunData) -> dict[str, Any]:
-    return to_document(build(data), data)
+    return to_document(build(data), data, Unavailable("no file"))
 
 
 def test_the_schema_is_one() -> None:

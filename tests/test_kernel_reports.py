@@ -207,11 +207,16 @@ def test_the_waterfall_adds_up() -> None:
     assert (fall.basis, fall.provenance) == ("traced", "measured")
     assert {p.category for p in fall.parts} >= {"idle", "attention", "norm"}
 
-    scaled = timing_waterfall(a, b, 950.4, 700.0)
-    assert isinstance(scaled, Waterfall)
-    assert (scaled.a_ns, scaled.b_ns, scaled.provenance) == (950, 700, "modelled")
-    assert sum(p.delta_ns for p in scaled.parts) == scaled.delta_ns == -250
-    assert "× 0.950" in scaled.note
+    timed = timing_waterfall(a, b, 950.4, 700.0)
+    assert isinstance(timed, Waterfall)
+    assert (timed.a_ns, timed.b_ns, timed.provenance) == (950, 700, "modelled")
+    assert sum(p.delta_ns for p in timed.parts) == timed.delta_ns == -250
+    traced_work = {p.category: p.a_ns for p in fall.parts if p.category != "idle"}
+    assert {p.category: p.a_ns for p in timed.parts if p.category != "idle"} == traced_work
+    tight = timing_waterfall(a, b, 100.0, 700.0)
+    assert isinstance(tight, Waterfall)
+    assert (tight.a_ns, sum(p.a_ns for p in tight.parts)) == (100, 100)
+    assert "scaled to it" in tight.note
     assert isinstance(timing_waterfall(a, b, Unavailable("no"), 1.0), Unavailable)
 
 

@@ -87,10 +87,14 @@ def waterfall(a: StepParts | Unavailable, b: StepParts | Unavailable) -> Waterfa
 def timing_waterfall(
     a: StepParts | Unavailable, b: StepParts | Unavailable, a_step_ns: Maybe, b_step_ns: Maybe
 ) -> Waterfall | Unavailable:
-    """The same, each engine scaled to its step without tracers.
+    """The same for the steps without tracers: work as traced, idle as what is left of the step.
+
+    The tracers slow the host down, not the kernels: on an H100 the kernels of a graph of 587 nodes
+    took the same 6.31 ms that the whole untraced step took, and all of the 1.2 ms on top was idle
+    time before the graph's first kernel.
 
     Args:
-        a_step_ns: step of ``a`` in the timing pass (``EngineSteps.step_ns``).
+        a_step_ns: mean step of ``a`` in the timing pass, at the positions that were traced.
     """
     if isinstance(a, Unavailable):
         return a
@@ -100,16 +104,12 @@ def timing_waterfall(
         return a_step_ns
     if isinstance(b_step_ns, Unavailable):
         return b_step_ns
-    ways = [
-        f"{p.label} × {ns / p.step_ns:.3f}"
-        for p, ns in ((a, a_step_ns), (b, b_step_ns))
-        if p.step_ns
-    ]
-    note = (
-        f"traced parts × timing step / traced step ({', '.join(ways)}), "
-        "as if the tracers slowed every part alike"
-    )
-    return _between(_scaled(a, a_step_ns), _scaled(b, b_step_ns), "timing", "modelled", note)
+    (a_timed, a_fits), (b_timed, b_fits) = _refilled(a, a_step_ns), _refilled(b, b_step_ns)
+    note = "work as traced, idle = step of the timing pass − work"
+    tight = [p.label for p, fits in ((a, a_fits), (b, b_fits)) if not fits]
+    if tight:
+        note += f"; the traced work of {' and '.join(tight)} is longer than that step: scaled to it"
+    return _between(a_timed, b_timed, "timing", "modelled", note)
 
 
 def verdict_words(fall: Waterfall, limit: int = 3, smallest_ms: float = 0.005) -> str:
@@ -137,9 +137,15 @@ def apportion(total: int, weights: Mapping[str, int]) -> dict[str, int]:
     return {name: part + (name in favoured) for name, (part, _) in split.items()}
 
 
-def _scaled(parts: StepParts, step_ns: float) -> StepParts:
+def _refilled(parts: StepParts, step_ns: float) -> tuple[StepParts, bool]:
+    """The parts in a step of another length: idle takes the difference, as far as it reaches."""
     wanted = round(step_ns)
-    return StepParts(parts.label, parts.steps, wanted, apportion(wanted, parts.parts_ns))
+    work = {name: ns for name, ns in parts.parts_ns.items() if name != IDLE}
+    idle = wanted - sum(work.values())
+    if idle >= 0:
+        return StepParts(parts.label, parts.steps, wanted, {**work, IDLE: idle}), True
+    filled = {IDLE: 0, **apportion(wanted, work)}
+    return StepParts(parts.label, parts.steps, wanted, filled), False
 
 
 def _between(

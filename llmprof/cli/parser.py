@@ -18,6 +18,7 @@ EPILOG = """\
 commands:
   llmprof [options]        decode, record, show (the TUI in a terminal, else --headless)
   llmprof open FILE        replay a run file in the TUI
+  llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
   llmprof engines          engines that can be named here
   llmprof doctor [--json]  what works on this machine, and how to get the rest
   llmprof schema           JSON Schema of the --json document
@@ -133,6 +134,20 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
         parser.description = "Replay a run file in the TUI."
         parser.add_argument("file")
         parser.set_defaults(command=_late("llmprof.cli.report_commands:open_file"))
+    elif name == "compare":
+        parser.description = (
+            "Why is B faster than A? One file compares its engines with its first one; two files"
+            " compare the engines named, or those that both have."
+        )
+        parser.add_argument("a", metavar="A", help="FILE.sqlite or FILE.sqlite:LABEL")
+        parser.add_argument("b", metavar="B", nargs="?", help="the same, compared with A")
+        parser.add_argument("--json", action="store_true", help="one JSON document")
+        parser.add_argument(
+            "--fail-on",
+            metavar="EXPR",
+            help="exit 4 if B / A is beyond: tok_s<98%%, ttft>105%% (and the difference is seen)",
+        )
+        parser.set_defaults(command=_late("llmprof.cli.compare_command:compare"))
     elif name == "engines":
         parser.description = "List the engines that can be named here."
         parser.set_defaults(command=_late("llmprof.cli.report_commands:engines"))
@@ -146,7 +161,7 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-SUBCOMMANDS = ("open", "engines", "doctor", "schema")
+SUBCOMMANDS = ("open", "compare", "engines", "doctor", "schema")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shutil
 import signal
 import sys
@@ -44,20 +43,21 @@ def _interactive() -> bool:
 def report(file: Path, as_json: bool) -> int:
     """Print the report on a run file; the exit code is the one that the run itself had."""
     from llmprof.analysis.report import build
+    from llmprof.analysis.traced import load_trace
     from llmprof.runfile.reader import RunFileReader
 
     with RunFileReader(file) as reader:
         data = reader.run_data()
     built = build(data)
+    trace = load_trace(built, data)
     if as_json:
-        from llmprof.exports.json_report import to_document
+        from llmprof.exports.json_report import to_document, to_text
 
-        json.dump(to_document(built, data), sys.stdout, indent=1, allow_nan=False)
-        sys.stdout.write("\n")
+        sys.stdout.write(to_text(to_document(built, data, trace)))
     else:
         from llmprof.exports.table import render
 
-        print(render(built, min(120, shutil.get_terminal_size((100, 24)).columns)))
+        print(render(built, min(120, shutil.get_terminal_size((100, 24)).columns), trace))
     return exit_code(data.info.state, data.engines)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
@@ -19,6 +20,8 @@ from llmprof.analysis.conditions import Conditions
 from llmprof.analysis.report import EngineReport, Report
 from llmprof.analysis.stats import CONFIDENCE, Distribution, Estimate
 from llmprof.analysis.steps import RoundSteps
+from llmprof.analysis.traced import EngineTrace, Fall, RunTrace
+from llmprof.exports.trace_json import engine_trace, fall_document, waterfalls
 from llmprof.records import GpuDevice, RunData, Unavailable
 
 SCHEMA_VERSION = "1.0"
@@ -26,12 +29,19 @@ SCHEMA_VERSION = "1.0"
 
 Document = dict[str, Any]
 
+NO_TRACE = Unavailable("no traced pass")
+
 _NUMBERS = re.compile(r"\[\n\s+(-?\d[-+.,\d\seE]*?)\n\s+\]")
 
 
-def to_document(report: Report, data: RunData) -> Document:
+def to_document(report: Report, data: RunData, trace: RunTrace | Unavailable) -> Document:
     """The document as plain Python values, without NaN or infinity."""
     info = data.info
+    traces: dict[str, EngineTrace | Unavailable] = {e.label: NO_TRACE for e in report.engines}
+    if isinstance(trace, Unavailable):
+        traces = dict.fromkeys(traces, trace)
+    else:
+        traces |= {engine.label: engine for engine in trace.engines}
     document: Document = {
         "schema_version": SCHEMA_VERSION,
         "tool": {
@@ -51,11 +61,23 @@ def to_document(report: Report, data: RunData) -> Document:
         "environment": info.environment,
         "workload": _workload(info.workload),
         "gpus": [_gpu(device) for device in data.gpu_devices],
-        "engines": [_engine(engine, data) for engine in report.engines],
+        "engines": [_engine(engine, data, traces[engine.label]) for engine in report.engines],
         "pairs": [_pair(pair) for pair in report.pairs],
+        "waterfalls": waterfalls(trace),
         "agreement": [_agreement(item) for item in report.agreement],
         "warnings": [asdict(item) for item in report.warnings],
         "unavailable": [asdict(item) for item in report.missing],
+    }
+    clean: Document = _finite(document)
+    return clean
+
+
+def comparison_document(found: Sequence[tuple[Comparison, Fall]]) -> Document:
+    """The document of ``llmprof compare --json``: the same ``pairs`` and ``waterfalls``."""
+    document: Document = {
+        "schema_version": SCHEMA_VERSION,
+        "pairs": [_pair(pair) for pair, _ in found],
+        "waterfalls": [fall_document(fall) for _, fall in found],
     }
     clean: Document = _finite(document)
     return clean
@@ -100,7 +122,7 @@ def _gpu(device: GpuDevice) -> Document:
     return document
 
 
-def _engine(engine: EngineReport, data: RunData) -> Document:
+def _engine(engine: EngineReport, data: RunData, trace: EngineTrace | Unavailable) -> Document:
     record = next(e for e in data.engines if e.engine_id == engine.engine_id)
     not_loaded = f"{engine.label} did not load"
     steps, roof = engine.steps, engine.bandwidth
@@ -136,6 +158,7 @@ def _engine(engine: EngineReport, data: RunData) -> Document:
             **_maybe("slowdown", steps.slowdown.ratio),
             "steps": steps.slowdown.traced_steps,
             **_maybe("median_step_ns", steps.slowdown.traced_step_ns),
+            **engine_trace(trace),
         },
         **_maybe("conditions", _conditions(engine.conditions)),
         "determinism": {

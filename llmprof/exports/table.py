@@ -16,12 +16,15 @@ from llmprof.analysis.agreement import TokenAgreement
 from llmprof.analysis.compare import Comparison
 from llmprof.analysis.report import EngineReport, Report
 from llmprof.analysis.stats import CONFIDENCE, Distribution, Estimate
+from llmprof.analysis.traced import RunTrace
+from llmprof.exports import trace_table
 from llmprof.plaintext import one_line
 from llmprof.records import Maybe, Unavailable
 
 COLUMN_GAP, BAND_GAP = "  ", "   "
 LABEL_LIMIT = 18
 TEXT_LINES = 2
+NO_TRACE = Unavailable("no traced pass")
 
 _SUPERSCRIPT = str.maketrans("0123456789", "⁰¹²³⁴⁵⁶⁷⁸⁹")
 
@@ -57,7 +60,7 @@ class Band:
         return [self.title.center(total), texts[0], "─" * total, *texts[1:]]
 
 
-def render(report: Report, width: int = 80) -> str:
+def render(report: Report, width: int = 80, trace: RunTrace | Unavailable = NO_TRACE) -> str:
     """The summary, no line of it longer than ``width`` (at least 60)."""
     width = max(width, 60)
     notes = Notes()
@@ -79,6 +82,10 @@ def render(report: Report, width: int = 80) -> str:
             )
         ],
         "Comparison": [line for pair in report.pairs for line in _pair(pair, width)],
+        **{
+            title: [line[:width] for line in lines]
+            for title, lines in trace_table.sections(trace, width).items()
+        },
         "Tokens": [
             line
             for item in report.agreement

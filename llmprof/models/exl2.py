@@ -49,12 +49,20 @@ def groups_of(k: int, bits: int | None) -> list[tuple[int, int]]:
 
 
 def random_tensors(
-    key: str, k: int, n: int, gain: float, bits: int | None, source: RandomSource
+    key: str,
+    k: int,
+    n: int,
+    gain: float,
+    bits: int | None,
+    source: RandomSource,
+    input_name: str,
 ) -> list[PlannedTensor]:
     """A random projection that maps unit variance to ``gain``² variance.
 
     Args:
         bits: of all groups, one of ``BITS``; ``None`` is the mix of ``groups_of``.
+        input_name: projections of one input (q, k, v) share their permutation, as the converter's
+            do, which orders rows by the statistics of the input.
     """
     groups = groups_of(k, bits)
     rows = [size * width // 32 for width, size in groups]
@@ -62,8 +70,7 @@ def random_tensors(
 
     def weight() -> Iterator[NDArray[Any]]:
         for (width, _), count in zip(groups, rows, strict=True):
-            # Only 4 bits can be centred cheaply; half a level off centre is little for the others,
-            # but for 2 bits, where a mean as large as the spread would drown the signal.
+            # Four-bit fields are centred, which is cheap; the others are half a level off.
             n_bytes = count * n * 4
             yield from (source.nibbles if width == 4 else source.words)(n_bytes)
 
@@ -81,7 +88,7 @@ def random_tensors(
             f"{key}.q_invperm",
             "I32",
             (k,),
-            lambda: [source.permutation(k).astype(np.int32)],
+            lambda: [source.permutation(input_name, k).astype(np.int32)],
         ),
         PlannedTensor(
             f"{key}.q_scale", "I32", (count, n // 8), lambda: source.words(count * n // 2)

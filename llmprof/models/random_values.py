@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import zlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -23,6 +24,7 @@ class RandomSource:
     """
 
     def __init__(self, seed: int) -> None:
+        self._seed = seed
         self._rng = np.random.Generator(np.random.SFC64(seed))
         self._pools: dict[float, NDArray[np.float16]] = {}
 
@@ -55,8 +57,9 @@ class RandomSource:
             np.float16
         )
 
-    def permutation(self, count: int) -> NDArray[Any]:
-        return self._rng.permutation(count)
+    def permutation(self, name: str, count: int) -> NDArray[Any]:
+        """Equal for equal names, whatever was drawn before."""
+        return np.random.default_rng((self._seed, zlib.crc32(name.encode()))).permutation(count)
 
     def _pool(self, std: float) -> NDArray[np.float16]:
         if std not in self._pools:

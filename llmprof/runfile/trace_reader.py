@@ -60,14 +60,14 @@ def read_trace(
     found = TraceRows()
     if "CUPTI_ACTIVITY_KIND_KERNEL" in tables:
         columns = _columns(sql, "CUPTI_ACTIVITY_KIND_KERNEL", _KERNEL, window)
-        found.kernels = KernelRows(**columns, pid=_constant(columns, pid))
-        found.kernels.names = _names(sql, found.kernels.name_id)
+        names = _names(sql, columns["name_id"])
+        found.kernels = KernelRows(pid=_constant(columns, pid), names=names, **columns)
     copies = _copies(sql, tables, window)
     found.copies = CopyRows(**copies, pid=_constant(copies, pid))
     if "CUPTI_ACTIVITY_KIND_RUNTIME" in tables:
         columns = _columns(sql, "CUPTI_ACTIVITY_KIND_RUNTIME", _API, window, thread=True)
-        found.api = ApiRows(**columns, pid=_constant(columns, pid))
-        found.api.names = _names(sql, found.api.name_id)
+        names = _names(sql, columns["name_id"])
+        found.api = ApiRows(pid=_constant(columns, pid), names=names, **columns)
     return found
 
 

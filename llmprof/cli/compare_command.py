@@ -1,0 +1,165 @@
+"""``llmprof compare A [B]``: why is one engine faster than the other, and did anything regress?
+
+A and B are ``FILE`` or ``FILE:LABEL``. One file: its first engine against each other one. Two
+files: the named engines, or every engine that both files have under the same label.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from llmprof.analysis.compare import Comparison, compare_runs, compare_to_first, find_engine
+from llmprof.analysis.traced import Fall, RunTrace, fall_between, timing_step_ns
+from llmprof.errors import EXIT_GATE, EXIT_OK, UsageError
+from llmprof.records import Maybe, RunData, Unavailable
+from llmprof.runfile.reader import RunFileReader
+
+_GATE = re.compile(r"\s*(tok_s|ttft)\s*([<>])\s*(\d+(?:\.\d+)?)(%?)\s*")
+
+
+@dataclass(frozen=True)
+class Side:
+    """One argument: a run and, where given, an engine of it."""
+
+    path: Path
+    label: str | None
+    data: RunData
+
+
+@dataclass(frozen=True)
+class Gate:
+    """``--fail-on``: fail when the ratio B / A is beyond the limit and the difference is seen."""
+
+    metric: str
+    below: bool
+    limit: float
+
+    def broken(self, pair: Comparison) -> bool:
+        estimate = pair.tok_s_ratio if self.metric == "tok_s" else pair.ttft_ratio
+        value, low, high = estimate.value, estimate.low, estimate.high
+        if isinstance(value, Unavailable):
+            raise UsageError(f"--fail-on {self.metric}: {value.reason}")
+        if isinstance(low, Unavailable) or isinstance(high, Unavailable):
+            return False  # one round says nothing: no verdict, no failure
+        seen = not low <= 1 <= high
+        return seen and (value < self.limit if self.below else value > self.limit)
+
+
+def parse_gate(text: str) -> Gate:
+    """``tok_s<98%`` (or ``tok_s<0.98``), ``ttft>1.05``: ratios of B to A.
+
+    Raises:
+        UsageError: none of these.
+    """
+    match = _GATE.fullmatch(text)
+    if match is None:
+        raise UsageError(f"--fail-on {text}: expected tok_s<98% or ttft>105% (B against A)")
+    limit = float(match[3]) / (100 if match[4] else 1)
+    return Gate(match[1], match[2] == "<", limit)
+
+
+def compare(arguments: argparse.Namespace) -> int:
+    gate = parse_gate(arguments.fail_on) if arguments.fail_on else None
+    first = _side(arguments.a)
+    second = None if arguments.b is None else _side(arguments.b)
+    found = _one_file(first) if second is None else _two_files(first, second)
+    if arguments.json:
+        _print_json(found)
+    else:
+        _print_text(found)
+    if gate is not None and any(gate.broken(pair) for pair, _ in found):
+        print(f"llmprof: gate failed: {arguments.fail_on}", file=sys.stderr)
+        return EXIT_GATE
+    return EXIT_OK
+
+
+def _side(text: str) -> Side:
+    """``FILE`` or ``FILE:LABEL``; a label may hold colons (``torch:cuda_graph=1``)."""
+    path, label = Path(text), None
+    if not path.exists():
+        head, mark, tail = text.partition(".sqlite:")
+        if mark:
+            path, label = Path(f"{head}.sqlite"), tail
+    with RunFileReader(path) as reader:
+        data = reader.run_data()
+    if label is not None:
+        find_engine(data, label)
+    return Side(path, label, data)
+
+
+def _one_file(side: Side) -> list[tuple[Comparison, Fall]]:
+    if side.label is not None:
+        raise UsageError("name a second engine: llmprof compare FILE:LABEL FILE:LABEL")
+    if len(side.data.engines) < 2:
+        raise UsageError(f"{side.path} has one engine only: give a second file")
+    falls = RunTrace(side.path, side.data).falls
+    return list(zip(compare_to_first(side.data), falls, strict=True))
+
+
+def _two_files(a: Side, b: Side) -> list[tuple[Comparison, Fall]]:
+    if a.path.resolve() == b.path.resolve() and a.label and b.label:
+        return [_within(a, a.label, b.label)]
+    return [_across(a, left, b, right) for left, right in _label_pairs(a, b)]
+
+
+def _label_pairs(a: Side, b: Side) -> list[tuple[str, str]]:
+    left = [a.label] if a.label else [e.label for e in a.data.engines]
+    right = [b.label] if b.label else [e.label for e in b.data.engines]
+    if len(left) == len(right) == 1:
+        return [(left[0], right[0])]
+    common = [label for label in left if label in right]
+    if not common:
+        raise UsageError(
+            f"no engine is in both files: {a.path} has {', '.join(left)}; {b.path} has"
+            f" {', '.join(right)}; name them as FILE:LABEL"
+        )
+    return [(label, label) for label in common]
+
+
+def _within(side: Side, left: str, right: str) -> tuple[Comparison, Fall]:
+    from llmprof.analysis.compare import compare_engines
+
+    data = side.data
+    pair = compare_engines(data, find_engine(data, left), find_engine(data, right))
+    trace = RunTrace(side.path, data)
+    return pair, _fall(data, trace, left, data, trace, right)
+
+
+def _across(a: Side, left: str, b: Side, right: str) -> tuple[Comparison, Fall]:
+    pair = compare_runs(a.data, left, b.data, right)
+    one, two = RunTrace(a.path, a.data), RunTrace(b.path, b.data)
+    return pair, _fall(a.data, one, left, b.data, two, right)
+
+
+def _fall(
+    data_a: RunData, trace_a: RunTrace, left: str, data_b: RunData, trace_b: RunTrace, right: str
+) -> Fall:
+    a, b = trace_a.engine(left), trace_b.engine(right)
+    step_a: Maybe = timing_step_ns(data_a, left, a)
+    return fall_between(a, step_a, b, timing_step_ns(data_b, right, b))
+
+
+def _print_text(found: list[tuple[Comparison, Fall]]) -> None:
+    from llmprof.exports.waterfall_table import render
+    from llmprof.plaintext import one_line
+
+    for number, (pair, fall) in enumerate(found):
+        if number:
+            print()
+        print(one_line(pair.verdict))
+        for warning in pair.warnings:
+            print(f"  ! {one_line(warning)}")
+        for line in render(fall):
+            print(line)
+
+
+def _print_json(found: list[tuple[Comparison, Fall]]) -> None:
+    from llmprof.exports.json_report import comparison_document, to_text
+
+    document: dict[str, Any] = comparison_document(found)
+    sys.stdout.write(to_text(document))

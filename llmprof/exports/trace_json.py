@@ -1,0 +1,130 @@
+"""The traced pass in the JSON document: kernels, categories, gaps, operators, waterfalls."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from llmprof.analysis.gaps import GapReport
+from llmprof.analysis.kernels import KernelReport
+from llmprof.analysis.traced import EngineTrace, Fall, RunTrace
+from llmprof.analysis.waterfall import Waterfall, verdict_words
+from llmprof.plaintext import one_line
+from llmprof.records import Maybe, Unavailable
+
+KERNEL_LIMIT = 200
+"""Kernels listed, by total time; ``kernel_names`` says how many there were."""
+OPERATOR_LIMIT = 100
+
+Document = dict[str, Any]
+
+
+def engine_trace(trace: EngineTrace | Unavailable) -> Document:
+    """Keys that ``tracing`` of an engine gains."""
+    if isinstance(trace, Unavailable):
+        return {**_null("gpu", trace), **_null("operators", trace)}
+    document: Document = {}
+    report, gaps = trace.kernels, trace.gaps
+    if isinstance(report, Unavailable):
+        document |= _null("gpu", report)
+    else:
+        document["gpu"] = {
+            "attribution": report.method,
+            "attribution_reason": report.reason,
+            "checks": [asdict(check) for check in report.checks],
+            "scope": report.scope,
+            **_number("wall_ms_per_step", report.wall_ms_per_step),
+            **_number("busy_ms_per_step", report.busy_ms_per_step),
+            **_number("idle_ms_per_step", report.idle_ms_per_step),
+            **_number("kernels_per_step", report.kernels_per_step),
+            **_number("launches_per_step", report.launches_per_step),
+            "busy_ns": report.busy_ns,
+            "idle_ns": report.idle_ns,
+            **_steps(report),
+            "kernel_names": len(report.kernels),
+            "kernels": [_kernel(k) for k in report.kernels[:KERNEL_LIMIT]],
+            "categories": [
+                {
+                    "category": c.category,
+                    "total_ns": c.total_ns,
+                    **_number("ms_per_step", c.ms_per_step),
+                    "share": c.share,
+                }
+                for c in report.categories
+            ],
+            **_gaps(gaps),
+        }
+    if trace.operators:
+        document["operators"] = [
+            {"name": one_line(o.name), "calls": o.calls, "self_ns": o.total_ns}
+            for o in trace.operators[:OPERATOR_LIMIT]
+        ]
+    else:
+        document |= _null("operators", Unavailable("no operators were recorded"))
+    return document
+
+
+def waterfalls(trace: RunTrace | Unavailable) -> list[Document]:
+    """From the first engine to each other one."""
+    return [] if isinstance(trace, Unavailable) else [fall_document(f) for f in trace.falls]
+
+
+def fall_document(fall: Fall) -> Document:
+    """Both waterfalls of a pair; null and the reason where a side has no kernels."""
+    return {
+        "a": fall.a,
+        "b": fall.b,
+        **_fall("traced", fall.traced),
+        **_fall("timing", fall.timing),
+    }
+
+
+def _fall(key: str, fall: Waterfall | Unavailable) -> Document:
+    if isinstance(fall, Unavailable):
+        return _null(key, fall)
+    return {
+        key: {
+            "provenance": fall.provenance,
+            "note": fall.note,
+            "words": verdict_words(fall),
+            "a_ns": fall.a_ns,
+            "b_ns": fall.b_ns,
+            "delta_ns": fall.delta_ns,
+            "parts": [asdict(part) for part in fall.parts],
+        }
+    }
+
+
+def _steps(report: KernelReport) -> Document:
+    if isinstance(report.steps, Unavailable):
+        return _null("steps", report.steps)
+    return {"steps": [asdict(step) for step in report.steps]}
+
+
+def _kernel(kernel: Any) -> Document:
+    document = asdict(kernel)
+    count = document.pop("count_per_step")
+    return {**document, **_number("count_per_step", count)}
+
+
+def _gaps(gaps: GapReport | Unavailable) -> Document:
+    if isinstance(gaps, Unavailable):
+        return _null("gaps", gaps)
+    return {
+        "gaps": {
+            "total_ns": gaps.total_ns,
+            "ms_per_step": gaps.ms_per_step,
+            "kind_ms_per_step": dict(gaps.kind_ms_per_step),
+            "place_count": gaps.place_count,
+            "places": [asdict(place) for place in gaps.places],
+            "longest": [{**asdict(gap), "duration_ns": gap.duration_ns} for gap in gaps.longest],
+        }
+    }
+
+
+def _number(key: str, value: Maybe) -> Document:
+    return _null(key, value) if isinstance(value, Unavailable) else {key: value}
+
+
+def _null(key: str, why: Unavailable) -> Document:
+    return {key: None, f"{key}_reason": why.reason}

@@ -1,0 +1,77 @@
+"""``config.json`` as Hugging Face and the ExLlama engines read it. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from llmprof.models.presets import LlamaConfig, RopeScaling
+
+OURS = "llmprof"
+"""Key of what llmprof says about a model that it made; loaders ignore it."""
+
+
+def config_json(
+    config: LlamaConfig,
+    *,
+    token_ids: Mapping[str, int],
+    quantization: Mapping[str, Any] | None,
+    ours: Mapping[str, Any],
+) -> dict[str, Any]:
+    """The document for a model whose output head is stored on its own (never tied).
+
+    Args:
+        token_ids: ``bos_token_id`` and the like; ExLlama v1 wants bos, eos and pad.
+        quantization: ``quantization_config``; ``None`` for fp16.
+        ours: under the key ``llmprof``: where the weights come from.
+    """
+    document: dict[str, Any] = {
+        "architectures": ["LlamaForCausalLM"],
+        "model_type": "llama",
+        "hidden_act": "silu",
+        "hidden_size": config.hidden_size,
+        "intermediate_size": config.intermediate_size,
+        "num_hidden_layers": config.num_hidden_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_key_value_heads": config.num_key_value_heads,
+        "head_dim": config.head_dim,
+        "vocab_size": config.vocab_size,
+        "max_position_embeddings": config.max_position_embeddings,
+        "rms_norm_eps": config.rms_norm_eps,
+        "rope_theta": config.rope_theta,
+        "rope_scaling": _scaling(config.rope_scaling),
+        "initializer_range": 0.02,
+        "bos_token_id": 1,
+        "eos_token_id": 2,
+        "pad_token_id": 0,
+        "tie_word_embeddings": False,
+        "torch_dtype": "float16",
+        "use_cache": True,
+        **token_ids,
+    }
+    if quantization is not None:
+        document["quantization_config"] = dict(quantization)
+    document[OURS] = dict(ours)
+    return document
+
+
+def gptq_config(group_size: int) -> dict[str, Any]:
+    return {
+        "quant_method": "gptq",
+        "bits": 4,
+        "group_size": group_size,
+        "desc_act": False,
+        "sym": False,
+        "checkpoint_format": "gptq",
+    }
+
+
+def _scaling(scaling: RopeScaling | None) -> dict[str, Any] | None:
+    if scaling is None:
+        return None
+    fields = asdict(scaling)
+    kind = fields.pop("kind")
+    if kind == "linear":
+        return {"rope_type": kind, "factor": scaling.factor}
+    return {"rope_type": kind, **fields}

@@ -1,0 +1,239 @@
+"""Real weights into what the ExLlama engines load. Uses numpy; torch through the weight readers.
+
+fp16 for ExLlamaV2 and V3; 4-bit GPTQ by round-to-nearest for ExLlama v1 and v2. Round-to-nearest is
+no GPTQ calibration: the format and the speed are those of GPTQ, the quality is lower.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmprof.errors import ModelError, UsageError
+from llmprof.models import gptq
+from llmprof.models.exllama_shapes import (
+    GROUP_SIZES,
+    EngineName,
+    FormatName,
+    best_group_size,
+    misfit,
+)
+from llmprof.models.gguf_header import read_header
+from llmprof.models.gguf_reader import GgufWeights
+from llmprof.models.hf_config import config_json, gptq_config
+from llmprof.models.locate import ModelRef, read_json, resolve
+from llmprof.models.new_folder import new_folder, write_json
+from llmprof.models.presets import EMBEDDING, HEAD, LlamaConfig
+from llmprof.models.safetensors_reader import SafetensorsWeights
+from llmprof.models.safetensors_writer import PlannedTensor, write_safetensors
+from llmprof.models.tokenizer import load_tokenizer
+from llmprof.models.weights import WeightSource
+from llmprof.records import Unavailable
+
+Told = Callable[[str, float], None]
+RTN_NOTE = "round-to-nearest, no GPTQ calibration: the speed is GPTQ's, the quality is not"
+_IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What was written."""
+
+    n_bytes: int
+    format: FormatName
+    group_size: int | None
+    """GPTQ rows a scale."""
+    tokenizer: str | None
+    """Why there is none; ``None`` where there is."""
+
+
+def prepare(
+    source_path: str,
+    engine: EngineName,
+    kind: FormatName | None,
+    group_size: int | None,
+    target: Path,
+    told: Told,
+) -> Prepared:
+    """Convert a GGUF file, an HF folder or ``smollm2``.
+
+    Args:
+        kind: ``fp16`` or ``gptq``; ``None``: GPTQ for v1, else fp16.
+        group_size: of GPTQ; ``None``: 128, or less where the shape asks for it.
+
+    Raises:
+        UsageError: a shape that the engine cannot hold, ``target`` exists, disk too small.
+        ModelError: the source cannot be read.
+        MissingPackage: a reader's package is not installed.
+    """
+    kind = kind or ("gptq" if engine == "exllama" else "fp16")
+    if kind not in ("fp16", "gptq"):
+        raise UsageError(
+            f"llmprof prepares fp16 and gptq; {kind} needs the converter of {engine} itself"
+        )
+    ref = resolve(source_path)
+    if ref.path is None:
+        raise UsageError(f"{ref.name} has random weights; make it with: llmprof model synth")
+    source: WeightSource = (
+        GgufWeights(ref.path) if ref.kind == "gguf" else SafetensorsWeights(ref.path)
+    )
+    try:
+        config = source.config
+        size = _group_size(config, engine, kind, group_size)
+        _check(config, source, engine, kind, size)
+        tensors = list(_planned(config, source, size if kind == "gptq" else None))
+        total = sum(tensor.n_bytes for tensor in tensors)
+        with new_folder(target, total) as folder:
+            write_json(folder / "config.json", _document(ref, config, source, kind, size))
+            write_safetensors(
+                folder / "model.safetensors",
+                tensors,
+                lambda written: told("converting weights", written / total),
+            )
+            missing = _tokenizer(ref, folder)
+    finally:
+        source.close()
+    return Prepared(total, kind, size if kind == "gptq" else None, missing)
+
+
+def _group_size(
+    config: LlamaConfig, engine: EngineName, kind: FormatName, asked: int | None
+) -> int:
+    if kind != "gptq":
+        if asked is not None:
+            raise UsageError("--group-size is for --format gptq")
+        return GROUP_SIZES[0]
+    if asked is not None and asked not in GROUP_SIZES:
+        raise UsageError(f"--group-size {asked}: choose from {', '.join(map(str, GROUP_SIZES))}")
+    return asked or best_group_size(config) or GROUP_SIZES[0]
+
+
+def _check(
+    config: LlamaConfig, source: WeightSource, engine: EngineName, kind: FormatName, size: int
+) -> None:
+    reason = misfit(config, engine, kind, size)
+    if reason:
+        raise UsageError(reason)
+    if source.rope_factors is not None:
+        raise ModelError(
+            "the GGUF file has rope_freqs.weight, which config.json cannot hold;"
+            " prepare from the Hugging Face folder"
+        )
+
+
+def _planned(
+    config: LlamaConfig, source: WeightSource, group_size: int | None
+) -> Iterator[PlannedTensor]:
+    shapes = config.tensor_shapes()
+    for name, shape in shapes.items():
+        if group_size is not None and name.endswith("_proj.weight"):
+            yield from _quantised(source, name, shape, group_size)
+        else:
+            yield _copied(source, name, name, shape)
+    if HEAD not in shapes:
+        # Written on its own: ExLlama v1 and v2 look for it even where it is tied.
+        yield _copied(source, HEAD, EMBEDDING, shapes[EMBEDDING])
+
+
+def _copied(source: WeightSource, name: str, read_as: str, shape: tuple[int, ...]) -> PlannedTensor:
+    def make() -> list[NDArray[np.float16]]:
+        values = _values(source, read_as).astype(np.float16)
+        if not np.isfinite(values).all():
+            raise ModelError(f"tensor {read_as} has a value that fp16 cannot hold")
+        return [values]
+
+    return PlannedTensor(name, "F16", shape, make)
+
+
+def _quantised(
+    source: WeightSource, name: str, shape: tuple[int, ...], group_size: int
+) -> Iterator[PlannedTensor]:
+    """``qweight``, then ``qzeros`` and ``scales`` of the same quantisation."""
+    key = name.removesuffix(".weight")
+    n, k = shape
+    groups = k // group_size
+    # The file holds the large part first; the small ones wait for their turn.
+    small: dict[str, NDArray[Any]] = {}
+
+    def weight() -> list[Any]:
+        values = _values(source, name)
+        if not np.isfinite(values).all():
+            raise ModelError(f"tensor {name} has a value that is not finite")
+        packed = gptq.round_to_nearest(values, group_size)
+        small.update(qzeros=packed.qzeros, scales=packed.scales)
+        return [packed.qweight]
+
+    yield PlannedTensor(f"{key}.qweight", "I32", (k // 8, n), weight)
+    yield PlannedTensor(f"{key}.qzeros", "I32", (groups, n // 8), lambda: [small.pop("qzeros")])
+    yield PlannedTensor(f"{key}.scales", "F16", (groups, n), lambda: [small.pop("scales")])
+
+
+def _values(source: WeightSource, name: str) -> NDArray[np.float32]:
+    values: NDArray[np.float32] = source.read(name).float().numpy()
+    return values
+
+
+def _document(
+    ref: ModelRef, config: LlamaConfig, source: WeightSource, kind: FormatName, group_size: int
+) -> dict[str, Any]:
+    ours = {"source": source.format, "weights_id": source.weights_id}
+    if kind == "gptq":
+        ours["weights_id"] = f"{source.weights_id}-rtn-{group_size}"
+        ours["quantisation"] = RTN_NOTE
+    return config_json(
+        config,
+        token_ids=_token_ids(ref, config.vocab_size),
+        quantization=gptq_config(group_size) if kind == "gptq" else None,
+        ours=ours,
+    )
+
+
+def _token_ids(ref: ModelRef, vocab_size: int) -> dict[str, int]:
+    """bos, eos and pad of the source, where it names them and they are in the vocabulary."""
+    path = str(ref.path)
+    if ref.kind == "gguf":
+        header = read_header(path)
+        found = {
+            "bos_token_id": header.integer("tokenizer.ggml.bos_token_id"),
+            "eos_token_id": header.integer("tokenizer.ggml.eos_token_id"),
+            "pad_token_id": header.integer("tokenizer.ggml.padding_token_id"),
+        }
+    else:
+        data = read_json(Path(path) / "config.json")
+        found = {key: _first(data.get(key)) for key in _IDS}
+    return {
+        key: value for key, value in found.items() if value is not None and _ok(value, vocab_size)
+    }
+
+
+def _first(value: object) -> int | None:
+    """Llama 3 lists several end tokens; the engines want one."""
+    if isinstance(value, list) and value:
+        value = value[0]
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _ok(token: int, vocab_size: int) -> bool:
+    return 0 <= token < vocab_size
+
+
+def _tokenizer(ref: ModelRef, folder: Path) -> str | None:
+    if ref.kind == "hf":
+        for name in _TOKENIZER_FILES:
+            file = Path(str(ref.path)) / name
+            if file.is_file():
+                shutil.copyfile(file, folder / name)
+        exists = (folder / "tokenizer.json").is_file()
+        return None if exists else "the source folder has no tokenizer.json"
+    loaded = load_tokenizer(ref)
+    if isinstance(loaded, Unavailable):
+        return loaded.reason
+    loaded._inner.save(str(folder / "tokenizer.json"))
+    return None
