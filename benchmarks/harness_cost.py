@@ -18,7 +18,8 @@ from pathlib import Path
 
 import numpy as np
 
-from llmprof.analysis.stats import mean_interval
+from llmprof.analysis.stats import estimate
+from llmprof.models.locate import resolve
 from llmprof.session.client import WorkerClient
 from llmprof.tracers.nvml import NvmlTracer
 from llmprof.workload import seeded_ids
@@ -37,11 +38,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         ratios = measure(args, folder)
-    low, high = mean_interval(np.log(ratios))
-    ratio = float(np.exp(np.mean(np.log(ratios))))
+    logs = estimate(np.log(ratios).tolist(), "mean")
+    ratio, low, high = (float(np.exp(v)) for v in (logs.value, logs.low, logs.high))
     print(
         f"{args.model} {' '.join(args.option)}: timed / bare = {ratio:.4f}"
-        f" ({np.exp(low):.4f}–{np.exp(high):.4f}), {len(ratios)} pairs of {args.steps} steps"
+        f" ({low:.4f}–{high:.4f}), {len(ratios)} pairs of {args.steps} steps"
     )
     return 0 if abs(ratio - 1) < 0.01 else 1
 
@@ -56,7 +57,9 @@ def measure(args: argparse.Namespace, folder: Path) -> np.ndarray:
     try:
         client.wait_ready(never)
         prompt = [list(row) for row in seeded_ids(32, 1000, 1, 0)]
-        load = {"do": "load", "engine": "bare", "model": args.model, "batch": 1, "seed": 0}
+        ref = resolve(args.model)
+        load = {"do": "load", "engine": "bare", "model": ref.path or ref.preset}
+        load |= {"batch": 1, "seed": 0}
         load |= {"options": {**options, "out": str(out), "steps": str(args.steps)}}
         load |= {"max_positions": 32 + args.steps + 1, "prompt": prompt, "steps": args.steps}
         load |= {"stamps": str(client.stamps_path), "spool": None, "trace": None}

@@ -154,11 +154,13 @@ def test_the_engine_of_the_docs_is_listed_and_runs(llmprof, tmp_path: Path) -> N
     assert document(done)["engines"][0]["info"]["versions"] == {"counting": "1.0"}
 
 
-def start(tmp_path: Path, env: dict[str, str], *arguments: str) -> subprocess.Popen[str]:
+def start(
+    tmp_path: Path, env: dict[str, str], *arguments: str, engine: str = "step_us=5000"
+) -> subprocess.Popen[str]:
     """A run whose rounds take long enough to be hit in the middle."""
     return subprocess.Popen(
         [sys.executable, "-m", "llmprof", "--headless", "-o", str(tmp_path / "run.sqlite"),
-         *fakes("step_us=5000,say=here"), "--prompt-len", "4", "--decode-len", "20",
+         *fakes(engine), "--prompt-len", "4", "--decode-len", "20",
          "--rounds", "500", "--traced-steps", "0", *arguments],
         env=env, cwd=tmp_path, stdin=subprocess.DEVNULL, text=True,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
@@ -252,8 +254,8 @@ def test_a_full_disk_is_one_line_and_the_file_opens(
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")
     try:
-        process = start(disk, {**clean_env, "HOME": str(tmp_path)}, "--decode-len", "2000",
-                        "--engine", "fake:step_us=1")  # fmt: skip
+        environment = {**clean_env, "HOME": str(tmp_path)}
+        process = start(disk, environment, "--decode-len", "2000", engine="step_us=1")
         _, said = process.communicate(timeout=100)
         assert process.returncode == 2, said
         assert "disk" in said and "full" in said

@@ -79,6 +79,10 @@ class LiveFold:
             ]
             if engine.state in ("finished", "failed"):
                 self._activities.pop(engine.engine_id, None)
+            elif engine.state == "ready" and engine.engine_id in self._activities:
+                # Loaded and warm: the others' turn. A finished round keeps its share.
+                share = self._activities[engine.engine_id].share
+                self._activities[engine.engine_id] = Activity("waiting", share)
             self._version += 1
 
     def progress(self, engine_id: int, phase: str, share: float | None) -> None:

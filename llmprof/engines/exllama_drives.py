@@ -35,6 +35,7 @@ class ForwardDrive:
         guard: ``torch.inference_mode`` or ``torch.no_grad``.
         vocab_size: logits beyond it are padding.
         synchronous: bring every token to the host before the step returns.
+        device: where ids go.
     """
 
     def __init__(
@@ -45,6 +46,7 @@ class ForwardDrive:
         guard: Callable[[], AbstractContextManager[Any]],
         vocab_size: int,
         synchronous: bool,
+        device: str = "cuda:0",
     ) -> None:
         self._torch = torch
         self._forward = forward
@@ -52,6 +54,7 @@ class ForwardDrive:
         self._guard = guard
         self._vocab = vocab_size
         self._synchronous = synchronous
+        self._device = device
         self._token: Any = None
         self._kept: list[Any] = []
 
@@ -59,7 +62,7 @@ class ForwardDrive:
         self._kept.clear()
         with self._guard():
             self._rewind()
-            ids = self._torch.tensor(rows, dtype=self._torch.long).to("cuda:0")
+            ids = self._torch.tensor(rows, dtype=self._torch.long).to(self._device)
             return _flat(self._next(ids, True))
 
     def step(self) -> list[int] | None:

@@ -129,8 +129,9 @@ def _load(file: Path, extension: str) -> ModuleType:
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     except ImportError as why:
+        reason = one_line(str(why), 160)
         raise UsageError(
-            f"{one_line(str(file))} does not load: {one_line(str(why), 160)}; remove it to build anew"
+            f"{one_line(str(file))} does not load: {reason}; remove it to build anew"
         ) from None
     return module
 
@@ -171,7 +172,5 @@ def _build_failure(engine: str, output: str) -> EngineFailure:
     print(output, file=sys.stderr)
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     telling = [line for line in lines if "error" in line.lower()] or lines
-    # The first lines repeat torch's own summary, "Error building extension".
-    return EngineFailure(
-        f"{engine}: its CUDA extension could not be built: {one_line(' | '.join(telling[-3:]), 240)}"
-    )
+    reason = one_line(" | ".join(telling[-3:]), 240)
+    return EngineFailure(f"{engine}: its CUDA extension could not be built: {reason}")

@@ -8,7 +8,7 @@ from typing import Any
 class IdTokenizer:
     """Every id spells one letter; text is made because the generators insist, nobody reads it.
 
-    Duck-typed after ``ExLlamaTokenizer`` (v1), ``ExLlamaV2Tokenizer`` and exllamav3's ``Tokenizer``.
+    Duck-typed after ``ExLlamaTokenizer``, ``ExLlamaV2Tokenizer`` and exllamav3's ``Tokenizer``.
     """
 
     def __init__(self, vocab_size: int, ids: dict[str, int], config: Any = None) -> None:

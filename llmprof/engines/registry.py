@@ -15,6 +15,9 @@ GROUP = "llmprof.engines"
 BUILT_IN = {
     "torch": "llmprof.engines.torch_engine:TorchEngine",
     "llamacpp": "llmprof.engines.llamacpp_engine:LlamaCppEngine",
+    "exllama": "llmprof.engines.exllama_engine:ExLlamaEngine",
+    "exllamav2": "llmprof.engines.exllamav2_engine:ExLlamaV2Engine",
+    "exllamav3": "llmprof.engines.exllamav3_engine:ExLlamaV3Engine",
 }
 
 
