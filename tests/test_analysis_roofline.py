@@ -75,7 +75,7 @@ def test_measured_bandwidth_uses_settled_samples_of_decoding_only() -> None:
     samples = [
         gpu_sample(10, gpm_dram_bw_pct=90.0),  # prefill
         gpu_sample(60, gpm_dram_bw_pct=90.0),  # covers prefill too
-        gpu_sample(200, gpm_dram_bw_pct=30.0),
+        gpu_sample(260, gpm_dram_bw_pct=30.0),
         gpu_sample(300, gpm_dram_bw_pct=50.0),
         gpu_sample(310),
         gpu_sample(350, gpm_dram_bw_pct=99.0, device=1),
@@ -89,7 +89,7 @@ def test_measured_bandwidth_uses_settled_samples_of_decoding_only() -> None:
     data.gpu_samples = samples[:2]
     short = roof(data).measured_share
     assert isinstance(short, Unavailable)
-    assert "100 ms" in short.reason
+    assert "0.2 s" in short.reason
 
 
 @pytest.mark.parametrize("field", ["weight_bytes_per_step", "kv_bytes_per_token"])

@@ -75,7 +75,9 @@ def test_what_synth_makes_is_accepted(tmp_path, engine, kind, config, bits) -> N
 
 def test_bits_per_weight_is_that_of_the_file(tmp_path) -> None:
     config = EXTRA_PRESETS["tiny-128"]
-    found = inspect_folder(str(folder(tmp_path, "exllamav3", "exl3", config, head_bits=6)), "exllamav3")
+    found = inspect_folder(
+        str(folder(tmp_path, "exllamav3", "exl3", config, head_bits=6)), "exllamav3"
+    )
     assert 4.0 < found.bits_per_weight < 4.3
 
 

@@ -66,7 +66,7 @@ def gpu_run() -> RunData:
         free.end_ns = free.stamps_ns[0] + 350_000_000
         rounds += [record, free]
         for engine_id, clock in ((0, 1980), (1, 1500)):
-            at = index * 1000 + engine_id * 500 + 200
+            at = index * 1000 + engine_id * 500 + 300
             values = {"sm_clock_mhz": clock, "throttle_mask": 4, "power_w": 400.0}
             samples.append(gpu_sample(at, gpm_dram_bw_pct=40.0, **values))
     engines = [engine(0, "torch", info=info), engine(1, "mlc", info=info)]

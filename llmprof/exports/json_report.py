@@ -152,6 +152,7 @@ def _engine(engine: EngineReport, data: RunData, trace: EngineTrace | Unavailabl
             **_maybe("measured_share", roof.measured_share),
             **_maybe("peak_gb_s", roof.peak_gb_s),
             "peak_source": roof.peak_source,
+            **_maybe("copy_gb_s", roof.copy_gb_s),
         },
         **_maybe("j_per_token", steps.joule_per_token),
         "tracing": {

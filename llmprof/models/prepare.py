@@ -144,7 +144,8 @@ def _planned(
 
 def _copied(source: WeightSource, name: str, read_as: str, shape: tuple[int, ...]) -> PlannedTensor:
     def make() -> list[NDArray[np.float16]]:
-        values = _values(source, read_as).astype(np.float16)
+        with np.errstate(over="ignore"):  # looked for right below
+            values = _values(source, read_as).astype(np.float16)
         if not np.isfinite(values).all():
             raise ModelError(f"tensor {read_as} has a value that fp16 cannot hold")
         return [values]

@@ -6,11 +6,20 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 from llmprof import __version__, environment
 from llmprof.errors import EngineFailure, LlmprofError
 from llmprof.plaintext import printable
-from llmprof.records import EngineRecord, Missing, PassName, RunInfo, RunState, Unavailable
+from llmprof.records import (
+    EngineRecord,
+    GpuDevice,
+    Missing,
+    PassName,
+    RunInfo,
+    RunState,
+    Unavailable,
+)
 from llmprof.runfile.writer import RunFileWriter
 from llmprof.session.client import Cancelled
 from llmprof.session.engine_run import EngineRun
@@ -18,6 +27,7 @@ from llmprof.session.events import SessionObserver
 from llmprof.session.plan import Plan
 from llmprof.session.recorder import Recorder
 from llmprof.session.schedule import interleaved
+from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
 from llmprof.tracers.nvml import NvmlTracer
 
 
@@ -71,7 +81,7 @@ class Session:
             tool_commit=environment.tool_commit(),
             command=list(self._plan.command),
             workload=self._plan.workload.to_dict(),
-            environment=environment.collect(devices),
+            environment={**environment.collect(devices), "copy_gb_s": self._copies(devices)},
             trace_level=self._plan.trace_level,
             schedule="interleaved" if len(self.engines) > 1 else "single",
         )
@@ -103,6 +113,22 @@ class Session:
                 nvml.stop()
             self._close(writer, nvml.missing(), state, message)
         return state
+
+    def _copies(self, devices: list[GpuDevice] | Unavailable) -> dict[str, Any]:
+        """What a copy reaches on each GPU that is asked for, before anything is loaded."""
+        if isinstance(devices, Unavailable):
+            return {}
+        named = {spec.options.get("device", "cuda:0") for spec in self._plan.engines}
+        found: dict[str, Any] = {}
+        for device in devices:
+            name = f"cuda:{device.index}"
+            if name in named or (device.index == 0 and "cuda" in named):
+                copy = measure_copy_bandwidth(device.index)
+                if isinstance(copy, Unavailable):
+                    found[name] = environment.unavailable(copy.reason)
+                else:
+                    found[name] = copy.gb_s
+        return found
 
     def _close(
         self, writer: RunFileWriter, missing: list[Missing], state: RunState, message: str
