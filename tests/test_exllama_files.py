@@ -12,7 +12,7 @@ from llmprof.models.exllama_files import inspect_folder
 from llmprof.models.exllama_shapes import best_group_size, misfit, v1_rope_covers
 from llmprof.models.presets import PRESETS, LlamaConfig
 from llmprof.models.safetensors_header import read_tensor_table
-from llmprof.models.synth import EXTRA_PRESETS, SynthRequest, synthesise
+from llmprof.models.synth import SynthRequest, synthesise
 
 SMALL = LlamaConfig(128, 256, 1, 4, 4, 32, 64, 1e-5, 10000.0, 512)
 SMALL_V1 = LlamaConfig(256, 256, 1, 2, 2, 128, 64, 1e-5, 10000.0, 512)
@@ -74,7 +74,7 @@ def test_what_synth_makes_is_accepted(tmp_path, engine, kind, config, bits) -> N
 
 
 def test_bits_per_weight_is_that_of_the_file(tmp_path) -> None:
-    config = EXTRA_PRESETS["tiny-128"]
+    config = PRESETS["tiny-128"]
     found = inspect_folder(
         str(folder(tmp_path, "exllamav3", "exl3", config, head_bits=6)), "exllamav3"
     )

@@ -16,7 +16,7 @@ from llmprof.cli.model_command import add_arguments, model
 from llmprof.errors import UsageError
 from llmprof.models import synth
 from llmprof.models.exllama_files import inspect_folder
-from llmprof.models.presets import LlamaConfig
+from llmprof.models.presets import PRESETS, LlamaConfig
 
 CONFIG = LlamaConfig(128, 256, 2, 4, 2, 32, 96, 1e-5, 10000.0, 512)
 
@@ -46,7 +46,7 @@ def test_the_command_makes_what_the_engine_accepts(tmp_path: Path, capsys, engin
     assert "random" in capsys.readouterr().out
     found = inspect_folder(str(target), engine)
     assert found.random
-    assert found.config == synth.EXTRA_PRESETS["tiny-128"]
+    assert found.config == PRESETS["tiny-128"]
     assert [path.name for path in sorted(target.iterdir())] == ["config.json", "model.safetensors"]
 
 

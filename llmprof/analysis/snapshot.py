@@ -27,7 +27,7 @@ class EngineView:
     """Engine and model in a few words: ``torch 2.13 · fp32 · cpu``."""
     state: EngineState
     phase: str
-    """What it does now: ``loading``, ``warm-up``, ``timing 3/8``, ``traced``, ``waiting``, ``done``."""
+    """What it does now: ``loading``, ``warm-up``, ``timing 3/8``, ``traced``, ``waiting``…"""
     progress: float | None
     """Share of the phase done, 0–1; ``None`` where it cannot be known."""
     step_ms: tuple[float, ...] = ()

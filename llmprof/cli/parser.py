@@ -19,6 +19,7 @@ commands:
   llmprof [options]        decode, record, show (the TUI in a terminal, else --headless)
   llmprof open FILE        replay a run file in the TUI
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
+  llmprof model synth|prepare  random or real weights in an engine's own format
   llmprof engines          engines that can be named here
   llmprof doctor [--json]  what works on this machine, and how to get the rest
   llmprof schema           JSON Schema of the --json document
@@ -148,6 +149,12 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
             help="exit 4 if B / A is beyond: tok_s<98%%, ttft>105%% (and the difference is seen)",
         )
         parser.set_defaults(command=_late("llmprof.cli.compare_command:compare"))
+    elif name == "model":
+        from llmprof.cli.model_command import add_arguments
+
+        parser.description = "Make a model that an engine can load."
+        add_arguments(parser)
+        parser.set_defaults(command=_late("llmprof.cli.model_command:model"))
     elif name == "engines":
         parser.description = "List the engines that can be named here."
         parser.set_defaults(command=_late("llmprof.cli.report_commands:engines"))
@@ -161,7 +168,7 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-SUBCOMMANDS = ("open", "compare", "engines", "doctor", "schema")
+SUBCOMMANDS = ("open", "compare", "model", "engines", "doctor", "schema")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

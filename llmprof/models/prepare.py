@@ -236,5 +236,5 @@ def _tokenizer(ref: ModelRef, folder: Path) -> str | None:
     loaded = load_tokenizer(ref)
     if isinstance(loaded, Unavailable):
         return loaded.reason
-    loaded._inner.save(str(folder / "tokenizer.json"))
+    loaded.save(folder / "tokenizer.json")
     return None

@@ -226,6 +226,8 @@ def _shown(value: object) -> str:
 PRESETS = {
     # Small enough for a few ms a step on a CPU; grouped-query attention like the large ones.
     "tiny": LlamaConfig(256, 688, 4, 8, 2, 32, 4096, 1e-5, 10000.0, 4096),
+    # Every size a multiple of 128: what all ExLlama formats take.
+    "tiny-128": LlamaConfig(1024, 2816, 2, 8, 4, 128, 2048, 1e-5, 10000.0, 4096),
     "llama2-7b": LlamaConfig(4096, 11008, 32, 32, 32, 128, 32000, 1e-5, 10000.0, 4096),
     "llama2-13b": LlamaConfig(5120, 13824, 40, 40, 40, 128, 32000, 1e-5, 10000.0, 4096),
     "llama2-70b": LlamaConfig(8192, 28672, 80, 64, 8, 128, 32000, 1e-5, 10000.0, 4096),

@@ -37,7 +37,8 @@ class SafetensorsWeights:
         folder = Path(path)
         self.rope_factors: Any | None = None
         self.notes: list[str] = []
-        self.config = LlamaConfig.from_hf(read_json(folder / "config.json"))
+        settings = read_json(folder / "config.json")
+        self.config = LlamaConfig.from_hf(settings)
         digest = hashlib.sha256()
         self._stack = ExitStack()
         self._shard_of: dict[str, tuple[str, Any]] = {}
@@ -56,7 +57,10 @@ class SafetensorsWeights:
             self.notes.append("lm_head.weight is in the file but tied by config.json: not loaded")
         dtypes = {self._check(name, shape) for name, shape in self.config.tensor_shapes().items()}
         self.format = "safetensors " + "+".join(sorted(dtypes))
-        self.weights_id = digest.hexdigest()
+        # A folder that ``llmprof model prepare`` made says whose weights it holds.
+        ours = settings.get("llmprof")
+        known = ours.get("weights_id") if isinstance(ours, dict) else None
+        self.weights_id = known if isinstance(known, str) else digest.hexdigest()
 
     def read(self, name: str) -> Any:
         return self._shard_of[name][1].get_tensor(name)

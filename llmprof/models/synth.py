@@ -34,10 +34,6 @@ from llmprof.models.safetensors_writer import PlannedTensor, write_safetensors
 
 Told = Callable[[str, float], None]
 """``told("writing weights", 0.4)``."""
-EXTRA_PRESETS = {
-    "tiny-128": LlamaConfig(1024, 2816, 2, 8, 4, 128, 2048, 1e-5, 10000.0, 4096),
-}
-"""Small, and every size a multiple of 128: what all ExLlama formats take."""
 _RESIDUAL_GAIN = 0.2
 _EMBEDDING_STD = 0.5
 
@@ -90,10 +86,9 @@ def find_config(preset: str | None, config_file: str | None) -> LlamaConfig:
     if config_file is not None:
         data = read_json(Path(config_file))
         return LlamaConfig.from_hf({k: v for k, v in data.items() if k != "quantization_config"})
-    known = {**PRESETS, **EXTRA_PRESETS}
-    if preset not in known:
-        raise UsageError(f"unknown preset {preset!r}; presets: {', '.join(sorted(known))}")
-    return known[str(preset)]
+    if preset not in PRESETS:
+        raise UsageError(f"unknown preset {preset!r}; presets: {', '.join(sorted(PRESETS))}")
+    return PRESETS[str(preset)]
 
 
 def default_format(engine: EngineName) -> FormatName:

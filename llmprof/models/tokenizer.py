@@ -32,6 +32,10 @@ class Tokenizer:
         """Text of ``ids``, special tokens shown; ids without a token give nothing."""
         return str(self._inner.decode(list(ids), skip_special_tokens=False))
 
+    def save(self, path: Path) -> None:
+        """Write it as a ``tokenizer.json``."""
+        self._inner.save(str(path))
+
 
 def load_tokenizer(ref: ModelRef) -> Tokenizer | Unavailable:
     """The tokenizer that a model's files carry, or why there is none.

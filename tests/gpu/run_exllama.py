@@ -30,10 +30,11 @@ from llmprof.engines.extension_build import keep_extension
 from llmprof.engines.registry import create
 from llmprof.errors import LlmprofError
 from llmprof.models.exllama_shapes import FORMATS
-from llmprof.models.synth import EXTRA_PRESETS, SynthRequest, synthesise
+from llmprof.models.presets import PRESETS
+from llmprof.models.synth import SynthRequest, synthesise
 from llmprof.workload import seeded_ids
 
-CONFIG = EXTRA_PRESETS["tiny-128"]
+CONFIG = PRESETS["tiny-128"]
 STEPS = 300
 """More than the 205 calls after which ExLlamaV2 captures its graphs."""
 PROMPT = 300
