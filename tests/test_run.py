@@ -217,6 +217,7 @@ def test_an_interrupted_run_keeps_what_it_has(
     workers = workers_of(process.pid)
     assert workers
     process.send_signal(number)
+    process.send_signal(number)  # as timeout(1) does: to its child, then to the group
     _, said = process.communicate(timeout=30)
     assert process.returncode == 130, said
     assert "Traceback" not in said

@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -78,10 +79,19 @@ def _ends_cleanly(session: Any) -> Iterator[None]:
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in caught}
 
+    first_s: float | None = None
+
     def stop(number: int, frame: object) -> None:
+        nonlocal first_s
         session.stop()
-        for again in caught:  # the second time it means it
-            signal.signal(again, before[again])
+        # The second time it means it. timeout(1) signals its child and then the whole group: two
+        # signals at once are one wish.
+        if first_s is None:
+            first_s = time.monotonic()
+        elif time.monotonic() - first_s > 1.0:
+            for again in caught:
+                signal.signal(again, before[again])
+            signal.raise_signal(number)
 
     for number in caught:
         signal.signal(number, stop)

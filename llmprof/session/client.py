@@ -57,6 +57,9 @@ class WorkerClient:
                 stdout=log,
                 stderr=log,
                 pass_fds=(child_read, child_write),
+                # Signals to our terminal or group are the parent's to judge; and a compiler that
+                # an engine started ends with the worker.
+                start_new_session=True,
                 env={**os.environ, "PYTHONUNBUFFERED": "1", "LLMPROF_PARENT": str(os.getpid())},
             )
         os.close(child_read)
@@ -169,8 +172,10 @@ class WorkerClient:
         self.kill()
 
     def kill(self) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
+        try:
+            os.killpg(self._process.pid, signal.SIGKILL)
+        except ProcessLookupError:
+            pass  # all of them have ended
         self._process.wait()
         self._channel.close()
         self.board.close()

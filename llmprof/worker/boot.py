@@ -43,8 +43,6 @@ def _import_package() -> None:
 
 
 def main() -> None:
-    # Ctrl-C goes to the whole process group; the parent alone decides what it means.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
     _die_with_parent()
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [p for p in sys.path if p != here]
