@@ -35,7 +35,7 @@ def main() -> int:
     parser.add_argument("--slow", default="5", help="per cent")
     parser.add_argument("extra", nargs="*", help="further llmprof options, after --")
     args = parser.parse_args()
-    extra = args.extra or ["--model", "tiny", "--decode-len", "64", "--rounds", "8"]
+    extra = args.extra or ["--model", "tiny", "--decode-len", "32", "--rounds", "48"]
     same = seen = 0
     with tempfile.TemporaryDirectory() as name:
         for number in range(args.runs):

@@ -23,9 +23,9 @@ class Workload:
     """
 
     prompt_ids: tuple[tuple[int, ...], ...]
-    decode_len: int = 128
+    decode_len: int = 64
     """Decode steps a round, EOS ignored: every round makes ``decode_len + 1`` tokens."""
-    rounds: int = 8
+    rounds: int = 16
     """Rounds of the timing pass, per engine."""
     traced_steps: int = 32
     """Decode steps of the traced pass; 0 leaves the traced pass out."""

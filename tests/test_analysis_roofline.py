@@ -142,7 +142,6 @@ def test_throttling_and_clock_drift_are_warnings() -> None:
     ]
 
 
-
 def test_no_conditions_on_a_cpu_or_without_samples() -> None:
     data = two_engines()
     assert isinstance(conditions(data, data.engines[0]), Unavailable)

@@ -68,7 +68,7 @@ def test_expanded_tail_is_wider_than_the_plain_one_and_shrinks_to_it() -> None:
 
 
 @pytest.mark.parametrize("n", [5, 8, 12])
-@pytest.mark.parametrize("statistic", ["median", "mean"])
+@pytest.mark.parametrize("statistic", ["median", "mean", "trimmed"])
 def test_the_interval_covers_the_truth(n: int, statistic: Statistic) -> None:
     """Log-normal noise of 5 %; the median of the rates, the mean of the log ratios."""
     random = np.random.default_rng(2)

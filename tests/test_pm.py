@@ -209,10 +209,16 @@ def test_the_clocks_bound_comes_from_start_and_stop() -> None:
     placed, _, clock = place(start, start + 200_000, 200_000, readings())
     assert clock.method == "cupti"
     assert placed[0] == 10 * MS
-    # Start was entered 0.1 ms before the first sample and returned 0.05 ms after it (+ interval);
-    # Stop was entered 0.1 ms after the last one (− interval) and returned 0.3 ms after it.
-    assert (clock.low_ns, clock.high_ns) == (-100_000, 250_000)
-    assert clock.error_ns == 250_000 + 100
+    # Start was entered 0.1 ms before the first sample; Stop returned 0.3 ms after the last one.
+    assert (clock.low_ns, clock.high_ns) == (-100_000, 300_000)
+    assert clock.error_ns == 300_000 + 100
+
+
+def test_samples_lost_at_the_end_do_not_move_the_others() -> None:
+    start = WALL + np.arange(10 * MS, 20 * MS, 200_000)
+    lost = readings(stopped=(25 * MS, 26 * MS))
+    _, _, clock = place(start, start + 200_000, 200_000, lost)
+    assert (clock.method, clock.error_ns) == ("cupti", 400_000 + 100)
 
 
 def test_a_drift_of_the_wall_clock_is_followed() -> None:
@@ -224,7 +230,7 @@ def test_a_drift_of_the_wall_clock_is_followed() -> None:
 
 def test_contradicting_bounds_leave_the_error_unknown() -> None:
     start = WALL + np.arange(10 * MS, 20 * MS, 200_000)
-    late = readings(stopped=(25 * MS, 26 * MS))
+    late = readings(started=(12 * MS, 12 * MS))
     _, _, clock = place(start, start + 200_000, 200_000, late)
     assert (clock.method, clock.error_ns) == ("contradiction", None)
 

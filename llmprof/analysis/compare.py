@@ -1,7 +1,8 @@
 """Is engine B faster than engine A, and by how much: a ratio, its interval, a verdict in words.
 
 Rounds of the same index were taken one right after the other, so what disturbs the machine slowly
-disturbs both: the per-round log ratio cancels it. Runs that did not take turns are compared by the
+disturbs both: the per-round log ratio cancels it, and their trimmed mean passes over pairs in which
+something disturbed one side only. Runs that did not take turns are compared by the
 ratio of medians, each run resampled by itself.
 """
 
@@ -158,9 +159,9 @@ def _paired_ratio(a: dict[int, float], b: dict[int, float]) -> Estimate:
     common = sorted(a.keys() & b.keys())
     if not common:
         return Estimate.missing("no round is complete in both engines")
-    logs = estimate([math.log(b[i] / a[i]) for i in common], "mean")
+    logs = estimate([math.log(b[i] / a[i]) for i in common], "trimmed")
     ratios = tuple(b[i] / a[i] for i in common)
-    return Estimate(_exp(logs.value), _exp(logs.low), _exp(logs.high), ratios, "mean")
+    return Estimate(_exp(logs.value), _exp(logs.low), _exp(logs.high), ratios, "trimmed")
 
 
 def _unpaired_ratio(a: dict[int, float], b: dict[int, float]) -> Estimate:

@@ -98,12 +98,10 @@ def _run_parser() -> argparse.ArgumentParser:
     prompt.add_argument("--prompt", metavar="TEXT", help="prompt text (needs a tokenizer)")
     prompt.add_argument("--prompt-len", type=_positive, metavar="N", help="N seeded token ids")
     prompt.add_argument("--prompt-ids", metavar="FILE", help="token ids from a file")
-    what.add_argument(
-        "--decode-len", type=_positive, metavar="N", help="decode steps a round (128)"
-    )
+    what.add_argument("--decode-len", type=_positive, metavar="N", help="decode steps a round (64)")
     what.add_argument("--batch", type=_positive, metavar="B", help="sequences at once (1)")
     how = parser.add_argument_group("how to measure")
-    how.add_argument("--rounds", type=_positive, metavar="R", help="timing rounds an engine (8)")
+    how.add_argument("--rounds", type=_positive, metavar="R", help="timing rounds an engine (16)")
     how.add_argument(
         "--traced-steps", type=_natural, metavar="N", help="steps of the traced pass (32); 0: none"
     )

@@ -138,8 +138,8 @@ def _workload(
         rows = seeded_ids(length, vocab, batch, seed)
     return Workload(
         prompt_ids=rows,
-        decode_len=int(_setting(arguments, config, "decode_len", 128)),  # type: ignore[call-overload]
-        rounds=int(_setting(arguments, config, "rounds", 8)),  # type: ignore[call-overload]
+        decode_len=int(_setting(arguments, config, "decode_len", 64)),  # type: ignore[call-overload]
+        rounds=int(_setting(arguments, config, "rounds", 16)),  # type: ignore[call-overload]
         traced_steps=int(_setting(arguments, config, "traced_steps", 32)),  # type: ignore[call-overload]
         seed=seed,
         prompt_text=text,

@@ -5,10 +5,9 @@ guide, "PM Sampling": the timestamps are CPU based; cupti_activity.h at
 ``cuptiActivityRegisterTimestampCallback``: CLOCK_REALTIME, by linear interpolation). It does not
 say how well. So its word is checked by what must be true on the host's clock:
 
-* no sample begins before ``cuptiPmSamplingStart`` is entered, and the first begins within an
-  interval of its return;
-* the last complete sample ends at most an interval before ``cuptiPmSamplingStop`` is entered, and
-  before it returns;
+* no sample begins before ``cuptiPmSamplingStart`` is entered;
+* the last complete sample ends before ``cuptiPmSamplingStop`` returns, and, as long as that agrees
+  with the rest, at most two intervals before it is entered;
 * no sample is decoded before it ended.
 
 Each gives one side of an interval for the correction (true time − converted time). Where it holds
@@ -91,15 +90,15 @@ def place(
     end, _ = to_monotonic(end_ns, readings.clocks)
     decodes = np.asarray(readings.decodes, dtype=np.int64).reshape(-1, 2)
     decoded, _ = to_monotonic(decodes[:, 1], readings.clocks)
-    low = max(
-        readings.started[0] - int(start[0]),
-        readings.stopped[0] - interval_ns - int(end[-1]),
-    )
+    low = readings.started[0] - int(start[0])
     high = min(
-        readings.started[1] + interval_ns - int(start[0]),
         readings.stopped[1] - int(end[-1]),
         int((decodes[:, 0] - decoded).min(initial=np.iinfo(np.int64).max)),
     )
+    # Sampling goes on until it is told to stop, but the buffer's last samples may be lost.
+    latest = readings.stopped[0] - 2 * interval_ns - int(end[-1])
+    if low < latest <= high:
+        low = latest
     if low > high + 2 * error:
         return start, end, Placement("contradiction", 0, None, low, high)
     if low - error <= 0 <= high + error:
