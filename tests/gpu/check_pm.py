@@ -191,7 +191,7 @@ def sm_clock() -> str:
 def intervals(load: Watched, peak: float) -> int:
     """Requested → achieved, in new processes; DRAM % during a copy. The shortest clean one, ns."""
     shortest = 200_000
-    for requested in (200_000, 100_000, 50_000, 20_000):
+    for requested in (200_000, 100_000, 50_000):
         tracer = PmTracer(0, requested)
         start(tracer, 0.7)
         copied = load.ask("copy", 0.5)
