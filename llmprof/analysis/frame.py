@@ -156,10 +156,16 @@ def _engine(data: RunData, engine: EngineReport, activity: Activity | None) -> E
 def _round_on_show(
     data: RunData, engine_id: int, activity: Activity | None, current: tuple[int, ...]
 ) -> tuple[tuple[int, ...], str]:
-    """Steps and name of the running round once it has a step, else of the last one."""
+    """Steps and name of the running round once it has a step, else of the last one.
+
+    Of a run that is over the last timing round: its steps are the ones that count.
+    """
     if activity and current:
         return current, _round_label(activity.pass_name, activity.index, activity.total)
-    for record in reversed(data.rounds):
+    rounds = list(reversed(data.rounds))
+    if data.info.state != "running":
+        rounds.sort(key=lambda record: record.pass_name != "timing")
+    for record in rounds:
         if record.engine_id == engine_id and record.steps and record.synchronous:
             label = _round_label(record.pass_name, record.index, _total(data, record))
             return step_latencies(record.stamps_ns), label
@@ -207,8 +213,14 @@ def _gpus(data: RunData, unavailable: str) -> tuple[GpuView, ...]:
         reason = unavailable or missing_reason(data, ("run",), "nvml") or "no GPU was recorded"
         return (GpuView(None, None, unavailable=one_line(reason)),)
     views = []
+    samples = data.gpu_samples
+    timed = [r for r in data.rounds if r.pass_name == "timing"]
+    if data.info.state != "running" and timed:
+        # What the GPU did while it was timed, not the idling at the end of the run.
+        first, last = timed[0].start_ns, max(r.end_ns for r in timed)
+        samples = [s for s in samples if first <= s.timestamp_ns <= last] or samples
     for device in data.gpu_devices:
-        newest = (s for s in reversed(data.gpu_samples) if s.device == device.index)
+        newest = (s for s in reversed(samples) if s.device == device.index)
         history = tuple(islice(newest, HISTORY))[::-1]
         latest: GpuSample | None = history[-1] if history else None
         missing = tuple(
