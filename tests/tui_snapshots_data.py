@@ -245,6 +245,9 @@ class FixedSource:
     def snapshot(self) -> Snapshot:
         return self.now
 
+    def trace(self) -> Unavailable:
+        return Unavailable("no traced pass")
+
     def stop(self) -> None:
         self.stopped += 1
 

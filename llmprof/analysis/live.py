@@ -12,10 +12,13 @@ from array import array
 from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 from llmprof.analysis.frame import Activity, build_snapshot
 from llmprof.analysis.report import Report, build
 from llmprof.analysis.snapshot import Snapshot
+from llmprof.analysis.traced import RunTrace
+from llmprof.errors import LlmprofError
 from llmprof.records import (
     EngineRecord,
     GpuDevice,
@@ -26,8 +29,10 @@ from llmprof.records import (
     RunData,
     RunInfo,
     RunState,
+    Unavailable,
     Warned,
 )
+from llmprof.runfile.reader import RunFileReader
 
 LOG_LINES = 50
 
@@ -59,6 +64,7 @@ class LiveFold:
         self._version = 0
         """Counts what changes the report: a finished round, an engine's state, a warning."""
         self._built: tuple[int, Report] | None = None
+        self._trace: RunTrace | Unavailable | None = None
 
     # SessionObserver: the session's thread.
 
@@ -176,6 +182,15 @@ class LiveFold:
             data, self._built[1], now_ns, activities, log=log, gpu_unavailable=unavailable
         )
 
+    def trace(self) -> RunTrace | Unavailable:
+        with self._lock:
+            data, live = self._data, self.live
+        if data is None or live:
+            return Unavailable("the trace is read when the run is over")
+        if self._trace is None:
+            self._trace = _read_trace(data.path)
+        return self._trace
+
     def stop(self) -> None:
         if self._on_stop is not None and self.live:
             self._on_stop()
@@ -189,6 +204,7 @@ class RunDataSource:
     def __init__(self, data: RunData) -> None:
         self._data = data
         self._snapshot: Snapshot | None = None
+        self._trace: RunTrace | Unavailable | None = None
 
     def snapshot(self) -> Snapshot:
         if self._snapshot is None:
@@ -202,5 +218,21 @@ class RunDataSource:
             self._snapshot = build_snapshot(data, build(data), now_ns, {})
         return self._snapshot
 
+    def trace(self) -> RunTrace | Unavailable:
+        if self._trace is None:
+            self._trace = _read_trace(self._data.path)
+        return self._trace
+
     def stop(self) -> None:
         """Nothing runs."""
+
+
+def _read_trace(path: str) -> RunTrace | Unavailable:
+    if not path:
+        return Unavailable("the run was not saved")
+    try:
+        with RunFileReader(path) as reader:
+            data = reader.run_data()
+        return RunTrace(Path(path), data)
+    except LlmprofError as why:
+        return Unavailable(str(why))

@@ -7,9 +7,12 @@ the run is still going.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from llmprof.records import EngineState, GpuDevice, GpuSample, Maybe, RunState, Unavailable
+
+if TYPE_CHECKING:
+    from llmprof.analysis.traced import RunTrace
 
 NOT_YET = Unavailable("not measured yet")
 
@@ -119,6 +122,9 @@ class SnapshotSource(Protocol):
 
     def snapshot(self) -> Snapshot:
         """The current frame's value; cheap enough for 4 Hz, thread-safe."""
+
+    def trace(self) -> RunTrace | Unavailable:
+        """The traced pass of a run that is over; may take a second, from any one thread."""
 
     def stop(self) -> None:
         """Ask a running session to end cleanly; no-op for a file."""

@@ -87,6 +87,7 @@ class EngineTrace:
         self.record = record
         self.operators = operators
         """Host operators by self time, where they were recorded (engines on a CPU)."""
+        self._steps: dict[int, StepView | Unavailable] = {}
         self.round: TracedRound | Unavailable
         if record is None:
             self.round = Unavailable("no traced pass")
@@ -118,6 +119,11 @@ class EngineTrace:
 
     def step_view(self, step: int) -> StepView | Unavailable:
         """Everything that the device did in decode step ``step`` (from 1), gaps as gaps."""
+        if step not in self._steps:
+            self._steps[step] = self._step_view(step)
+        return self._steps[step]
+
+    def _step_view(self, step: int) -> StepView | Unavailable:
         if isinstance(self.round, Unavailable):
             return self.round
         timeline = self.round.timeline

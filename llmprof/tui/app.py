@@ -5,20 +5,23 @@ from __future__ import annotations
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar
+from typing import ClassVar, cast
 
+from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
 from textual.screen import Screen
 from textual.widgets import Footer
 
 from llmprof.analysis.snapshot import Snapshot, SnapshotSource
+from llmprof.analysis.traced import EngineTrace, RunTrace, StepView
 from llmprof.errors import (
     EXIT_ENGINE_FAILED,
     EXIT_INTERRUPTED,
     EXIT_NOTHING_RAN,
     EXIT_OK,
 )
+from llmprof.records import Unavailable
 from llmprof.tui import refresh_rate
 from llmprof.tui.canvas import Canvas
 from llmprof.tui.cells import clean
@@ -26,6 +29,8 @@ from llmprof.tui.compositor import CellCompositor
 from llmprof.tui.dialogs import ConfirmStop, HelpScreen
 from llmprof.tui.frame import body, header
 from llmprof.tui.glyphs import Glyphs, choose
+from llmprof.tui.kernels_page import SORTS
+from llmprof.tui.trace_page import step_count
 from llmprof.tui.view import PAGES, SCALES, View
 
 
@@ -40,8 +45,16 @@ class MainScreen(Screen[None], inherit_bindings=False):
         Binding("t", "page", "Page", id="page"),
         Binding("enter", "zoom", "Zoom", key_display="enter", id="zoom"),
         Binding("s", "screenshot", "Screenshot", id="screenshot"),
-        Binding("shift+tab,left", "focus_engine(-1)", show=False),
-        Binding("right", "focus_engine(1)", show=False),
+        Binding("shift+tab", "focus_engine(-1)", show=False),
+        Binding("left,h", "turn(-1)", show=False),
+        Binding("right,l", "turn(1)", show=False),
+        Binding("plus,equals_sign", "time_zoom(0.5)", show=False),
+        Binding("minus", "time_zoom(2.0)", show=False),
+        Binding("right_square_bracket,full_stop", "item(1)", show=False),
+        Binding("left_square_bracket,comma", "item(-1)", show=False),
+        Binding("n", "slowest(1)", show=False),
+        Binding("N", "slowest(-1)", show=False),
+        Binding("o", "sort", show=False, id="sort"),
         Binding("escape", "zoom(False)", show=False),
         Binding("y", "scale", show=False, id="scale"),
         *(Binding(str(i), f"page('{page}')", show=False) for i, page in enumerate(PAGES, 1)),
@@ -54,6 +67,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         """The newest snapshot, also while the display is frozen."""
         self._shown = first
         self._live = live
+        self._ranked = False
         page = PAGES[0] if first.state == "running" else "summary"
         self.view = View(glyphs, page=page)
 
@@ -116,6 +130,88 @@ class MainScreen(Screen[None], inherit_bindings=False):
         turn = PAGES[(PAGES.index(self.view.page) + 1) % len(PAGES)]
         chosen = next((name for name in PAGES if name == page), turn)
         self._set(replace(self.view, page=chosen))
+        if chosen in ("trace", "kernels") and not isinstance(self.view.trace, RunTrace):
+            self._load_trace()
+
+    @work(thread=True, exclusive=True, group="trace", exit_on_error=False)
+    def _load_trace(self) -> None:
+        """Reading a long trace takes a second: not on the UI's thread."""
+        source = cast("LlmprofApp", self.app).source
+        self.app.call_from_thread(self._traced, source.trace())
+
+    def _traced(self, trace: RunTrace | Unavailable) -> None:
+        self._set(replace(self.view, trace=trace))
+
+    def action_turn(self, way: int) -> None:
+        """Left and right: the step on the trace page, the engine elsewhere."""
+        if self.view.page != "trace":
+            self.action_focus_engine(way)
+            return
+        count = step_count(self.view.trace)
+        if count:
+            step = (self.view.step - 1 + way) % count + 1
+            self._set(replace(self.view, step=step, item=0))
+
+    def action_time_zoom(self, factor: float) -> None:
+        """Zoom the step's time axis around the selected item."""
+        view, step = self.view, self._step_on_show()
+        if step is None or view.page != "trace":
+            return
+        item = step.items[min(view.item, len(step.items) - 1)]
+        longest = max(s.wall_ns for s in self._steps_on_show())
+        centre = (item.start_ns + item.end_ns) / 2 / longest
+        half = min(0.5, max(1e-5, (view.end - view.start) / 2 * factor))
+        centre = min(1 - half, max(half, centre))
+        self._set(replace(view, start=centre - half, end=centre + half))
+
+    def action_item(self, way: int) -> None:
+        """Select the next kernel, copy or gap; the window follows it."""
+        step, view = self._step_on_show(), self.view
+        if step is None or view.page != "trace" or not step.items:
+            return
+        index = (min(view.item, len(step.items) - 1) + way) % len(step.items)
+        longest = max(s.wall_ns for s in self._steps_on_show())
+        at = (step.items[index].start_ns + step.items[index].end_ns) / 2 / longest
+        start, end = view.start, view.end
+        if not start <= at <= end:
+            half = (end - start) / 2
+            middle = min(1 - half, max(half, at))
+            start, end = middle - half, middle + half
+        self._set(replace(view, item=index, start=start, end=end))
+
+    def action_slowest(self, way: int) -> None:
+        """Go through the steps of the engine in focus from the slowest down."""
+        engine = self._trace_in_focus()
+        if engine is None or engine.record is None or self.view.page != "trace":
+            return
+        stamps = engine.record.stamps_ns
+        order = sorted(range(1, engine.record.steps + 1), key=lambda i: stamps[i - 1] - stamps[i])
+        rank = (order.index(self.view.step) + way) % len(order) if self._ranked else 0
+        self._ranked = True
+        self._set(replace(self.view, step=min(order[rank], step_count(self.view.trace)), item=0))
+
+    def action_sort(self) -> None:
+        turn = SORTS[(SORTS.index(self.view.sort) + 1) % len(SORTS)]
+        self._set(replace(self.view, sort=turn))
+
+    def _trace_in_focus(self) -> EngineTrace | None:
+        trace = self.view.trace
+        if not isinstance(trace, RunTrace) or not trace.engines:
+            return None
+        return trace.engines[min(self.view.focused(self._shown), len(trace.engines) - 1)]
+
+    def _step_on_show(self) -> StepView | None:
+        engine = self._trace_in_focus()
+        step = None if engine is None else engine.step_view(self.view.step)
+        return step if isinstance(step, StepView) and step.items else None
+
+    def _steps_on_show(self) -> list[StepView]:
+        trace = self.view.trace
+        engines = trace.engines if isinstance(trace, RunTrace) else ()
+        if self.view.zoom and (alone := self._trace_in_focus()) is not None:
+            engines = (alone,)
+        found = (engine.step_view(self.view.step) for engine in engines)
+        return [step for step in found if isinstance(step, StepView)]
 
     def action_zoom(self, on: bool | None = None) -> None:
         self._set(replace(self.view, zoom=not self.view.zoom if on is None else on))

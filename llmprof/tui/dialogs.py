@@ -16,9 +16,11 @@ from llmprof.tui.palette import style
 Answer = TypeVar("Answer")
 
 _KEYS = (
-    ("t", "next page: steps, summary, text, log"),
-    ("1 2 3 4", "that page"),
-    ("tab, left, right", "engine in focus"),
+    ("t, 1 to 6", "next page; steps, summary, trace, kernels, text, log"),
+    ("tab, left, right", "engine in focus; on the trace page left, right: step"),
+    ("n N", "trace: steps from the slowest down, and back"),
+    ("[ ]  + -", "trace: item before, next; zoom in, out around it"),
+    ("o", "kernels: order by total, count, mean, name"),
     ("enter", "the engine in focus alone, and back"),
     ("y", "y scale: automatic, shared, own"),
     ("up, down, pgup, pgdn", "scroll"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from llmprof.analysis.snapshot import Snapshot
-from llmprof.tui import cards, gpu, pages, timeline
+from llmprof.tui import cards, gpu, kernels_page, pages, timeline, trace_page
 from llmprof.tui.cells import Row, Span, clean, fit, row, rule, spread
 from llmprof.tui.numbers import elapsed
 from llmprof.tui.view import PAGES, View
@@ -55,6 +55,10 @@ def body(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     """The page on show. Only ``steps`` is made to fit ``height``; the others scroll."""
     if view.page == "summary":
         return pages.summary(snapshot, view, width)
+    if view.page == "trace":
+        return trace_page.page(snapshot, view, width, height)
+    if view.page == "kernels":
+        return kernels_page.page(snapshot, view, width)
     if view.page == "text":
         return pages.text_page(snapshot, view, width)
     if view.page == "log":

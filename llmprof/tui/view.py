@@ -6,12 +6,14 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from llmprof.analysis.snapshot import EngineView, Snapshot
+from llmprof.analysis.traced import RunTrace
+from llmprof.records import Unavailable
 from llmprof.tui.cells import clean
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.palette import accent
 
-Page = Literal["steps", "summary", "text", "log"]
-PAGES: Final[tuple[Page, ...]] = ("steps", "summary", "text", "log")
+Page = Literal["steps", "summary", "trace", "kernels", "text", "log"]
+PAGES: Final[tuple[Page, ...]] = ("steps", "summary", "trace", "kernels", "text", "log")
 Scale = Literal["auto", "shared", "own"]
 SCALES: Final[tuple[Scale, ...]] = ("auto", "shared", "own")
 
@@ -26,6 +28,16 @@ class View:
     """Show the engine in focus alone."""
     paused: bool = False
     scale: Scale = "auto"
+    trace: RunTrace | Unavailable | None = None
+    """``None``: not asked for yet."""
+    step: int = 1
+    """Traced decode step on show."""
+    start: float = 0.0
+    end: float = 1.0
+    """The part of the step's time axis on show, 0–1."""
+    item: int = 0
+    """Selected kernel, copy or gap of the engine in focus."""
+    sort: str = "total"
 
     def focused(self, snapshot: Snapshot) -> int:
         return min(self.focus, max(0, len(snapshot.engines) - 1))
