@@ -11,8 +11,9 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-PassName = Literal["timing", "traced"]
-"""``timing``: nothing attached, the reported numbers. ``traced``: tracers attached."""
+PassName = Literal["timing", "traced", "sampled"]
+"""``timing``: nothing attached, the reported numbers. ``traced``: tracers attached. ``sampled``: a
+round like a timing round while the parent samples the GPU's own counters."""
 
 EngineState = Literal["pending", "loading", "warmup", "ready", "running", "finished", "failed"]
 RunState = Literal["running", "finished", "interrupted", "failed"]
@@ -236,6 +237,22 @@ class ClockReading:
     wall_ns: int
     cupti_ns: int | None
     error_ns: int
+
+
+@dataclass(frozen=True)
+class PmRound:
+    """How one ``sampled`` round was sampled (PM sampling, see ``tracers.pm``)."""
+
+    round_id: int
+    device: int
+    interval_ns: int
+    """Achieved."""
+    clock: str
+    """``pm_clock.Placement.method``."""
+    clock_error_ns: int | None
+    """Sample times are off by at most this; ``None``: not known."""
+    dropped: int
+    overflow: bool
 
 
 @dataclass(frozen=True)

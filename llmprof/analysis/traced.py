@@ -22,6 +22,7 @@ from llmprof.analysis.gaps import GapReport, idle_gaps
 from llmprof.analysis.kernel_names import short_name
 from llmprof.analysis.kernels import KernelReport, TracedRound, kernel_report, prepare
 from llmprof.analysis.report import Report
+from llmprof.analysis.sampled import SampledSteps, sampled_steps
 from llmprof.analysis.steps import engine_steps
 from llmprof.analysis.waterfall import (
     StepParts,
@@ -82,8 +83,11 @@ class EngineTrace:
         rules: Sequence[Rule],
         operators: tuple[OpTotal, ...],
         no_kernels: str,
+        sampled: SampledSteps | Unavailable,
     ) -> None:
         self.label = label
+        self.sampled = sampled
+        """Measured bandwidth of single steps."""
         self.record = record
         self.operators = operators
         """Host operators by self time, where they were recorded (engines on a CPU)."""
@@ -207,6 +211,7 @@ class RunTrace:
                     rules=rules,
                     operators=tuple(reader.nvtx_op_totals(engine.engine_id)),
                     no_kernels=_why_no_kernels(data, engine.label),
+                    sampled=sampled_steps(reader, data, engine),
                 )
                 for engine in data.engines
             )

@@ -7,6 +7,7 @@ from typing import Any
 
 from llmprof.analysis.gaps import GapReport
 from llmprof.analysis.kernels import KernelReport
+from llmprof.analysis.sampled import SampledSteps
 from llmprof.analysis.traced import EngineTrace, Fall, RunTrace
 from llmprof.analysis.waterfall import Waterfall, verdict_words
 from llmprof.plaintext import one_line
@@ -22,8 +23,8 @@ Document = dict[str, Any]
 def engine_trace(trace: EngineTrace | Unavailable) -> Document:
     """Keys that ``tracing`` of an engine gains."""
     if isinstance(trace, Unavailable):
-        return {**_null("gpu", trace), **_null("operators", trace)}
-    document: Document = {}
+        return {**_null("gpu", trace), **_null("operators", trace), **_null("dram_per_step", trace)}
+    document: Document = _sampled(trace.sampled)
     report, gaps = trace.kernels, trace.gaps
     if isinstance(report, Unavailable):
         document |= _null("gpu", report)
@@ -62,6 +63,17 @@ def engine_trace(trace: EngineTrace | Unavailable) -> Document:
     else:
         document |= _null("operators", Unavailable("no operators were recorded"))
     return document
+
+
+def _sampled(sampled: SampledSteps | Unavailable) -> Document:
+    if isinstance(sampled, Unavailable):
+        return _null("dram_per_step", sampled)
+    document = {**asdict(sampled)}
+    for key in ("mean_measured_gb_s", "mean_modelled_gb_s"):
+        document.pop(key)
+    document |= _number("mean_measured_gb_s", sampled.mean_measured_gb_s)
+    document |= _number("mean_modelled_gb_s", sampled.mean_modelled_gb_s)
+    return {"dram_per_step": document}
 
 
 def waterfalls(trace: RunTrace | Unavailable) -> list[Document]:

@@ -31,6 +31,9 @@ def sections(trace: RunTrace | Unavailable, width: int) -> dict[str, list[str]]:
     for engine in trace.engines:
         found[f"Operators of {one_line(engine.label, LABEL)}, self time"] = _operators(engine)
     found["Waterfall"] = _words(trace)
+    found["DRAM, measured by PM sampling against modelled, mean over the decode steps"] = [
+        line for engine in trace.engines for line in _dram(engine)
+    ]
     return {title: lines for title, lines in found.items() if lines}
 
 
@@ -100,6 +103,23 @@ def _operators(engine: EngineTrace) -> list[str]:
         for o in engine.operators[:TOP]
     ]
     return lines
+
+
+def _dram(engine: EngineTrace) -> list[str]:
+    sampled = engine.sampled
+    if isinstance(sampled, Unavailable):
+        return []
+    cells = [
+        "n/a" if isinstance(v, Unavailable) else f"{v:.0f} GB/s"
+        for v in (sampled.mean_measured_gb_s, sampled.mean_modelled_gb_s)
+    ]
+    own = sum(value is not None for value in sampled.measured_gb_s)
+    note = sampled.why_no_steps or f"{own} of {len(sampled.measured_gb_s)} steps have their own"
+    return [
+        f"  {one_line(engine.label, LABEL):<{LABEL}}{cells[0]:>11} measured"
+        f" {cells[1]:>11} modelled",
+        f"    {one_line(note)}; a sample every {sampled.interval_ns / 1e3:.0f} µs",
+    ]
 
 
 def _words(trace: RunTrace) -> list[str]:

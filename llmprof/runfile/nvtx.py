@@ -25,7 +25,9 @@ def round_ranges(record: RoundRecord) -> list[NvtxEvent]:
     last part does, at the earliest.
     """
     stamps = record.stamps_ns
-    name = f"round {record.index}" + (" traced" if record.pass_name == "traced" else "")
+    name = f"round {record.index}" + (
+        "" if record.pass_name == "timing" else f" {record.pass_name}"
+    )
 
     def event(start: int, end: int, text: str) -> NvtxEvent:
         return NvtxEvent(start, max(start, end), text, record.pid, record.tid, STEP_DOMAIN)

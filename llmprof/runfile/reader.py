@@ -20,6 +20,7 @@ from llmprof.records import (
     GpuSample,
     Missing,
     PassName,
+    PmRound,
     RoundRecord,
     RunData,
     RunInfo,
@@ -31,7 +32,7 @@ from llmprof.runfile.nvtx import OpTotal, self_times
 from llmprof.runfile.opening import OpenFile, damaged
 
 if TYPE_CHECKING:
-    from llmprof.runfile.trace_rows import TraceRows
+    from llmprof.runfile.trace_rows import PmColumns, TraceRows
 
 T = TypeVar("T")
 FileKind = Literal["llmprof", "nsys", "other"]
@@ -154,6 +155,18 @@ class RunFileReader:
                 )
             except (TypeError, ValueError, OverflowError) as why:
                 raise RowError(f"a trace table holds something else than integers: {why}") from None
+
+    def pm_samples(self, round_id: int) -> tuple[PmRound, PmColumns] | None:
+        """A sampled round's samples; ``None`` where there are none."""
+        from llmprof.runfile.trace_reader import read_pm
+
+        with self._reading():
+            if "LLMPROF_PM_ROUND" not in self._tables():
+                return None  # written before there was PM sampling
+            found = [
+                r for r in self._records(PmRound, "LLMPROF_PM_ROUND") if r.round_id == round_id
+            ]
+            return (found[0], read_pm(self._sql, round_id)) if found else None
 
     def _require_run(self) -> None:
         kind, name = self.kind(), one_line(str(self.path))

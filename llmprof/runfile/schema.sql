@@ -400,6 +400,24 @@ CREATE TABLE LLMPROF_CLOCK (
   cupti_ns INTEGER,
   error_ns INTEGER NOT NULL
 );
+-- PM samples of a round of pass 'sampled'; times are since the start of the run.
+CREATE TABLE LLMPROF_PM_ROUND (
+  round_id INTEGER NOT NULL PRIMARY KEY,
+  device INTEGER NOT NULL,
+  interval_ns INTEGER NOT NULL,
+  clock TEXT NOT NULL,
+  clock_error_ns INTEGER,
+  dropped INTEGER NOT NULL,
+  overflow INTEGER NOT NULL
+);
+CREATE TABLE LLMPROF_PM_SAMPLE (
+  round_id INTEGER NOT NULL,
+  start INTEGER NOT NULL,
+  "end" INTEGER NOT NULL,
+  dram_pct REAL,
+  dram_read_pct REAL,
+  sm_active_pct REAL
+);
 -- Tail of a worker's stdout and stderr.
 CREATE TABLE LLMPROF_LOG (
   label TEXT NOT NULL PRIMARY KEY,

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from llmprof.runfile import schema
-from llmprof.runfile.trace_rows import ApiRows, CopyRows, Ints, KernelRows, TraceRows
+from llmprof.runfile.trace_rows import ApiRows, CopyRows, Ints, KernelRows, PmColumns, TraceRows
 
 _KERNEL = {
     "start_ns": "start",
@@ -124,3 +124,15 @@ def _names(sql: sqlite3.Connection, ids: Ints) -> dict[int, str]:
         rows = sql.execute(f"SELECT id, value FROM StringIds WHERE id IN ({marks})", part)
         found.update({int(number): str(text) for number, text in rows})
     return {number: found.get(number, f"name {number}") for number in wanted}
+
+
+def read_pm(sql: sqlite3.Connection, round_id: int) -> PmColumns:
+    """All PM samples of a round."""
+    rows = sql.execute(
+        'SELECT start, "end", dram_pct, dram_read_pct, sm_active_pct FROM LLMPROF_PM_SAMPLE'
+        " WHERE round_id = ? ORDER BY start",
+        (round_id,),
+    ).fetchall()
+    times = np.array([(row[0], row[1]) for row in rows], np.int64).reshape(-1, 2)
+    values = np.array([tuple(row)[2:] for row in rows], np.float64).reshape(-1, 3)
+    return PmColumns(times[:, 0], times[:, 1], values[:, 0], values[:, 1], values[:, 2])

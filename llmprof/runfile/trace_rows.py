@@ -95,3 +95,14 @@ class TraceRows:
     kernels: KernelRows = field(default_factory=KernelRows)
     copies: CopyRows = field(default_factory=CopyRows)
     api: ApiRows = field(default_factory=ApiRows)
+
+
+@dataclass
+class PmColumns:
+    """PM samples of one round, oldest first; % of the sustained peak, NaN: not counted."""
+
+    start_ns: Ints
+    end_ns: Ints
+    dram_pct: NDArray[np.float64]
+    dram_read_pct: NDArray[np.float64]
+    sm_active_pct: NDArray[np.float64]

@@ -16,6 +16,7 @@ from llmprof.records import (
     GpuSample,
     Missing,
     NvtxEvent,
+    PmRound,
     RoundRecord,
     RunInfo,
     RunState,
@@ -164,6 +165,11 @@ class RunFileWriter:
         row["monotonic_ns"] = reading.monotonic_ns - self._t0_ns
         with self._db.transaction():
             self._db.insert("LLMPROF_CLOCK", [row])
+
+    def put_pm_round(self, sampled: PmRound) -> None:
+        """Facts about a sampled round; its samples come by ``bulk``."""
+        with self._db.transaction():
+            self._db.insert("LLMPROF_PM_ROUND", [to_row(sampled)])
 
     def put_log(self, label: str, text: str) -> None:
         """The tail of a worker's log; a second one for the same label replaces the first."""

@@ -15,6 +15,7 @@ from llmprof.records import (
     Missing,
     NvtxEvent,
     PassName,
+    PmRound,
     RoundRecord,
     RunInfo,
     RunState,
@@ -26,6 +27,7 @@ from llmprof.session.events import SessionObserver
 
 if TYPE_CHECKING:
     from llmprof.session.trace_import import Imported
+    from llmprof.tracers.pm import PmSamples
 
 
 class Recorder:
@@ -81,6 +83,31 @@ class Recorder:
 
         importer = TraceImport(self._writer, record.engine_id, record.pid)
         return importer.round(spool, record.round_id)
+
+    def pm_samples(self, record: RoundRecord, device: int, samples: PmSamples) -> None:
+        """What was sampled during a round of pass ``sampled``."""
+        self._writer.put_pm_round(
+            PmRound(
+                round_id=record.round_id,
+                device=device,
+                interval_ns=samples.interval_ns,
+                clock=samples.clock.method,
+                clock_error_ns=samples.clock.error_ns,
+                dropped=samples.dropped,
+                overflow=samples.overflow,
+            )
+        )
+        self._writer.bulk(
+            "LLMPROF_PM_SAMPLE",
+            {
+                "round_id": [record.round_id] * len(samples.start_ns),
+                "start": samples.start_ns,
+                "end": samples.end_ns,
+                "dram_pct": samples.dram_pct,
+                "dram_read_pct": samples.dram_read_pct,
+                "sm_active_pct": samples.sm_active_pct,
+            },
+        )
 
     def gpu_devices(self, devices: list[GpuDevice] | Unavailable) -> None:
         found = [] if isinstance(devices, Unavailable) else devices

@@ -9,6 +9,7 @@ from functools import partial
 from typing import Any
 
 from llmprof import __version__, environment
+from llmprof.analysis.conditions import gpu_index
 from llmprof.errors import EngineFailure, LlmprofError
 from llmprof.plaintext import printable
 from llmprof.records import (
@@ -16,6 +17,7 @@ from llmprof.records import (
     GpuDevice,
     Missing,
     PassName,
+    RoundRecord,
     RunInfo,
     RunState,
     Unavailable,
@@ -29,6 +31,10 @@ from llmprof.session.recorder import Recorder
 from llmprof.session.schedule import interleaved
 from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
 from llmprof.tracers.nvml import NvmlTracer
+from llmprof.tracers.pm import PmTracer
+
+PM_INTERVAL_NS = 100_000
+"""A sample takes the sampler 55–80 µs to evaluate: at 100 µs it keeps up."""
 
 
 class Session:
@@ -190,18 +196,42 @@ class Session:
             run = self._runs[number]
             if run.alive:
                 self._guard(run, partial(self._round, run, "timing", index))
-        if trace is not None:
-            for run in self._runs:
-                if run.alive:
-                    self._guard(run, partial(self._round, run, "traced", 0))
+        for run in self._runs:
+            if run.alive:
+                self._guard(run, partial(self._after_timing, run, trace))
         return True
+
+    def _after_timing(self, run: EngineRun, trace: str | None) -> None:
+        """Rounds in the timed worker: what they attach is not in it, or next to nothing."""
+        self._sampled(run)
+        if trace is not None:
+            self._round(run, "traced", 0)
+
+    def _sampled(self, run: EngineRun) -> None:
+        """One round while the parent samples the GPU's counters: nothing runs in the worker."""
+        device = gpu_index(run.record)
+        if device is None or self._plan.trace_level == "steps" or not self._traces():
+            return
+        tracer = PmTracer(device, PM_INTERVAL_NS)
+        try:
+            why = tracer.start_round(60.0)
+            if why is None:
+                record = self._round(run, "sampled", 0)
+                samples = tracer.stop_round()
+                if isinstance(samples, Unavailable):
+                    why = samples
+                else:
+                    self._recorder.pm_samples(record, device, samples)
+        finally:
+            tracer.close()
+        if why is not None:
+            self._recorder.missing([Missing(run.record.label, "pm", why.reason)])
 
     def _timing_block(self, run: EngineRun, trace: str | None) -> None:
         run.start(trace)
         for index in range(self._plan.workload.rounds):
             self._round(run, "timing", index)
-        if trace is not None:
-            self._round(run, "traced", 0)
+        self._after_timing(run, trace)
         run.end()
 
     def _traced_alone(self, run: EngineRun) -> None:
@@ -210,15 +240,16 @@ class Session:
         self._round(run, "traced", 0)
         run.end()
 
-    def _round(self, run: EngineRun, pass_name: PassName, index: int) -> None:
+    def _round(self, run: EngineRun, pass_name: PassName, index: int) -> RoundRecord:
         self._serial += 1
         total = self._plan.workload.rounds if pass_name == "timing" else 1
         record = run.round(pass_name, index, total, self._serial)
         self._recorder.save_samples()
         if run.record.text is None and self._decode is not None and record.tokens:
             run.record.text = printable(self._decode(record.tokens[0]))
+        return record
 
-    def _guard(self, run: EngineRun, action: Callable[[], None]) -> None:
+    def _guard(self, run: EngineRun, action: Callable[[], object]) -> None:
         """An engine's failure ends that engine; the others go on."""
         try:
             action()

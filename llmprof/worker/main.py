@@ -95,7 +95,7 @@ class Worker:
         engine, board = self.ready()
         board.clear()
         board.slots[0] = ask["serial"]
-        if ask["pass"] == "timing":
+        if ask["pass"] != "traced":
             result = timed_round(engine, self.prompt, ask["steps"], board)
         else:
             result = self.traced(engine, ask, board)
