@@ -33,8 +33,8 @@ from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
 from llmprof.tracers.nvml import NvmlTracer
 from llmprof.tracers.pm import PmTracer
 
-PM_INTERVAL_NS = 100_000
-"""A sample takes the sampler 55–80 µs to evaluate: at 100 µs it keeps up."""
+PM_INTERVAL_NS = 200_000
+"""A sample takes the sampler 55–80 µs to evaluate: at 200 µs it keeps up with half a core."""
 
 
 class Session:
