@@ -42,6 +42,9 @@ def engine_trace(trace: EngineTrace | Unavailable) -> Document:
             "busy_ns": report.busy_ns,
             "idle_ns": report.idle_ns,
             **_steps(report),
+            # What nsys' own kernel summary adds up: the whole round, prefill included.
+            "round_kernels": len(trace.kernel_rows),
+            "round_kernel_ns": int((trace.kernel_rows.end_ns - trace.kernel_rows.start_ns).sum()),
             "kernel_names": len(report.kernels),
             "kernels": [_kernel(k) for k in report.kernels[:KERNEL_LIMIT]],
             "categories": [
