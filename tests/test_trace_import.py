@@ -50,7 +50,8 @@ def imported(tmp_path: Path) -> tuple[Path, list[RoundRecord], dict[int, Importe
             record = RoundRecord(
                 round_id=round_id, engine_id=0, pass_name="traced", index=len(rounds), pid=PID,
                 tid=thread_of(spool, round_id), start_ns=begin - 3000,
-                prefill_start_ns=begin - 2000, stamps_ns=array("q", [begin - 1000, end]), end_ns=end + 1, complete=True,
+                prefill_start_ns=begin - 2000, stamps_ns=array("q", [begin - 1000, end]),
+                end_ns=end + 1, complete=True,
             )  # fmt: skip
             writer.put_round(record)
             done = TraceImport(writer, 0, PID).round(spool, round_id)

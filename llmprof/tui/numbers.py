@@ -62,18 +62,6 @@ def elapsed(seconds: float) -> str:
     return f"{hours}:{minutes:02}:{left:02}" if hours else f"{minutes}:{left:02}"
 
 
-def duration(ns: int) -> str:
-    """``812 ns``, ``43.2 µs``, ``14.9 ms``."""
-    if abs(ns) < 1000:
-        return f"{ns} ns"
-    return f"{plain(ns / 1e3)} µs" if abs(ns) < 1_000_000 else f"{plain(ns / 1e6)} ms"
-
-
-def change(ms: float, digits: int = 2) -> str:
-    """With its sign: ``−5.75``, ``+0.07``."""
-    return f"{ms:+.{digits}f}".replace("-", "−")
-
-
 # Three by five pixels a digit; two pixel rows share a cell row.
 _PIXELS: Final = {
     "0": "111101101101111", "1": "010110010010111", "2": "111001111100111",

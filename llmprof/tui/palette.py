@@ -24,8 +24,8 @@ _ROLES: Final = {
     "outlier": Style(color="#ffb454", bold=True),
     "fail": Style(color="#ff6b6b", bold=True),
     "chip": Style(color="#0d1117", bgcolor="#8b949e", bold=True),
-    # Categories of kernels (``category.LETTERS``): neighbours in a step differ in brightness too.
-    "categoryQ": Style(color="#a5d6ff"),
+    # Categories of kernels (``trace_page.LETTERS``): neighbours in a step differ in brightness too.
+    "categoryQ": Style(color="#58a6ff"),
     "categoryG": Style(color="#58a6ff"),
     "categoryA": Style(color="#c792ea"),
     "categoryN": Style(color="#e6db74"),
@@ -33,8 +33,8 @@ _ROLES: Final = {
     "categoryE": Style(color="#3fd08a"),
     "categoryK": Style(color="#4dd0e1"),
     "categoryB": Style(color="#b8d657"),
-    "categoryS": Style(color="#ffd8a8"),
-    "categoryC": Style(color="#adbac7"),
+    "categoryS": Style(color="#ff9e64"),
+    "categoryC": Style(color="#ff6b6b"),
     "categoryZ": Style(color="#9aa5ce"),
     "categoryO": Style(color="#8b949e"),
     **{f"accent{i}": Style(color=colour) for i, colour in enumerate(ACCENTS)},

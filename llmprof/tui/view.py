@@ -16,8 +16,6 @@ Page = Literal["steps", "summary", "trace", "kernels", "text", "log"]
 PAGES: Final[tuple[Page, ...]] = ("steps", "summary", "trace", "kernels", "text", "log")
 Scale = Literal["auto", "shared", "own"]
 SCALES: Final[tuple[Scale, ...]] = ("auto", "shared", "own")
-Sort = Literal["share", "count", "mean", "name"]
-SORTS: Final[tuple[Sort, ...]] = ("share", "count", "mean", "name")
 
 
 @dataclass(frozen=True)
@@ -34,15 +32,12 @@ class View:
     """``None``: not asked for yet."""
     step: int = 1
     """Traced decode step on show."""
-    rank: int = -1
-    """Place of that step among the slowest, from 0; -1: it was not found by its slowness."""
-    window: tuple[int, int] | None = None
-    """The part of the step on show, ns since its start; ``None``: all of it."""
+    start: float = 0.0
+    end: float = 1.0
+    """The part of the step's time axis on show, 0–1."""
     item: int = 0
     """Selected kernel, copy or gap of the engine in focus."""
-    sort: Sort = "share"
-    query: str = ""
-    """Only kernels with this text in their name or category."""
+    sort: str = "total"
 
     def focused(self, snapshot: Snapshot) -> int:
         return min(self.focus, max(0, len(snapshot.engines) - 1))
