@@ -224,8 +224,16 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def insert_sql(table: str, columns: Iterable[str], or_replace: bool = False) -> str:
-    names = [quoted(c) for c in columns]
+def insert_sql(
+    table: str,
+    columns: Iterable[str],
+    or_replace: bool = False,
+    literals: Mapping[str, int] | None = None,
+) -> str:
+    """Binds every column but those of ``literals``, whose integers stand in the statement."""
+    names = list(columns)
     verb = "INSERT OR REPLACE" if or_replace else "INSERT"
-    marks = ", ".join("?" * len(names))
+    fixed = literals or {}
+    marks = ", ".join(str(int(fixed[name])) if name in fixed else "?" for name in names)
+    names = [quoted(name) for name in names]
     return f"{verb} INTO {quoted(table)} ({', '.join(names)}) VALUES ({marks})"

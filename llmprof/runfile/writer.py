@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timezone
+from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
@@ -207,7 +208,8 @@ class RunFileWriter:
         """Many rows of one table, column by column: lists or one-dimensional numpy arrays.
 
         ``start`` and ``end`` are absolute CLOCK_MONOTONIC ns, as everywhere. Columns left out are
-        NULL. About 0.2 M kernel rows/s: binding values is the cost.
+        NULL. Binding values is the cost, so what is constant in a chunk (device, context, process,
+        most launch parameters) stands in the statement as a literal.
 
         Raises:
             ValueError: unknown table or column, a required column left out, unequal lengths.
@@ -223,10 +225,12 @@ class RunFileWriter:
         with self._db.transaction():
             self._db.require(table)
             self._db.check_columns(table, set(columns))
-            insert = insert_sql(table, columns)
             for at in range(0, total, _CHUNK):
-                lists = [self._values(n, c[at : at + _CHUNK]) for n, c in columns.items()]
-                self._db.sql.executemany(insert, zip(*lists, strict=True))
+                parts = {n: c[at : at + _CHUNK] for n, c in columns.items()}
+                fixed = {n: v for n, c in parts.items() if (v := _constant(n, c)) is not None}
+                bound = [self._values(n, c) for n, c in parts.items() if n not in fixed]
+                rows = zip(*bound, strict=True) if bound else repeat((), min(_CHUNK, total - at))
+                self._db.sql.executemany(insert_sql(table, parts, literals=fixed), rows)
 
     # What follows runs inside a transaction of one of the calls above.
 
@@ -341,12 +345,22 @@ class RunFileWriter:
 
     def _values(self, name: str, part: Any) -> list[Any]:
         """Python values (sqlite3 binds no numpy ones) of one chunk of one column."""
+        if name in _TIMES:
+            self._seen(int(max(part) if not hasattr(part, "max") else part.max()))
+            if hasattr(part, "dtype"):
+                part = part - self._t0_ns
+            else:
+                part = [value - self._t0_ns for value in part]
         values: list[Any] = part.tolist() if hasattr(part, "tolist") else list(part)
-        if name not in _TIMES:
-            return values
-        self._seen(max(values))
-        t0 = self._t0_ns
-        return [v - t0 for v in values]
+        return values
 
     def _seen(self, absolute_ns: int) -> None:
         self._db.written.stop_ns = max(self._db.written.stop_ns, absolute_ns - self._t0_ns)
+
+
+def _constant(name: str, part: Any) -> int | None:
+    """The value of an integer numpy column that has only one; ``None`` otherwise."""
+    if name in _TIMES or not hasattr(part, "dtype") or part.dtype.kind not in "iu":
+        return None
+    first = part[0]
+    return int(first) if first == part[-1] and bool((part == first).all()) else None

@@ -139,7 +139,7 @@ class TraceImport:
         columns: dict[str, Any] = self._common(clock, rows)
         columns |= {column: rows[name].astype(np.int64) for column, name in plain.items()}
         columns |= dict(zip(("demangledName", "shortName", "mangledName"), names.T, strict=True))
-        columns["graphNodeId"] = _graph_nodes(rows)
+        columns |= _graph_nodes(rows)
         self._writer.bulk("CUPTI_ACTIVITY_KIND_KERNEL", columns)
 
     def _name(self, trace: Trace, pointer: int) -> tuple[int, int, int]:
@@ -160,7 +160,7 @@ class TraceImport:
             columns["copyKind"] = rows["copy_kind"].astype(np.int64)
             columns["srcKind"] = MEMORY_KIND[np.minimum(rows["src_kind"], 7)]
             columns["dstKind"] = MEMORY_KIND[np.minimum(rows["dst_kind"], 7)]
-            columns["graphNodeId"] = _graph_nodes(rows)
+            columns |= _graph_nodes(rows)
             self._writer.bulk("CUPTI_ACTIVITY_KIND_MEMCPY", columns)
 
     def _memset(self, clock: ClockMap, rows: NDArray[Any]) -> None:
@@ -168,7 +168,7 @@ class TraceImport:
             columns: dict[str, Any] = self._common(clock, rows)
             columns["value"] = rows["value"].astype(np.int64)
             columns["bytes"] = rows["bytes"].astype(np.int64)
-            columns["graphNodeId"] = _graph_nodes(rows)
+            columns |= _graph_nodes(rows)
             columns["memKind"] = MEMORY_KIND[np.minimum(rows["memory_kind"], 7)]
             self._writer.bulk("CUPTI_ACTIVITY_KIND_MEMSET", columns)
 
@@ -229,9 +229,12 @@ def _base_name(demangled: str) -> str:
     return words[-1].rpartition("::")[2] if words else demangled
 
 
-def _graph_nodes(rows: NDArray[Any]) -> list[int | None]:
+def _graph_nodes(rows: NDArray[Any]) -> dict[str, Any]:
     """nsys has NULL, not 0, for work outside a CUDA graph. SQLite has no unsigned integers."""
-    return [n or None for n in rows["graph_node"].astype(np.int64).tolist()]
+    nodes = rows["graph_node"].astype(np.int64)
+    if not nodes.any():
+        return {}
+    return {"graphNodeId": nodes if nodes.all() else [n or None for n in nodes.tolist()]}
 
 
 def _note_other(records: Records, done: Imported) -> None:
