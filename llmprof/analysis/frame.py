@@ -173,7 +173,7 @@ def _round_on_show(
 
 
 def _round_label(pass_name: PassName, index: int, total: int) -> str:
-    name = "round" if pass_name == "timing" else "traced round"
+    name = "round" if pass_name == "timing" else f"{pass_name} round"
     return f"{name} {index + 1}/{total}"
 
 

@@ -108,7 +108,7 @@ class LiveFold:
             if now is None or self._data is None:
                 return
             workload = self._data.info.workload
-            planned = workload.get("decode_len" if now.pass_name == "timing" else "traced_steps")
+            planned = workload.get("traced_steps" if now.pass_name == "traced" else "decode_len")
             part = min(1.0, max(0, len(stamps_ns) - 1) / planned) if planned else 0.0
             share = (now.index + part) / max(now.total, 1)
             self._activities[engine_id] = replace(now, stamps_ns=stamps_ns, share=share)

@@ -185,8 +185,7 @@ class Session:
             try:
                 run.start(trace)
             except EngineFailure as why:
-                others = any(other.alive and other is not run for other in self._runs)
-                if why.kind == "oom" and others and len(self._runs) > 1:
+                if why.kind == "oom" and any(o.record.state == "ready" for o in self._runs):
                     for other in self._runs:
                         other.end(kill=True)
                     return False
