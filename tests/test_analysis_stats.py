@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from llmprof.analysis.stats import (
     SMALLEST_SAMPLE,
     Statistic,
+    batch_means,
     distribution,
     estimate,
     expanded_tail,
@@ -104,3 +105,22 @@ def test_distribution_interpolates_linearly() -> None:
     assert distribution([7.0]).std == 0
     with pytest.raises(ValueError, match="at least one"):
         distribution([])
+
+
+def test_neighbours_that_are_alike_do_not_narrow_the_interval() -> None:
+    """A disturbance that lasts for some rounds: the plain interval misses the truth too often."""
+    random = np.random.default_rng(4)
+    missed = {"plain": 0, "batches": 0}
+    for _ in range(200):
+        noise = np.repeat(random.normal(0, 0.05, 40), 4) + random.normal(0, 0.01, 160)
+        for name, samples in (("plain", tuple(noise)), ("batches", batch_means(noise))):
+            bounds = interval(samples, "trimmed")
+            assert not isinstance(bounds, Unavailable)
+            missed[name] += not bounds[0] <= 0 <= bounds[1]
+    assert missed["plain"] > 40
+    assert missed["batches"] < 24
+
+
+def test_few_samples_are_left_as_they_are() -> None:
+    assert batch_means([1.0, 2.0, 3.0]) == (1.0, 2.0, 3.0)
+    assert len(batch_means(range(160))) == 16

@@ -14,7 +14,7 @@ from itertools import combinations
 from statistics import median
 from typing import Any
 
-from llmprof.analysis.stats import Estimate, estimate, ratio_interval
+from llmprof.analysis.stats import Estimate, batch_means, estimate, ratio_interval
 from llmprof.analysis.steps import RoundSteps, timing_rounds
 from llmprof.errors import UsageError
 from llmprof.records import EngineRecord, Maybe, RunData, Unavailable
@@ -159,7 +159,7 @@ def _paired_ratio(a: dict[int, float], b: dict[int, float]) -> Estimate:
     common = sorted(a.keys() & b.keys())
     if not common:
         return Estimate.missing("no round is complete in both engines")
-    logs = estimate([math.log(b[i] / a[i]) for i in common], "trimmed")
+    logs = estimate(batch_means([math.log(b[i] / a[i]) for i in common]), "trimmed")
     ratios = tuple(b[i] / a[i] for i in common)
     return Estimate(_exp(logs.value), _exp(logs.low), _exp(logs.high), ratios, "trimmed")
 
