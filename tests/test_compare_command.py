@@ -34,7 +34,7 @@ def test_engines_of_one_run(llmprof) -> None:
 
 def test_two_runs_and_the_gate(llmprof) -> None:
     record(llmprof, "old.sqlite", "fake:label=it,step_us=500")
-    record(llmprof, "new.sqlite", "fake:label=it,step_us=600")
+    record(llmprof, "new.sqlite", "fake:label=it,step_us=2500")
     done = llmprof("compare", "old.sqlite", "new.sqlite", "--fail-on", "tok_s<98%")
     assert done.returncode == 4, done.stdout + done.stderr
     assert "gate failed: tok_s<98%" in done.stderr
