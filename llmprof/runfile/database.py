@@ -29,6 +29,11 @@ _BUGS = (
 )
 """Subclasses of DatabaseError that mean a wrong call, not a disk in trouble."""
 
+_MAX_PARAMETERS = 999
+"""Of one statement: SQLITE_MAX_VARIABLE_NUMBER before SQLite 3.32."""
+_MAX_ROWS = 64
+"""Of one statement; more of them gain nothing."""
+
 
 @dataclass
 class Written:
@@ -104,6 +109,33 @@ class RunDatabase:
             self.require(table)
             insert = insert_sql(table, rows[0], or_replace)
             self.sql.executemany(insert, [tuple(r.values()) for r in rows])
+
+    def insert_columns(
+        self,
+        table: str,
+        bound: Mapping[str, Sequence[Any]],
+        fixed: Mapping[str, int],
+        count: int,
+    ) -> None:
+        """``count`` rows, given column by column; ``fixed`` holds what is the same in every row.
+
+        One value to bind and one statement to step for each cell and row is what an insert costs,
+        so ``fixed`` goes into the text of the statement, and a statement takes many rows.
+        """
+        width = len(bound)
+        names = ", ".join(quoted(name) for name in (*bound, *fixed))
+        row = f"({', '.join([*'?' * width, *(str(int(v)) for v in fixed.values())])})"
+        cells: list[Any] = [None] * (count * width)  # row after row
+        for at, values in enumerate(bound.values()):
+            cells[at::width] = values
+        many = max(1, min(_MAX_ROWS, _MAX_PARAMETERS // max(1, width)))
+        whole = count - count % many
+        for first, last, rows in ((0, whole, many), (whole, count, count - whole)):
+            if first < last:
+                self.sql.executemany(
+                    f"INSERT INTO {quoted(table)} ({names}) VALUES {', '.join([row] * rows)}",
+                    (cells[i * width : (i + rows) * width] for i in range(first, last, rows)),
+                )
 
     def replace_all(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Let ``rows`` be all that the table holds; without any, it is not created for it."""
@@ -224,16 +256,8 @@ def quoted(name: str) -> str:
     return '"' + name.replace('"', '""') + '"'
 
 
-def insert_sql(
-    table: str,
-    columns: Iterable[str],
-    or_replace: bool = False,
-    literals: Mapping[str, int] | None = None,
-) -> str:
-    """Binds every column but those of ``literals``, whose integers stand in the statement."""
-    names = list(columns)
+def insert_sql(table: str, columns: Iterable[str], or_replace: bool = False) -> str:
+    names = [quoted(c) for c in columns]
     verb = "INSERT OR REPLACE" if or_replace else "INSERT"
-    fixed = literals or {}
-    marks = ", ".join(str(int(fixed[name])) if name in fixed else "?" for name in names)
-    names = [quoted(name) for name in names]
+    marks = ", ".join("?" * len(names))
     return f"{verb} INTO {quoted(table)} ({', '.join(names)}) VALUES ({marks})"

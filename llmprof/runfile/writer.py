@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timezone
-from itertools import repeat
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
@@ -25,7 +24,7 @@ from llmprof.records import (
 )
 from llmprof.runfile import gpus, schema
 from llmprof.runfile.codec import clean, to_column, to_row
-from llmprof.runfile.database import RunDatabase, insert_sql, quoted
+from llmprof.runfile.database import RunDatabase, quoted
 from llmprof.runfile.nvtx import round_ranges
 
 if TYPE_CHECKING:
@@ -209,7 +208,8 @@ class RunFileWriter:
 
         ``start`` and ``end`` are absolute CLOCK_MONOTONIC ns, as everywhere. Columns left out are
         NULL. Binding values is the cost, so what is constant in a chunk (device, context, process,
-        most launch parameters) stands in the statement as a literal.
+        most launch parameters) stands in the statement as a literal, and a statement takes many
+        rows (``benchmarks/insert_kernels.py``).
 
         Raises:
             ValueError: unknown table or column, a required column left out, unequal lengths.
@@ -228,9 +228,8 @@ class RunFileWriter:
             for at in range(0, total, _CHUNK):
                 parts = {n: c[at : at + _CHUNK] for n, c in columns.items()}
                 fixed = {n: v for n, c in parts.items() if (v := _constant(n, c)) is not None}
-                bound = [self._values(n, c) for n, c in parts.items() if n not in fixed]
-                rows = zip(*bound, strict=True) if bound else repeat((), min(_CHUNK, total - at))
-                self._db.sql.executemany(insert_sql(table, parts, literals=fixed), rows)
+                bound = {n: self._values(n, c) for n, c in parts.items() if n not in fixed}
+                self._db.insert_columns(table, bound, fixed, min(_CHUNK, total - at))
 
     # What follows runs inside a transaction of one of the calls above.
 
@@ -351,8 +350,7 @@ class RunFileWriter:
                 part = part - self._t0_ns
             else:
                 part = [value - self._t0_ns for value in part]
-        values: list[Any] = part.tolist() if hasattr(part, "tolist") else list(part)
-        return values
+        return part.tolist() if hasattr(part, "tolist") else list(part)
 
     def _seen(self, absolute_ns: int) -> None:
         self._db.written.stop_ns = max(self._db.written.stop_ns, absolute_ns - self._t0_ns)

@@ -10,6 +10,7 @@ from typing import ClassVar, cast
 from textual import work
 from textual.app import App, ComposeResult
 from textual.binding import Binding, BindingType
+from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer
 
@@ -32,6 +33,14 @@ from llmprof.tui.glyphs import Glyphs, choose
 from llmprof.tui.kernels_page import SORTS
 from llmprof.tui.trace_page import step_count
 from llmprof.tui.view import PAGES, SCALES, View
+
+
+class TraceRead(Message):
+    """The traced pass of the run has been read, or why it could not be."""
+
+    def __init__(self, trace: RunTrace | Unavailable) -> None:
+        super().__init__()
+        self.trace = trace
 
 
 class MainScreen(Screen[None], inherit_bindings=False):
@@ -81,6 +90,8 @@ class MainScreen(Screen[None], inherit_bindings=False):
     def on_mount(self) -> None:
         self.query_one("#header", Canvas).can_focus = False
         self.query_one("#body", Canvas).focus()
+        if self.snapshot.state != "running":
+            self._load_trace()
 
     def show(self, snapshot: Snapshot) -> None:
         """Take a new snapshot; draws only where it differs and the display is not frozen."""
@@ -94,6 +105,8 @@ class MainScreen(Screen[None], inherit_bindings=False):
         if not self.view.paused:
             self._shown = snapshot
             self._draw()
+        if ended:
+            self._load_trace()
         if ended or several != (len(snapshot.engines) > 1):
             self.refresh_bindings()
 
@@ -130,17 +143,19 @@ class MainScreen(Screen[None], inherit_bindings=False):
         turn = PAGES[(PAGES.index(self.view.page) + 1) % len(PAGES)]
         chosen = next((name for name in PAGES if name == page), turn)
         self._set(replace(self.view, page=chosen))
-        if chosen in ("trace", "kernels") and not isinstance(self.view.trace, RunTrace):
-            self._load_trace()
 
-    @work(thread=True, exclusive=True, group="trace", exit_on_error=False)
+    @work(thread=True, exclusive=True, group="trace")
     def _load_trace(self) -> None:
         """Reading a long trace takes a second: not on the UI's thread."""
-        source = cast("LlmprofApp", self.app).source
-        self.app.call_from_thread(self._traced, source.trace())
+        trace = cast("LlmprofApp", self.app).source.trace()
+        if isinstance(trace, RunTrace):
+            for engine in trace.engines:
+                _ = engine.kernels  # kept by the engine, so that the first frame only draws
+        # A message, not a call: the app may be gone by now, and nobody must wait for it.
+        self.post_message(TraceRead(trace))
 
-    def _traced(self, trace: RunTrace | Unavailable) -> None:
-        self._set(replace(self.view, trace=trace))
+    def on_trace_read(self, message: TraceRead) -> None:
+        self._set(replace(self.view, trace=message.trace))
 
     def action_turn(self, way: int) -> None:
         """Left and right: the step on the trace page, the engine elsewhere."""

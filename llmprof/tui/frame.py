@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from llmprof.analysis.snapshot import Snapshot
-from llmprof.tui import cards, gpu, kernels_page, pages, timeline, trace_page
+from llmprof.tui import busy, cards, gpu, kernels_page, pages, timeline, trace_page
 from llmprof.tui.cells import Row, Span, clean, fit, row, rule, spread
 from llmprof.tui.numbers import elapsed
 from llmprof.tui.view import PAGES, View
@@ -75,12 +75,16 @@ def steps(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     panel = gpu.panel(snapshot, width, glyphs, max(1, left - least))
     left -= len(panel)
     wanted = min(_LOG_ROWS, 1 + len(snapshot.log)) if height >= _LOG_FROM else 0
+    strips = busy.section(snapshot, view, width)
+    if left - len(strips) < least:
+        strips = []
+    left -= len(strips)
     chart = timeline.section(lanes, view.scale, width, max(least, left - wanted), glyphs)
     left -= len(chart)
     log = _log(snapshot, view, width, left)
     # The log sits at the bottom, so that its growth moves nothing above it.
     air: list[Row] = [()] * max(0, left - len(log))
-    return [*top, *chart, *panel, *air, *log] if lanes else [*top, *panel, *air, *log]
+    return [*top, *chart, *strips, *panel, *air, *log] if lanes else [*top, *panel, *air, *log]
 
 
 def _log(snapshot: Snapshot, view: View, width: int, room: int) -> list[Row]:

@@ -23,7 +23,9 @@ def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     """Waterfalls first: they say why; then every kernel."""
     trace = view.trace
     if trace is None:
-        return [row(Span("reading the trace…", "dim"))]
+        going = snapshot.state == "running"
+        text = "the trace is read when the run is over" if going else "reading the trace…"
+        return [row(Span(text, "dim"))]
     if isinstance(trace, Unavailable):
         return [row(Span(line, "dim")) for line in wrap(clean(trace.reason), width)]
     out: list[Row] = []

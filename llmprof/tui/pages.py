@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from llmprof.analysis.snapshot import NOT_YET, PairView, Snapshot
 from llmprof.records import Unavailable
+from llmprof.tui import busy
 from llmprof.tui.cells import Row, Span, clean, clean_lines, fit_text, row, rule, wrap
 from llmprof.tui.columns import NAME, name_cell, tables
 from llmprof.tui.glyphs import Glyphs
@@ -24,6 +25,8 @@ def summary(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     out = _outcome(snapshot, lanes, width, glyphs)
     out += _section("decode speed", _speeds(lanes, width, glyphs), width, glyphs)
     out += _section("comparison", _verdicts(snapshot.pairs, width), width, glyphs)
+    if strips := busy.section(snapshot, view, width):
+        out += [(), *strips]
     out += _section("numbers", tables(lanes, width, glyphs) if lanes else [], width, glyphs)
     warnings = [
         line

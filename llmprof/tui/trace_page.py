@@ -41,7 +41,9 @@ def page(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     """The step in focus of every engine on show."""
     trace = view.trace
     if trace is None:
-        return [row(Span("reading the trace…", "dim"))]
+        going = snapshot.state == "running"
+        text = "the trace is read when the run is over" if going else "reading the trace…"
+        return [row(Span(text, "dim"))]
     if isinstance(trace, Unavailable):
         return [row(Span(line, "dim")) for line in wrap(clean(trace.reason), width)]
     lanes = view.lanes(snapshot)
@@ -111,15 +113,23 @@ def _lane(
         Span("   idle ", "dim"), Span(f"{step.idle_ns / 1e6:6.2f}", "warn" if share < 70 else ""),
         Span("   kernels ", "dim"), Span(f"{kernels:4d}", ""),
     )  # fmt: skip
-    strip = _strip(step.items, window, view, width, tall)
+    strip = _strip(step.items, window, step.wall_ns, view, width, tall)
     marker = _marker(step.items, window, view, width) if lane.focused or view.zoom else []
     return [spread(name, facts, width), *strip, *marker]
 
 
 def _strip(
-    items: Sequence[StepItem], window: tuple[int, int], view: View, width: int, tall: int
+    items: Sequence[StepItem],
+    window: tuple[int, int],
+    wall_ns: int,
+    view: View,
+    width: int,
+    tall: int,
 ) -> list[Row]:
-    """Bars whose height is the busy share of a cell, and the letters of their categories."""
+    """Bars whose height is the busy share of a cell, and the letters of their categories.
+
+    Behind the end of the step (``wall_ns``) there is nothing: that is not waiting.
+    """
     cells = _cells(items, window, width)
     bars = view.glyphs.bars
     levels = (len(bars) - 1) * tall
@@ -131,12 +141,15 @@ def _strip(
             level = min(len(bars) - 1, max(0, full - line * (len(bars) - 1)))
             spans.append(Span(bars[level], category_role(category) if level else "track"))
         out.append(tuple(spans))
+    start, stop = window
+    end = min(width, max(0, -((start - wall_ns) * width // max(1, stop - start))))
     letters = tuple(
         Span(LETTERS.get(c, OTHER) if share > 0 else view.glyphs.track,
              category_role(c) if share > 0 else "track")
-        for c, share in cells
+        for c, share in cells[:end]
     )  # fmt: skip
-    return [*out, letters]
+    over = fit_text(f"{view.glyphs.tick[1]} step over", width - end) if end < width else ""
+    return [*out, (*letters, Span(over, "dim"))]
 
 
 def _cells(
