@@ -9,6 +9,7 @@ step is measured too, with an engine that does nothing.
 
     python benchmarks/harness_cost.py --model tiny
     python benchmarks/harness_cost.py --model llama2-7b --option dtype=fp16 --option cuda_graph=1
+    python benchmarks/harness_cost.py --engine exllamav2 --model DIR
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ PLUGIN = Path(__file__).resolve().parent.parent / "tests" / "plugin"
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--engine", default="torch")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--option", action="append", default=[])
     parser.add_argument("--steps", type=int, default=128)
@@ -47,7 +49,7 @@ def main() -> int:
     logs = estimate(np.log(ratios).tolist(), "trimmed")
     ratio, low, high = (float(np.exp(v)) for v in (logs.value, logs.low, logs.high))
     print(
-        f"{args.model} {' '.join(args.option)}: timed / bare = {ratio:.4f}"
+        f"{args.engine} {args.model} {' '.join(args.option)}: timed / bare = {ratio:.4f}"
         f" ({low:.4f}–{high:.4f}), {len(ratios)} pairs of {args.steps} steps"
     )
     print(f"the timed loop adds {loop_cost_ns():.0f} ns a step to a bare loop")
@@ -96,7 +98,8 @@ def measure(args: argparse.Namespace, folder: Path) -> np.ndarray:
         ref = resolve(args.model)
         load = {"do": "load", "engine": "bare", "model": ref.path or ref.preset}
         load |= {"batch": 1, "seed": 0}
-        load |= {"options": {**options, "out": str(out), "steps": str(args.steps)}}
+        load |= {"options": {**options, "engine": args.engine}}
+        load["options"] |= {"out": str(out), "steps": str(args.steps)}
         load |= {"max_positions": 32 + args.steps + 1, "prompt": prompt, "steps": args.steps}
         load |= {"stamps": str(client.stamps_path), "spool": None, "trace": None}
         client.ask(load, 600, never)
