@@ -220,7 +220,8 @@ def test_offsets_are_checked_against_the_file(tmp_path) -> None:
         ("exllamav2", "fp16", 128, None),
         ("exllamav2", "gptq", 96, "32, 64, 128"),
         ("exllamav2", "exl3", 128, "does not load exl3"),
-        ("exllamav3", "exl3", 128, None),
+        ("exllamav3", "exl3", 128, "hidden_size in multiples of 128"),
+        ("exllamav3", "fp16", 128, "hidden_size in multiples of 128"),
     ],
 )
 def test_where_smollm2_fits(engine, kind, group_size, words) -> None:

@@ -98,7 +98,11 @@ def _v2(config: LlamaConfig, kind: FormatName, group_size: int) -> str | None:
 
 
 def _v3(config: LlamaConfig) -> str | None:
-    # attention_fn/dispatch.py; other sizes are padded to 128 (linear.py).
+    # linear.py pads outputs to 128, and o_proj's are added to a residual that is not padded: seen
+    # with SmolLM2-135M (576) as "size of tensor a (576) must match the size of tensor b (640)".
+    if config.hidden_size % 128:
+        return f"exllamav3 needs a hidden_size in multiples of 128, not {config.hidden_size}"
+    # attention_fn/dispatch.py; other sizes are padded (linear.py).
     if config.head_dim > 512:
         return f"exllamav3's attention handles heads up to 512, not {config.head_dim}"
     return None
