@@ -1,5 +1,5 @@
-"""A Llama written with ``tvm.relax.frontend.nn`` and compiled to a library as MLC LLM compiles them:
-its function names, its calling convention, its ``_metadata``. Needs apache-tvm with its compiler.
+"""A Llama written with ``tvm.relax.frontend.nn`` and compiled to a library as MLC LLM compiles it:
+the same function names, calling convention and ``_metadata``. Needs apache-tvm with its compiler.
 
 The structure follows python/mlc_llm/model/llama/llama_model.py and the pass order follows
 python/mlc_llm/compiler_pass/pipeline.py of MLC LLM; passes that only make large models faster are
@@ -256,12 +256,10 @@ class TinyLlama(nn.Module):
 
 
 def compile_library(build: Build, path: Path, metadata: dict[str, Any] | None = None) -> Path:
-    """Compile to ``path``; ``metadata`` replaces entries of ``_metadata`` (``None`` removes one)."""
+    """Compile to ``path``; ``metadata`` replaces entries of ``_metadata``, ``None`` removes one."""
     target = build.tvm_target
-    # A subclass of the cache must export as an object, which the frontend does by type.
-    module, parameters, externs = TinyLlama(build).export_tvm(
-        spec=TinyLlama(build).spec(), allow_extern=True
-    )
+    model = TinyLlama(build)
+    module, parameters, externs = model.export_tvm(spec=model.spec(), allow_extern=True)
     document = _metadata(build, parameters)
     for key, value in (metadata or {}).items():
         document[key] = value
