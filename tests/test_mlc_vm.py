@@ -107,20 +107,29 @@ def test_the_same_tokens_as_torch_through_the_command(made: Made, llmprof: Any) 
     assert done.returncode == 0, done.stderr
     report = json.loads(done.stdout)
     agreement = report["agreement"][0]
-    assert agreement["common_prefix"]["value"] == 25, agreement
-    assert agreement["agreement"]["value"] == 1.0
-    mlc, torch = report["engines"]
-    assert mlc["name"], torch["name"] == ("mlc", "torch")
-    assert mlc["state"] == torch["state"] == "finished"
+    assert agreement["common_prefix"] == 25, agreement
+    assert agreement["agreement"] == 1.0
+    assert [engine["name"] for engine in report["engines"]] == ["mlc", "torch"]
+    assert [engine["state"] for engine in report["engines"]] == ["finished", "finished"]
 
 
-def test_random_weights_on_the_device(made: Made, llmprof: Any) -> None:
+def test_random_weights_on_the_device(made: Made, llmprof: Any, tmp_path: Path) -> None:
+    (tmp_path / "ids.txt").write_text(" ".join(map(str, PROMPT)))
     done = llmprof(
-        *("--engine", f"mlc:lib={made['lib']},weights=random"),
-        *("--prompt-len", "8", "--decode-len", "4", "--rounds", "2", "--headless", "--json"),
+        *("--engine", f"mlc:lib={made['lib']},weights=random", "--prompt-ids", "ids.txt"),
+        *("--decode-len", "4", "--rounds", "2", "--traced-steps", "2", "--headless", "--json"),
     )
-    assert done.returncode == 2  # ids up to 1000, since nobody said how large the vocabulary is
-    assert "outside the vocabulary of 512" in done.stderr
+    assert done.returncode == 0, done.stderr
+    info = json.loads(done.stdout)["engines"][0]["info"]
+    assert info["model_format"] == "random mlc q0f32"
+    assert info["weights_id"] is None
+
+
+def test_the_vocabulary_of_random_weights_is_the_library_s(made: Made) -> None:
+    engine = load("random", lib=str(made["lib"]))
+    with pytest.raises(UsageError, match="outside the vocabulary of 512"):
+        engine.prefill([[512]])
+    assert load("random", lib=str(made["lib"]), vocab="700").describe().vocab_size == 700
 
 
 def test_phases_are_nvtx_ranges(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,7 +175,7 @@ def test_a_model_without_a_library(made: Made, tmp_path: Path) -> None:
     folder = tmp_path / "dist" / "tiny-MLC"
     folder.parent.mkdir()
     folder.symlink_to(made["mlc"])
-    with pytest.raises(UsageError, match="mlc:lib=FILE.so"):
+    with pytest.raises(UsageError, match=r"mlc:lib=FILE\.so"):
         load("tiny", weights="random")
     with pytest.raises(ModelError, match="loads a folder of MLC weights"):
         load(made["hf"], lib=str(made["lib"]))

@@ -43,7 +43,7 @@ class MlcModel:
             UsageError: nobody says how large the vocabulary is.
         """
         if self.preset is not None:
-            _check_preset(self.preset, library, shown, self.name)
+            library.check_shape(self.preset, self.name, shown)
         vocab = self._vocabulary(library)
         if vocab is None:
             raise UsageError(
@@ -113,14 +113,3 @@ def _beside(folder: Path) -> str:
     shown = one_line(str(folder))
     several = f"{len(found)} libraries" if found else "no library"
     raise ModelError(f"{shown}: {several} beside the weights; name one: --engine mlc:lib=FILE.so")
-
-
-def _check_preset(shape: LlamaConfig, library: MlcMetadata, shown: str, name: str) -> None:
-    shards = library.tensor_parallel_shards
-    have = (library.kv_layers, library.kv_heads * shards, library.head_dim)
-    want = (shape.num_hidden_layers, shape.num_key_value_heads, shape.head_dim)
-    if have != want:
-        words = "{} layers, {} KV heads of {}"
-        raise ModelError(
-            f"{shown} is compiled for {words.format(*have)}; {name} has {words.format(*want)}"
-        )

@@ -168,10 +168,11 @@ class ServeDrive:
         self.engine = None
 
     def _row(self) -> list[int]:
-        """Exactly one token of every sequence."""
+        """Exactly one token of every sequence. A request may end with the last of them: at the
+        full context MLC ends it by itself."""
         row = []
         for number, tokens in enumerate(self._waiting):
-            if len(tokens) != 1 or self._ended:
+            if len(tokens) != 1:
                 raise self._broken(number, len(tokens))
             row.append(tokens.popleft())
         return row
@@ -181,9 +182,14 @@ class ServeDrive:
             return RuntimeError(f"mlc: {self._ended} before the forced length")
         batch = len(self._waiting)
         if batch > 1:
+            what = (
+                f"preempted sequence {number} of {batch}"
+                if not count
+                else f"let a sequence of {batch} wait while others decoded"
+            )
             return UsageError(
-                f"mlc: MLC LLM preempted sequence {number} of {batch} ({count} tokens in a step):"
-                " the KV cache is too small for the batch, give it more with mlc:kv_tokens=N"
+                f"mlc: MLC LLM {what}: the KV cache is too small for the batch; give it more with"
+                " mlc:kv_tokens=N, or leave that option out"
             )
         return RuntimeError(f"mlc: {count} tokens in a step, expected one")
 

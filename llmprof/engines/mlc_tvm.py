@@ -171,12 +171,7 @@ def open_device(tvm: Tvm, library: Library, kind: str, index: int) -> Any:
             f"{library.shown} is compiled for compute capability {made}; {kind}:{index}"
             f" has {capability[0]}.{capability[1]}: compile it there, or with MLC_MULTI_ARCH"
         )
-    if library.needs_cudart and tvm.cudart is None:
-        raise MissingPackage(
-            f"{library.shown} holds FlashInfer kernels and needs the CUDA runtime"
-            f" ({_RUNTIMES[0]}), which was not found; install it with: pip install"
-            " nvidia-cuda-runtime, or set CUDA_HOME"
-        )
+    _check_cudart(tvm, library)
     return device
 
 
@@ -203,6 +198,27 @@ def load_library(tvm: Tvm, library: Library) -> tuple[Any, MlcMetadata]:
             f"{library.shown}: no _metadata function, so not compiled by mlc_llm compile"
         )
     return module, parse_metadata(str(cpu["_metadata"]()), library.shown)
+
+
+def open_library(library: Library) -> MlcMetadata:
+    """What a library says about itself, on a machine that need not have its device.
+
+    Raises:
+        MissingPackage: no TVM, or no CUDA runtime for a library that needs it.
+        ModelError: TVM does not load it.
+    """
+    tvm = open_tvm(library.cuda)
+    _check_cudart(tvm, library)
+    return load_library(tvm, library)[1]
+
+
+def _check_cudart(tvm: Tvm, library: Library) -> None:
+    if library.needs_cudart and tvm.cudart is None:
+        raise MissingPackage(
+            f"{library.shown} holds FlashInfer kernels and needs the CUDA runtime"
+            f" ({_RUNTIMES[0]}), which was not found; install it with: pip install"
+            " nvidia-cuda-runtime, or set CUDA_HOME"
+        )
 
 
 def _reason(why: BaseException) -> str:

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmprof.errors import ModelError
+from llmprof.models.presets import LlamaConfig
 from llmprof.plaintext import one_line
 
 VOCABULARY = "vocab_size"
@@ -82,6 +83,16 @@ class MlcMetadata:
 
     def parameter_bytes(self, vocab_size: int) -> int:
         return sum(p.n_bytes(vocab_size) for p in self.parameters)
+
+    def check_shape(self, shape: LlamaConfig, name: str, shown: str) -> None:
+        """Raise ``ModelError`` unless the library's KV cache is that of ``shape``."""
+        have = (self.kv_layers, self.kv_heads * self.tensor_parallel_shards, self.head_dim)
+        want = (shape.num_hidden_layers, shape.num_key_value_heads, shape.head_dim)
+        if have != want:
+            words = "{} layers, {} KV heads of {}"
+            raise ModelError(
+                f"{shown} is compiled for {words.format(*have)}; {name} has {words.format(*want)}"
+            )
 
     @property
     def dtype(self) -> str | None:

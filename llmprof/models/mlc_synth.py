@@ -1,4 +1,4 @@
-"""An MLC weight folder with random parameters, in the shapes that a library asks for. Uses numpy."""
+"""An MLC weight folder with random parameters, in the shapes of a library. Uses numpy."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def synthesise(
 
 
 def chat_config(library: MlcMetadata, shape: LlamaConfig | None, vocab_size: int) -> dict[str, Any]:
-    """``mlc-chat-config.json`` with what protocol/mlc_chat_config.py and cpp/serve/config.cc need."""
+    """``mlc-chat-config.json``: what protocol/mlc_chat_config.py and cpp/serve/config.cc need."""
     limits = {
         "context_window_size": library.context_window_size or -1,
         "prefill_chunk_size": library.prefill_chunk_size,
