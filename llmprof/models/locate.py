@@ -147,8 +147,22 @@ def _folder(path: Path) -> ModelRef:
 def _mlc(path: Path) -> ModelRef:
     file = path / MLC_CONFIG
     data = read_json(file) if file.is_file() else {}
-    vocab, limit = _count(data.get("vocab_size")), _count(data.get("context_window_size"))
+    vocab = _count(data.get("vocab_size")) or _rows_of_embedding(path)
+    limit = _count(data.get("context_window_size"))
     return ModelRef("mlc", str(path), None, one_line(path.resolve().name, 80), vocab, limit)
+
+
+def _rows_of_embedding(path: Path) -> int | None:
+    """For a folder without ``mlc-chat-config.json``; its engine checks the rest."""
+    file = next((path / name for name in CACHE_FILES if (path / name).is_file()), None)
+    shards = read_json(file).get("records") if file is not None else None
+    for shard in shards if isinstance(shards, list) else []:
+        records = shard.get("records") if isinstance(shard, dict) else None
+        for record in records if isinstance(records, list) else []:
+            if isinstance(record, dict) and "embed_tokens." in str(record.get("name")):
+                shape = record.get("shape")
+                return _count(shape[0]) if isinstance(shape, list) and shape else None
+    return None
 
 
 def _count(value: object) -> int | None:
