@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmprof.engines.mlc_loading import stored_values
-from llmprof.errors import ModelError
+from llmprof.errors import MissingPackage, ModelError
 from llmprof.models.locate import resolve
 from llmprof.models.mlc_library import Library, inspect_library
 from llmprof.models.mlc_metadata import MlcMetadata, MlcParameter, parse_metadata
@@ -333,3 +333,25 @@ def test_a_wrong_pair_of_tvm_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "apache-tvm 0.26.0 with apache-tvm-ffi 0.1.12" in done.stdout
     assert "0.26.0 goes with apache-tvm-ffi 0.1.15.post2" in done.stdout
+
+
+def test_flashinfer_without_the_cuda_runtime_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Loading such a library would end the process."""
+    pytest.importorskip("tvm", reason="apache-tvm is not installed")
+    from llmprof.engines import mlc_tvm
+
+    library = inspected(tmp_path, elf() + b"__cudaRegisterFatBinary")
+    monkeypatch.setattr(mlc_tvm, "preload_cudart", lambda: None)
+    with pytest.raises(MissingPackage, match=r"libcudart\.so\.13.*nvidia-cuda-runtime"):
+        mlc_tvm.open_library(library)
+
+
+def test_a_library_that_tvm_does_not_load_is_said(tmp_path: Path) -> None:
+    pytest.importorskip("tvm", reason="apache-tvm is not installed")
+    from llmprof.engines import mlc_tvm
+
+    with pytest.raises(ModelError, match=r"apache-tvm 0\.26\.0 and apache-tvm-ffi") as caught:
+        mlc_tvm.open_library(inspected(tmp_path, elf()))
+    assert "\n" not in str(caught.value)
