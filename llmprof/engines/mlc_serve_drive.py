@@ -91,16 +91,17 @@ def open_serve(opening: Opening) -> tuple[ServeDrive, dict[str, Any]]:
         engine_config=settings,
         request_stream_callback=drive.heard,
     )
-    graphs = opening.tvm  # the module was loaded for its metadata; ask it for its functions
+    from llmprof.engines.mlc_vm_drive import has_graphs
+
     machine = import_module("tvm.runtime.vm").VirtualMachine(
-        opening.module, graphs.device("cpu", 0)
+        opening.module, opening.tvm.device("cpu", 0)
     )
     notes = [
         f"SyncMLCEngine, mode {'interactive' if batch == 1 else 'server'}, greedy by temperature 0",
         f"KV cache: {opening.kv_tokens} positions, prefix cache off, chunked prefill",
     ]
     return drive, {
-        "cuda_graph": bool(machine.module.implements_function("cuda_graph_alloc_init")),
+        "cuda_graph": has_graphs(machine),
         "versions": {"mlc_llm": mlc.version},
         "notes": notes,
     }

@@ -95,9 +95,12 @@ def _cudart_candidates() -> Iterator[str]:
 
 
 def _load_backends(tvm: Any, cuda: bool) -> None:
-    """A TVM without its compiler does not load its own backends."""
+    """A TVM without its compiler does not load its own backends. One that has no such files has
+    them inside its runtime (MLC's own builds)."""
     folder = Path(tvm.base._LOADED_LIBS["tvm_runtime"]._name).parent
     for name in ("libtvm_runtime_extra.so", *(("libtvm_runtime_cuda.so",) if cuda else ())):
+        if not (folder / name).is_file():
+            continue
         try:
             ctypes.CDLL(str(folder / name))
         except OSError as why:
