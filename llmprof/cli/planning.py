@@ -11,7 +11,7 @@ from pathlib import Path
 from llmprof.config import Config, EngineSpec, labels, load_config, parse_engine
 from llmprof.engines.registry import BUILT_IN, check_name
 from llmprof.errors import LlmprofError, ModelError, UsageError
-from llmprof.models.locate import ModelRef, default_model, resolve
+from llmprof.models.locate import RANDOM, ModelRef, default_model, resolve
 from llmprof.models.tokenizer import Tokenizer, load_tokenizer
 from llmprof.records import Unavailable
 from llmprof.session.plan import Plan
@@ -44,8 +44,8 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     for spec in specs:
         if spec.python == _own_python():
             check_name(spec.name)
-    default = str(_setting(arguments, config, "model", "")) or default_model()
-    refs = [_resolve(spec, default) for spec in specs]
+    asked = str(_setting(arguments, config, "model", ""))
+    refs = [_resolve(spec, asked) for spec in specs]
     tokenizer = _tokenizer(refs)
     workload = _workload(arguments, config, refs, tokenizer)
     _check_context(workload, specs, refs)
@@ -75,9 +75,12 @@ def _setting(arguments: argparse.Namespace, config: Config, key: str, default: o
     return config.run.get(key, default) if given is None else given
 
 
-def _resolve(spec: EngineSpec, default: str) -> ModelRef | str:
+def _resolve(spec: EngineSpec, asked: str) -> ModelRef | str:
     """Our engines' models must exist; a third party's engine names its models as it likes."""
-    model = spec.options.get("model", default)
+    model = spec.options.get("model") or asked
+    if model == RANDOM or (not model and spec.options.get("weights") == RANDOM):
+        return RANDOM  # in the shapes of a compiled library, which only its engine can ask
+    model = model or default_model()
     try:
         return resolve(model)
     except ModelError:
