@@ -20,6 +20,10 @@ die() {
 
 authorized_keys() {
   local file=$state/authorized_keys lines valid
+  # Without DAC_OVERRIDE root reads only what everybody may read.
+  if [[ -e $mounted_keys && ! -r $mounted_keys ]]; then
+    die "$mounted_keys cannot be read: chmod a+r on the host (public keys are no secret)"
+  fi
   {
     if [[ -n ${AUTHORIZED_KEYS:-} ]]; then printf '%s\n' "$AUTHORIZED_KEYS"; fi
     if [[ -r $mounted_keys ]]; then cat "$mounted_keys"; fi

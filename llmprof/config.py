@@ -9,8 +9,8 @@ Later files win: ``/etc/llmprof/config.toml``, the user's config folder, ``./llm
     [run]
     rounds = 12
 
-Where ``LLMPROF_LOCKED`` is set only the first of these files is read and ``--engine NAME@PYTHON`` is
-refused: the user of a forced command decides what is measured, not which programs run.
+Where ``LLMPROF_LOCKED`` is set only the first of these files is read and ``--engine NAME@PYTHON``
+is refused: the user of a forced command decides what is measured, not which programs run.
 """
 
 from __future__ import annotations
