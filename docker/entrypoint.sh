@@ -36,7 +36,7 @@ authorized_keys() {
   lines=$(grep -c '^[^#]' "$file" || true)
   ((lines > 0)) ||
     die "nobody could log in: set AUTHORIZED_KEYS=\"\$(cat ~/.ssh/id_ed25519.pub)\" or mount $mounted_keys"
-  valid=$(ssh-keygen -l -f "$file" 2>/dev/null | wc -l)
+  valid=$({ ssh-keygen -l -f "$file" 2>/dev/null || true; } | wc -l)
   ((valid == lines)) || die "$((lines - valid)) of $lines authorized keys cannot be read: one public key a line"
 }
 
@@ -86,34 +86,34 @@ configuration() {
 
 # An empty volume or tmpfs in place of the home belongs to root.
 home() {
-  if [[ $(stat -c %u /home/bench) == 0 ]]; then chown bench:bench /home/bench; fi
-  chmod go-w /home/bench 2>/dev/null || true
+  if [[ $(stat -c %u /home/bench) == 0 ]]; then
+    chmod 0755 /home/bench
+    chown bench:bench /home/bench
+  fi
 }
 
-# Sessions first hear that their terminal is gone: llmprof then ends its run and keeps it.
+# Every session hears that its connection is gone: llmprof then ends its run and keeps it.
+# listener → monitor of a connection (root) → its sshd (bench) → shell or command
 stop() {
-  local leaders
+  local monitors leaders
   trap '' TERM INT
-  leaders=$(session_leaders)
-  kill -TERM "$sshd" 2>/dev/null || true
-  if [[ -n $leaders ]]; then
+  monitors=$(pgrep -P "$sshd" || true)
+  leaders=$(children "$(children "$monitors")")
+  # shellcheck disable=SC2086
+  kill -HUP $leaders 2>/dev/null || true
+  # shellcheck disable=SC2086
+  kill -TERM "$sshd" $monitors 2>/dev/null || true
+  for ((waited = 0; waited < grace_s * 10; waited++)); do
     # shellcheck disable=SC2086
-    kill -HUP $leaders 2>/dev/null || true
-    for ((waited = 0; waited < grace_s * 10; waited++)); do
-      # shellcheck disable=SC2086
-      kill -0 $leaders 2>/dev/null || break
-      sleep 0.1
-    done
-  fi
+    kill -0 $leaders 2>/dev/null || break
+    sleep 0.1
+  done
   exit 0
 }
 
-# listener → monitor of a connection (root) → its sshd (bench) → shell or command
-session_leaders() {
-  local monitors processes
-  monitors=$(pgrep -d , -P "$sshd") || return 0
-  processes=$(pgrep -d , -P "$monitors") || return 0
-  pgrep -P "$processes" || return 0
+children() {
+  local parents=${1//$'\n'/,}
+  if [[ -n $parents ]]; then pgrep -P "$parents" || true; fi
 }
 
 authorized_keys

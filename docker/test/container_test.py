@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 from images import BASE, Builder
 from runtime import CAPABILITIES, Container, make_key
 
-QUICK = "--rounds 4 --decode-len 24 --traced-steps 8"
+QUICK = "--rounds 8 --decode-len 24 --traced-steps 8"
 ENGINES = "--engine torch --engine llamacpp --model smollm2"
 failed: list[str] = []
 
@@ -43,7 +43,8 @@ def say(ok: bool, text: str, detail: str = "") -> None:
 def check_layers(builder: Builder, image: str) -> None:
     """No key, no login, no pip configuration in any layer, not even below a deletion."""
     found = []
-    for layer in builder.layer_folders():
+    layers = builder.layer_folders()
+    for layer in layers:
         for folder, _, names in os.walk(layer):
             where = folder.removeprefix(str(layer))
             for name in names:
@@ -53,7 +54,11 @@ def check_layers(builder: Builder, image: str) -> None:
                     found.append(f"{where}/{name}")
                 elif _holds_private_key(file):
                     found.append(f"{where}/{name} (private key)")
-    say(not found, "layers: no host key, authorized key, private key or pip.conf", "\n".join(found))
+    say(
+        not found and len(layers) >= 3,
+        f"{len(layers)} layers: no host key, authorized key, private key or pip.conf",
+        "\n".join(found),
+    )
     config = json.dumps(builder.inspect(image))
     words = [
         w for w in ("PIP_CERT", "PIP_INDEX", "BEGIN OPENSSH", str(builder.work)) if w in config
@@ -135,6 +140,9 @@ def check_forwarding(box: Container, key: Path) -> None:
     done = box.ssh(key, "-", options=("-W", f"127.0.0.1:{box.port}"), timeout_s=20)
     ok = done.returncode != 0 and "SSH-2.0" not in done.stdout
     say(ok, "TCP forwarding is off", f"{done.stdout} {done.stderr}")
+
+
+def check_agent(box: Container, key: Path) -> None:
     agent = subprocess.run(["ssh-agent", "-s"], capture_output=True, text=True).stdout
     found = dict(re.findall(r"(SSH_\w+)=([^;]+);", agent))
     try:
@@ -304,10 +312,11 @@ def check_forced(box: Container, key: Path) -> None:
     say(done.stdout.startswith("llmprof "), "forced command: llmprof runs", done.stderr)
     attempts = [
         "id", "bash -i", "/bin/sh -c id", "llmprof; id", "llmprof --version; id", "llmprof $(id)",
-        "llmprof `id`", "llmprof | id", "llmprof && id", "llmprof\nid", "llmprof --engine torch@/bin/sh",
+        "llmprof `id`", "llmprof | id", "llmprof && id", "llmprof\nid",
+        "llmprof --engine torch@/bin/sh",
         "llmprof --engine=torch@/tmp/x", "llmprof -o /home/bench/.bashrc", "llmprof -o ../x.sqlite",
-        "llmprof model synth tiny-128 --engine exllama -o .config", "llmprof 'unbalanced", "scp -f x",
-        "/usr/lib/openssh/sftp-server",
+        "llmprof model synth tiny-128 --engine exllama -o .config", "llmprof 'unbalanced",
+        "scp -f x", "/usr/lib/openssh/sftp-server",
     ]  # fmt: skip
     escaped = {}
     for text in attempts:
@@ -353,6 +362,7 @@ def check_refusals(root: Path, image: dict[str, object], work: Path) -> None:
             "private key",
         ),
         "rubbish": ({"AUTHORIZED_KEYS": "ssh-ed25519 rubbish"}, "cannot be read"),
+        "half a key": ({"AUTHORIZED_KEYS": "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5\n"}, "cannot be read"),
         "a bad port": ({"SSH_PORT": "22; id"}, "is not a port"),
     }
     for what, (environment, words) in cases.items():
@@ -439,6 +449,7 @@ def main() -> None:
         say(len(hosts) == 2, "host keys of two containers differ", f"{hosts}")
         guarded(lambda: check_confinement(opened, key), "confinement")
         guarded(lambda: check_forwarding(opened, key), "forwarding")
+        guarded(lambda: check_agent(opened, key), "agent")
         guarded(lambda: check_greeting(opened, key), "greeting")
         guarded(lambda: check_json(opened, key), "json")
         guarded(lambda: check_copy(opened, key), "copy")

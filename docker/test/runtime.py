@@ -12,7 +12,7 @@ import sys
 import time
 from pathlib import Path
 
-CAPABILITIES = ("AUDIT_WRITE", "CHOWN", "FOWNER", "KILL", "SETGID", "SETUID", "SYS_CHROOT")
+CAPABILITIES = ("AUDIT_WRITE", "CHOWN", "KILL", "SETGID", "SETUID", "SYS_CHROOT")
 """``cap_add`` of compose.yaml."""
 SSH_OPTIONS = {
     "BatchMode": "yes",
