@@ -374,7 +374,7 @@ def check_refusals(root: Path, image: dict[str, object], work: Path) -> None:
 
 
 def check_capabilities(root: Path, image: dict[str, object], work: Path, key: Path) -> None:
-    """Each capability that compose.yaml adds is needed: without it something breaks."""
+    """Which of compose.yaml's capabilities a login needs. KILL is for ending sessions."""
     public = key.with_suffix(".pub").read_text()
     for left_out in CAPABILITIES:
         rest = tuple(name for name in CAPABILITIES if name != left_out)
