@@ -237,7 +237,7 @@ def check_tui(box: Container, key: Path) -> None:
     say(state == "finished", f"the comparison in the TUI has {state or 'no state'}", text[-1500:])
     tail = text.rpartition("\x1b[?1049l")[2]
     say(
-        (code == 0 and "faster" in tail) or "no difference" in tail,
+        code == 0 and ("faster" in tail or "no difference" in tail),
         f"q leaves the summary, code {code}",
         tail,
     )
