@@ -110,7 +110,7 @@ class Builder:
         rows = json.loads(self.call("images", "--json", image))
         text = str(rows[0]["size"])
         number, unit = text.split()
-        return round(float(number) * {"KB": 1 / 1024, "MB": 1, "GB": 1024}[unit])
+        return round(float(number) * {"KB": 1e3, "MB": 1e6, "GB": 1e9}[unit] / 2**20)
 
     def layer_folders(self) -> list[Path]:
         return sorted((self.work / "storage/vfs/dir").iterdir())
