@@ -11,7 +11,7 @@ from llmprof.plaintext import one_line
 
 MODELS = Path("/models")
 _SHOWN_MODELS = 6
-_WIDTH = 78
+_WIDTH = 76
 
 
 def render(checks: Sequence[Check], models: Path = MODELS) -> str:

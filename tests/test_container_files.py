@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -114,3 +116,33 @@ def test_the_test_of_the_image_runs_with_the_capabilities_of_compose() -> None:
     named = re.search(r"^CAPABILITIES = \((.*?)\)$", text, re.M | re.S)
     assert named is not None
     assert re.findall(r'"(\w+)"', named[1]) == service["cap_add"]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("8.0;8.6;9.0", [(8, 0), (8, 6), (9, 0)]),
+        ("9.0a 12.0+PTX", [(9, 0), (12, 0)]),
+    ],
+)
+def test_architectures_are_read_as_torch_writes_them(
+    text: str, expected: list[tuple[int, int]]
+) -> None:
+    assert extensions().architectures(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "Hopper", "8"])
+def test_other_architectures_end_the_build(text: str) -> None:
+    with pytest.raises(SystemExit, match="TORCH_CUDA_ARCH_LIST"):
+        extensions().architectures(text)
+
+
+def extensions() -> ModuleType:
+    spec = importlib.util.spec_from_file_location(
+        "build_extensions", DOCKER / "build_extensions.py"
+    )
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
