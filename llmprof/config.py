@@ -8,10 +8,14 @@ Later files win: ``/etc/llmprof/config.toml``, the user's config folder, ``./llm
 
     [run]
     rounds = 12
+
+Where ``LLMPROF_LOCKED`` is set only the first of these files is read and ``--engine NAME@PYTHON``
+is refused: the user of a forced command decides what is measured, not which programs run.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -20,6 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from llmprof.errors import UsageError
+
+LOCK_VARIABLE = "LLMPROF_LOCKED"
+SYSTEM_FILE = Path("/etc/llmprof/config.toml")
 
 RUN_KEYS = {
     "engine": list,
@@ -58,10 +65,17 @@ class Config:
 
 def config_paths() -> list[Path]:
     """Where config files are looked for, weakest first."""
+    if locked():
+        return [SYSTEM_FILE]
     import platformdirs
 
     user = Path(platformdirs.user_config_dir("llmprof")) / "config.toml"
-    return [Path("/etc/llmprof/config.toml"), user, Path("llmprof.toml")]
+    return [SYSTEM_FILE, user, Path("llmprof.toml")]
+
+
+def locked() -> bool:
+    """May the user choose measurements only, and no interpreter and no config file?"""
+    return bool(os.environ.get(LOCK_VARIABLE))
 
 
 def load_config(paths: list[Path] | None = None) -> Config:
@@ -133,6 +147,8 @@ def parse_engine(text: str, config: Config) -> EngineSpec:
         if not equals or not key:
             raise UsageError(f"--engine {text}: {pair!r} is not key=value")
         options[key.strip()] = value.strip()
+    if match["python"] and locked():
+        raise UsageError(f"--engine {text}: this account cannot choose the interpreter")
     wanted = match["python"] or config.pythons.get(name) or sys.executable
     found = shutil.which(str(Path(wanted).expanduser()))
     if found is None:

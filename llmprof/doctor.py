@@ -27,6 +27,8 @@ Status = Literal["ok", "degraded", "missing"]
 PROBE_TIMEOUT_S = 20.0
 CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21  # linux/capability.h
 MIN_COLUMNS, MIN_LINES = 80, 24
+EXTRAS = ("torch", "llamacpp")
+"""Engines whose packages are an extra of llmprof's own distribution."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +147,7 @@ def _engine(name: str, python: str, found: dict[str, Any] | str) -> Check:
     facts = found["engines"][name]
     packages: dict[str, str | None] = facts["packages"]
     install = f"install its packages there: pip install {_distributions(name, packages)}"
-    if not where and name in doctor_probe.PACKAGES:
+    if not where and name in EXTRAS:
         install = f"pip install 'llmprof[{name}]'"
     if facts["target"] is None:
         text = f"Python {found['python']}{where} has no engine of that name (llmprof.engines)"

@@ -158,7 +158,9 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
         parser.set_defaults(command=_late("llmprof.cli.report_commands:engines"))
     elif name == "doctor":
         parser.description = "What works on this machine, and how to get the rest."
-        parser.add_argument("--json", action="store_true", help="machine-readable")
+        form = parser.add_mutually_exclusive_group()
+        form.add_argument("--json", action="store_true", help="machine-readable")
+        form.add_argument("--banner", action="store_true", help="a few lines, for a login")
         parser.set_defaults(command=_late("llmprof.cli.report_commands:doctor"))
     else:
         parser.description = "Print the JSON Schema of the --json document."

@@ -47,7 +47,11 @@ def doctor(arguments: argparse.Namespace) -> int:
     config = load_config()
     pythons = {name: config.pythons.get(name, sys.executable) for name in engine_names()}
     checks = examination.examine(pythons)
-    if arguments.json:
+    if arguments.banner:
+        from llmprof import banner
+
+        print(banner.render(checks))
+    elif arguments.json:
         json.dump(examination.to_json(checks), sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:
