@@ -50,7 +50,9 @@ _LIKELY = (
     (3.0, re.compile(r"ProfilerStep|execute_model|generat|iteration|\bstep\b|\biter\b", re.I)),
     (2.0, re.compile(r"forward|model|sample|batch", re.IGNORECASE)),
 )
-_OPERATOR = re.compile(r"^(aten|c10|cuda|cu|nccl|triton|autograd)\b|op_id|::", re.IGNORECASE)
+_OPERATOR = re.compile(r"^(aten|c10|cuda|cu[A-Z]|nccl|triton|autograd)|op_id|::")
+_SURE = 2.0
+"""A pattern below this is offered, but not chosen by itself."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,7 @@ class StepPattern:
 class _Range:
     start: int
     end: int
+    domain: str
     text: str
     process: int
     """``globalTid >> 24``: hardware, virtual machine and process id in one number."""
@@ -95,8 +98,9 @@ def read_foreign(
     ranges = _ranges(sql, tables)
     busy = _kernel_processes(sql, tables)
     patterns = _patterns(ranges, busy)
-    chosen = step_range or (patterns[0].pattern if patterns else "")
-    steps = [r for r in ranges if chosen and _matches(r.text, chosen)]
+    sure = [p.pattern for p in patterns[:1] if p.score >= _SURE]
+    chosen = step_range or "".join(sure)
+    steps = [r for r in ranges if chosen and _matches(r, chosen)]
     if step_range and not steps:
         there = ", ".join(one_line(p.pattern, 60) for p in patterns[:5]) or "no NVTX range"
         raise UsageError(f"--step-range {one_line(step_range)}: no such range; there are: {there}")
@@ -126,6 +130,10 @@ def read_foreign(
         Missing("run", "timing pass", "the file was recorded by Nsight Systems: traced rounds only")
     )
     _add_engines(sql, tables, data, steps, busy, chosen)
+    if not steps and busy:
+        there = ", ".join(one_line(p.pattern, 60) for p in patterns[:3])
+        hint = f"choose some with --step-range: {there}" if there else "the file has no NVTX ranges"
+        data.warnings.append(Warned("run", f"no steps are known, so totals only; {hint}"))
     return data
 
 
@@ -175,9 +183,6 @@ def _add_rounds(
         span = _kernel_span(sql, tables)
         if span is not None:
             data.rounds.append(_round(len(data.rounds) + 1, engine, process, 0, [], span))
-            data.warnings.append(
-                Warned(engine.label, "no NVTX ranges of steps: totals only (see --step-range)")
-            )
         return
     cut = _time_of_row(sql, tables, MAX_KERNELS)
     for index, part in enumerate(parts):
@@ -265,8 +270,10 @@ def _split(ranges: list[_Range]) -> list[list[_Range]]:
     return parts
 
 
-def _matches(text: str, pattern: str) -> bool:
-    return fnmatchcase(text, pattern) or fnmatchcase(text.rpartition(":")[2], pattern)
+def _matches(found: _Range, pattern: str) -> bool:
+    return fnmatchcase(found.text, pattern) or (
+        bool(found.domain) and fnmatchcase(f"{found.domain}:{found.text}", pattern)
+    )
 
 
 def _patterns(ranges: list[_Range], busy: Sequence[int]) -> list[StepPattern]:
@@ -274,7 +281,7 @@ def _patterns(ranges: list[_Range], busy: Sequence[int]) -> list[StepPattern]:
     shapes: dict[str, str] = {}
     for r in ranges:
         if r.text not in shapes:
-            plain = re.sub(r"[*?\[\]]", "?", r.text.rpartition(":")[2] or r.text)
+            plain = re.sub(r"[*?\[\]]", "?", r.text)
             shapes[r.text] = re.sub(r"\d+", "*", plain)[:200]
         groups.setdefault(shapes[r.text], []).append(r)
     found = []
@@ -297,7 +304,7 @@ def _score(members: list[_Range], total_ns: int, busy: Sequence[int]) -> float:
     """A name that says step, time that is covered, a process that runs kernels."""
     text = members[0].text
     score = next((bonus for bonus, words in _LIKELY if words.search(text)), 0.0)
-    score -= 3.0 * bool(_OPERATOR.search(text.rpartition(":")[2] or text))
+    score -= 3.0 * bool(_OPERATOR.search(text))
     span = max(r.end for r in members) - min(r.start for r in members)
     score += min(1.0, total_ns / max(1, span))
     score += 0.5 * (len(members) >= 5) + (members[0].process in busy)
@@ -318,7 +325,7 @@ def _ranges(sql: sqlite3.Connection, tables: set[str]) -> list[_Range]:
     there = columns_of(sql, RANGES)
     if not {"start", "end", "eventType"} <= there:
         raise RowError(f"{RANGES}: no column start, end or eventType")
-    text = "e.\"text\"" if "text" in there else "NULL"
+    text = 'e."text"' if "text" in there else "NULL"
     join = ""
     if {"textId"} <= there and "StringIds" in tables:
         text, join = f"coalesce({text}, s.value)", "LEFT JOIN StringIds AS s ON s.id = e.textId"
@@ -338,10 +345,9 @@ def _ranges(sql: sqlite3.Connection, tables: set[str]) -> list[_Range]:
     found = []
     for start, end, name, tid, number in rows:
         if type(start) is int and type(end) is int and name:
-            process = _int(tid) >> 24
-            space = names.get((process, number))
-            whole = f"{space}:{name}" if space else str(name)
-            found.append(_Range(start, end, whole, process, _int(tid) & 0xFFFFFF))
+            process, thread_id = _int(tid) >> 24, _int(tid) & 0xFFFFFF
+            space = names.get((process, number), "")
+            found.append(_Range(start, end, space, str(name), process, thread_id))
     return found
 
 
