@@ -126,9 +126,7 @@ def launch_sum(rows: Rows, truth: Truth) -> Found:
 
 
 def ranges(rows: Rows, truth: Truth) -> Found:
-    got = {
-        r["Range"].lstrip(":"): (int(r["Instances"]), int(r["Total Time (ns)"])) for r in rows
-    }
+    got = {r["Range"].lstrip(":"): (int(r["Instances"]), int(r["Total Time (ns)"])) for r in rows}
     return got, truth.ranges()
 
 

@@ -45,7 +45,7 @@ def kernels_of(truth: Truth) -> Counter[tuple[int, int]]:
 def test_the_command_line(llmprof: Any, tmp_path: Path) -> None:
     from llmprof.cli.parser import EXPORTS
 
-    assert EXPORTS == tuple(FORMATS)
+    assert tuple(FORMATS) == EXPORTS
     done = llmprof("export", str(H100), "--to", "csv", "-o", "tables")
     assert (done.returncode, done.stderr) == (0, "llmprof: wrote tables\n")
     assert (tmp_path / "tables" / "kernels.csv").is_file()
@@ -75,9 +75,7 @@ def test_nothing_is_overwritten_and_nothing_is_left(tmp_path: Path) -> None:
     assert [p.name for p in tmp_path.iterdir()] == ["there.html"]
 
 
-def test_a_missing_package_names_the_extra(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_missing_package_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def absent(name: str) -> Any:
         raise ImportError(name)
 

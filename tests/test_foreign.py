@@ -138,13 +138,13 @@ def test_the_document_follows_its_schema(tmp_path: Path, llmprof: Any) -> None:
         ["DROP TABLE NVTX_EVENTS"],
         ["DROP TABLE CUPTI_ACTIVITY_KIND_KERNEL"],
         ["DROP TABLE CUPTI_ACTIVITY_KIND_RUNTIME", "DROP TABLE PROCESSES"],
-        ["UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET start = -5, \"end\" = -9"],
-        ["UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET \"end\" = start - 1000"],
-        ["UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET \"end\" = 9223372036854775807"],
+        ['UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET start = -5, "end" = -9'],
+        ['UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET "end" = start - 1000'],
+        ['UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET "end" = 9223372036854775807'],
         ["UPDATE CUPTI_ACTIVITY_KIND_KERNEL SET globalPid = NULL"],
         ["ALTER TABLE CUPTI_ACTIVITY_KIND_KERNEL DROP COLUMN globalPid"],
         ["ALTER TABLE CUPTI_ACTIVITY_KIND_KERNEL DROP COLUMN demangledName"],
-        ["UPDATE NVTX_EVENTS SET \"end\" = NULL"],
+        ['UPDATE NVTX_EVENTS SET "end" = NULL'],
         ["UPDATE NVTX_EVENTS SET start = -start"],
         ["UPDATE NVTX_EVENTS SET globalTid = NULL"],
         ["UPDATE NVTX_EVENTS SET \"text\" = x'ff1b5b324a00'"],
@@ -155,9 +155,7 @@ def test_the_document_follows_its_schema(tmp_path: Path, llmprof: Any) -> None:
         ["UPDATE PROCESSES SET name = '\x1b]0;owned\x07'"],
     ],
 )
-def test_odd_files_give_a_partial_view(
-    tmp_path: Path, llmprof: Any, statements: list[str]
-) -> None:
+def test_odd_files_give_a_partial_view(tmp_path: Path, llmprof: Any, statements: list[str]) -> None:
     file = tmp_path / "x.sqlite"
     foreign_factory.write(file)
     change(file, *statements)
@@ -277,7 +275,10 @@ def test_a_real_capture(tmp_path: Path) -> None:
 
     def run(*command: str) -> None:
         subprocess.run(
-            ["timeout", "-s", "KILL", "90", *command], cwd=tmp_path, capture_output=True, check=False
+            ["timeout", "-s", "KILL", "90", *command],
+            cwd=tmp_path,
+            capture_output=True,
+            check=False,
         )
 
     run("gcc", f"-I{HEADERS}", "prog.c", "-o", "prog", "-ldl")

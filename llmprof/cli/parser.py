@@ -111,6 +111,11 @@ def _run_parser() -> argparse.ArgumentParser:
         choices=("steps", "kernels", "full"),
         help="what the traced pass records (kernels)",
     )
+    how.add_argument(
+        "--capture",
+        choices=("nsys",),
+        help="run the traced pass under the nsys on PATH and keep its .nsys-rep beside the run",
+    )
     how.add_argument("--seed", type=_natural, metavar="S", help="prompt ids, order, weights (0)")
     how.add_argument(
         "--timeout",

@@ -1,4 +1,4 @@
-"""``--to chrome``: Chrome's trace event format (JSON), for chrome://tracing, Perfetto, speedscope."""
+"""``--to chrome``: Chrome's trace event format (JSON), for chrome://tracing and others."""
 
 from __future__ import annotations
 

@@ -38,7 +38,9 @@ class Format:
 
 
 _FORMATS = (
-    Format("nsys", ".sqlite", "Nsight Systems' SQLite export; several runs on one time axis", "nsys"),
+    Format(
+        "nsys", ".sqlite", "Nsight Systems' SQLite export; several runs on one time axis", "nsys"
+    ),
     Format("perfetto", ".pftrace", "for ui.perfetto.dev", "perfetto_trace", package="perfetto"),
     Format("chrome", ".json", "Chrome trace events", "chrome"),
     Format(

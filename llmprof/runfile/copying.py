@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 
 from llmprof.errors import RunFileError
@@ -45,7 +45,7 @@ def copy_file(source: Path, target: Path, share: Share = lambda _: None) -> None
             )
             copy.execute("PRAGMA journal_mode = DELETE").fetchall()
     except sqlite3.Error as why:
-        raise damaged(source, why) from why
+        raise (_unwritten(target, why) if "full" in str(why) else damaged(source, why)) from why
     finally:
         file.close()
 
@@ -60,12 +60,11 @@ def merge_files(sources: Sequence[Path], target: Path, share: Share = lambda _: 
     Raises:
         RunFileError: a source cannot be read or says no wall clock, the target cannot be written.
     """
-    files = []
-    try:
-        for path in sources:
-            files.append(OpenFile(path))
+    with ExitStack() as stack:
+        files = [stack.enter_context(closing(OpenFile(path))) for path in sources]
         begins = [_wall_clock(file.sql, path) for file, path in zip(files, sources, strict=True)]
-        with closing(sqlite3.connect(target, isolation_level=None)) as sql:
+        try:
+            sql = stack.enter_context(closing(sqlite3.connect(target, isolation_level=None)))
             sql.execute("PRAGMA journal_mode = OFF").fetchall()
             sql.execute("PRAGMA synchronous = OFF")
             sql.execute("BEGIN")
@@ -75,9 +74,13 @@ def merge_files(sources: Sequence[Path], target: Path, share: Share = lambda _: 
                 _add(sql, file.sql, path, number, shift, pids)
                 share((number + 1) / len(files))
             sql.execute("COMMIT")
-    finally:
-        for file in files:
-            file.close()
+        except sqlite3.Error as why:
+            raise _unwritten(target, why) from why
+
+
+def _unwritten(target: Path, why: sqlite3.Error) -> RunFileError:
+    name = one_line(target.name.removeprefix(".").removesuffix(".part"))
+    return RunFileError(f"{name}: cannot be written: {why}; free space or use -o elsewhere")
 
 
 def _wall_clock(sql: sqlite3.Connection, path: Path) -> int:
@@ -110,6 +113,8 @@ def _add(
             if table != "StringIds":
                 _copy_table(sql, source, table, number, shift_ns, hardware, strings)
     except sqlite3.Error as why:
+        if "full" in str(why):
+            raise  # the target's trouble, not the source's
         raise damaged(path, why) from why
 
 
@@ -190,9 +195,7 @@ def _copy_table(
     rename = [i for i, c in enumerate(columns) if c in _STRINGS]
     marks = ", ".join("?" * len(columns))
     verb = "INSERT OR IGNORE" if table.startswith(("GENERIC_", "SAMPLING")) else "INSERT"
-    insert = (
-        f"{verb} INTO {quoted(table)} ({', '.join(map(quoted, columns))}) VALUES ({marks})"
-    )
+    insert = f"{verb} INTO {quoted(table)} ({', '.join(map(quoted, columns))}) VALUES ({marks})"
     rows = source.execute(wanted)
     while chunk := rows.fetchmany(1 << 15):
         if rename:

@@ -250,8 +250,9 @@ def _one_thread(ranges: list[_Range]) -> list[_Range]:
         by_thread.setdefault(r.tid, []).append(r)
     if not by_thread:
         return []
+    most = max(by_thread.values(), key=lambda group: len(group))
     outer: list[_Range] = []
-    for r in sorted(max(by_thread.values(), key=len), key=lambda r: (r.start, -r.end)):
+    for r in sorted(most, key=lambda r: (r.start, -r.end)):
         if not outer or r.start >= outer[-1].end:
             outer.append(r)
     return outer
@@ -339,7 +340,8 @@ def _ranges(sql: sqlite3.Connection, tables: set[str]) -> list[_Range]:
         names = {(_int(t) >> 24, d): str(name) for t, d, name in rows}
     types = ", ".join(map(str, _RANGE_TYPES))
     rows = sql.execute(
-        f'SELECT e.start, e."end", {text}, coalesce({thread}, 0), {domain} FROM {RANGES} AS e {join}'
+        f'SELECT e.start, e."end", {text}, coalesce({thread}, 0), {domain}'
+        f" FROM {RANGES} AS e {join}"
         f' WHERE e.eventType IN ({types}) AND e."end" >= e.start LIMIT {MAX_RANGES}'
     )
     found = []

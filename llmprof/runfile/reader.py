@@ -109,7 +109,9 @@ class RunFileReader:
                 return read_foreign(self._sql, self._tables(), str(self.path), step_range)
         self._require_run()
         if step_range is not None:
-            raise UsageError("--step-range is for exports of Nsight Systems: a run of llmprof has its steps")
+            raise UsageError(
+                "--step-range is for exports of Nsight Systems: a run of llmprof has its steps"
+            )
         with self._reading():
             infos = self._records(RunInfo, "LLMPROF_RUN")
             if len(infos) != 1:
