@@ -3,7 +3,8 @@
     python tests/nsys_readers.py [--nsys NSYS]… [--bin FOLDER]
 
 prints the table report × reader × equal to truth of docs/nsys.md. ``--nsys`` names nsys programs
-(default: the one on PATH), ``--bin`` a folder with ``nsys-ai`` and ``nsys-tui``. Exit codes of nsys
+(default: the one on PATH), ``--bin`` the ``bin`` folder of an
+environment with nsys-ai 0.3, nsys-tui 0.1.5 and HolisticTraceAnalysis. Exit codes of nsys
 say nothing (0 after an internal error or a skipped report), so every number is compared.
 """
 
@@ -262,9 +263,6 @@ def equal(rows: Rows, check: Callable[[Rows, Truth], Found], truth: Truth) -> bo
 
 def nsys_ai(program: str, file: Path, truth: Truth) -> dict[str, bool]:
     """nsys-ai: ``top_kernels`` and ``memory_transfers`` (ms and MB with two decimals)."""
-    if file.is_dir():
-        (file.parent / f"{file.stem}.nsys-cache.build.lock").unlink(missing_ok=True)
-
     def skill(name: str) -> list[dict[str, object]]:
         done = subprocess.run(
             [program, "skill", "run", name, str(file), "--format", "json"],
@@ -311,6 +309,49 @@ def nsys_tui(program: str, file: Path, truth: Truth) -> dict[str, bool]:
     return {"info": info, "export": got == truth.sums(truth.kernels)}
 
 
+HTA = """
+import json, sys
+from hta.common.trace_parser import parse_trace_dataframe
+from hta.configs.parser_config import ParserConfig
+_, frame, symbols = parse_trace_dataframe(sys.argv[1], ParserConfig.get_default_cfg())
+names = symbols.sym_table
+rows = zip(frame["name"], frame["cat"], frame["dur"])
+print(json.dumps([[names[int(n)], names[int(c)], float(d)] for n, c, d in rows]))
+"""
+
+
+def hta(python: str, file: Path, truth: Truth) -> dict[str, bool]:
+    """HolisticTraceAnalysis (Meta) reads the Chrome JSON export; its table has whole µs."""
+    from llmprof.exports.formats import export_runs
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = export_runs([file], "chrome", Path(folder) / "x.json")
+        done = subprocess.run(
+            [python, "-c", HTA, str(made)], capture_output=True, text=True, timeout=120, check=False
+        )
+    lines = [line for line in done.stdout.splitlines() if line.startswith("[[")]
+    rows = json.loads(lines[-1]) if lines else []
+    steps = [name for name, category, _ in rows if category == "decode"]
+    work = [
+        name for name, category, _ in rows
+        if category not in ("decode", "prefill", "timing", "traced", "sampled", "copy", "api")
+    ]  # fmt: skip
+    same = (len(steps), len(work)) == (
+        sum(r.steps for r in truth.data.rounds),
+        len(truth.kernels),
+    )
+    return {"--to chrome: steps and kernels": same}
+
+
+def parquetdir(program: str, file: Path, truth: Truth) -> dict[str, bool]:
+    """nsys-ai reads the tables of ``--to parquetdir`` by DuckDB."""
+    from llmprof.exports.formats import export_runs
+
+    with tempfile.TemporaryDirectory() as folder:
+        made = export_runs([file], "parquetdir", Path(folder) / "x.parquetdir")
+        return {f"--to parquetdir: {k}": v for k, v in nsys_ai(program, made, truth).items()}
+
+
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--nsys", action="append")
@@ -332,9 +373,14 @@ def main() -> int:
                 same = equal(analyze(nsys, rule, file), check, truth)
                 name = old if version(nsys).startswith("2022") else rule
                 lines.append(f"| {name} | {reader} analyze | {'yes' if same else 'NO'} |")
-        readers = {"nsys-ai": nsys_ai, "nsys-tui": nsys_tui}
-        for name, ask in readers.items():
-            program = shutil.which(name, path=chosen.bin or None)
+        readers: list[tuple[str, str, Callable[[str, Path, Truth], dict[str, bool]]]] = [
+            ("nsys-ai", "nsys-ai", nsys_ai),
+            ("nsys-ai", "nsys-ai", parquetdir),
+            ("nsys-tui", "nsys-tui", nsys_tui),
+            ("HolisticTraceAnalysis", "python", hta),
+        ]
+        for name, binary, ask in readers:
+            program = shutil.which(binary, path=chosen.bin or None) if chosen.bin else None
             if program:
                 for what, same in ask(program, file, truth).items():
                     lines.append(f"| {what} | {name} | {'yes' if same else 'NO'} |")
