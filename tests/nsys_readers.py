@@ -263,6 +263,7 @@ def equal(rows: Rows, check: Callable[[Rows, Truth], Found], truth: Truth) -> bo
 
 def nsys_ai(program: str, file: Path, truth: Truth) -> dict[str, bool]:
     """nsys-ai: ``top_kernels`` and ``memory_transfers`` (ms and MB with two decimals)."""
+
     def skill(name: str) -> list[dict[str, object]]:
         done = subprocess.run(
             [program, "skill", "run", name, str(file), "--format", "json"],

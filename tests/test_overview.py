@@ -1,4 +1,4 @@
-"""Cells of a large file: the same sums as the rows', before, while and after they are walked over."""
+"""Cells of a large file: the same sums as the rows, before, while and after the walk over them."""
 
 from __future__ import annotations
 

@@ -37,7 +37,7 @@ KERNELS, CALLS, RANGES = (
     "CUPTI_ACTIVITY_KIND_RUNTIME",
     "NVTX_EVENTS",
 )
-MAX_RANGES = 3_000_000
+MAX_RANGES = 1_000_000
 """NVTX ranges looked at; more than that are operators, not steps."""
 MAX_KERNELS = 1_000_000
 """Kernels of the stretch that is analysed in full; the rest of a longer file is left out."""
@@ -68,7 +68,7 @@ class StepPattern:
     """The highest is the guess."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class _Range:
     start: int
     end: int
@@ -95,8 +95,10 @@ def read_foreign(
     Raises:
         UsageError: ``step_range`` matches no range; the text names what is there.
     """
-    ranges = _ranges(sql, tables)
     busy = _kernel_processes(sql, tables)
+    ranges = _ranges(sql, tables, step_range or "")
+    if step_range and not ranges:
+        ranges = _ranges(sql, tables)  # to say what there is
     patterns = _patterns(ranges, busy)
     sure = [p.pattern for p in patterns[:1] if p.score >= _SURE]
     chosen = step_range or "".join(sure)
@@ -320,7 +322,8 @@ def columns_of(sql: sqlite3.Connection, table: str) -> set[str]:
     return {str(row[1]) for row in sql.execute(f"PRAGMA table_info({quoted(table)})")}
 
 
-def _ranges(sql: sqlite3.Connection, tables: set[str]) -> list[_Range]:
+def _ranges(sql: sqlite3.Connection, tables: set[str], wanted: str = "") -> list[_Range]:
+    """All ranges, or those that ``wanted`` may match: then the limit is on those."""
     if RANGES not in tables:
         return []
     there = columns_of(sql, RANGES)
@@ -339,10 +342,14 @@ def _ranges(sql: sqlite3.Connection, tables: set[str]) -> list[_Range]:
         )
         names = {(_int(t) >> 24, d): str(name) for t, d, name in rows}
     types = ", ".join(map(str, _RANGE_TYPES))
+    # A pattern with a domain is looked at in Python only; so is a class like [!a].
+    plain = wanted if not set(wanted) & set(":[") else ""
     rows = sql.execute(
         f'SELECT e.start, e."end", {text}, coalesce({thread}, 0), {domain}'
         f" FROM {RANGES} AS e {join}"
-        f' WHERE e.eventType IN ({types}) AND e."end" >= e.start LIMIT {MAX_RANGES}'
+        f' WHERE e.eventType IN ({types}) AND e."end" >= e.start'
+        f" AND (:plain = '' OR {text} GLOB :plain) LIMIT {MAX_RANGES}",
+        {"plain": plain},
     )
     found = []
     for start, end, name, tid, number in rows:
