@@ -156,7 +156,7 @@ print(json.dumps([rows, str(table.schema.field("start").type)]))
 
 @pytest.mark.skipif(find_spec("pyarrow") is None, reason="pyarrow is not installed")
 def test_parquet_by_pyarrow(made: tuple[Path, Truth], tmp_path: Path, llmprof: Any) -> None:
-    """In processes of their own: llama.cpp crashes in one that has loaded pyarrow."""
+    """Writer and reader in processes of their own: they share nothing but the files."""
     file, truth = made
     done = llmprof("export", str(file), "--to", "parquetdir", "-o", "x.parquetdir")
     assert done.returncode == 0, done.stderr
