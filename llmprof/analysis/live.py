@@ -220,19 +220,23 @@ class RunDataSource:
 
     def trace(self) -> RunTrace | Unavailable:
         if self._trace is None:
-            self._trace = _read_trace(self._data.path)
+            # Steps of a file that nsys made are those that were chosen when it was read.
+            known = self._data if self._data.origin_ns == 0 else None
+            self._trace = _read_trace(self._data.path, known)
         return self._trace
 
     def stop(self) -> None:
         """Nothing runs."""
 
 
-def _read_trace(path: str) -> RunTrace | Unavailable:
+def _read_trace(path: str, known: RunData | None = None) -> RunTrace | Unavailable:
+    """``known``: what was read from the file before."""
     if not path:
         return Unavailable("the run was not saved")
     try:
-        with RunFileReader(path) as reader:
-            data = reader.run_data()
-        return RunTrace(Path(path), data)
+        if known is None:
+            with RunFileReader(path) as reader:
+                known = reader.run_data()
+        return RunTrace(Path(path), known)
     except LlmprofError as why:
         return Unavailable(str(why))

@@ -202,7 +202,11 @@ class RunTrace:
                 EngineTrace(
                     label=engine.label,
                     engine=engine.name,
-                    record=next(iter(data.rounds_of(engine.engine_id, "traced")), None),
+                    record=max(
+                        data.rounds_of(engine.engine_id, "traced"),
+                        key=lambda record: record.steps,
+                        default=None,
+                    ),
                     reader=reader,
                     clock_error_ns=max(
                         (c.error_ns for c in data.clocks if c.engine_id == engine.engine_id),

@@ -56,11 +56,24 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
         models=tuple(_model_text(ref) for ref in refs),
         output=_output(arguments.output, specs),
         trace_level=_setting(arguments, config, "trace", "kernels"),  # type: ignore[arg-type]
+        capture=_capture(arguments),
         command=("llmprof", *arguments.argv),
         stall_timeout_s=float(arguments.timeout),
     )
     decode = None if isinstance(tokenizer, Unavailable) else tokenizer.decode
     return Prepared(plan, decode)
+
+
+def _capture(arguments: argparse.Namespace) -> str:
+    """The nsys of ``--capture nsys``; empty without it."""
+    if not arguments.capture:
+        return ""
+    from shutil import which
+
+    found = which("nsys")
+    if found is None:
+        raise UsageError("--capture nsys: there is no nsys on PATH (install Nsight Systems)")
+    return found
 
 
 def _own_python() -> str:

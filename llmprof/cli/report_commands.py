@@ -12,10 +12,11 @@ from llmprof.errors import EXIT_OK, UsageError
 
 def open_file(arguments: argparse.Namespace) -> int:
     from llmprof.analysis.live import RunDataSource
+    from llmprof.runfile.nsys_rep import readable
     from llmprof.runfile.reader import RunFileReader
 
-    with RunFileReader(Path(arguments.file)) as reader:
-        data = reader.run_data()
+    with RunFileReader(readable(Path(arguments.file))) as reader:
+        data = reader.run_data(arguments.step_range)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("llmprof open needs a terminal; llmprof --headless --from FILE does not")
     from llmprof.tui import run_app

@@ -29,7 +29,11 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source is not None:
         if arguments.engine or arguments.output:
             raise UsageError("--from reports on a recorded run: it takes no --engine and no -o")
-        return report(Path(arguments.source), arguments.json)
+        from llmprof.runfile.nsys_rep import readable
+
+        return report(readable(Path(arguments.source)), arguments.json, arguments.step_range)
+    if arguments.step_range is not None:
+        raise UsageError("--step-range goes with --from FILE, open, compare or export")
     headless = arguments.headless or arguments.json or not _interactive()
     from llmprof.cli.planning import prepare
 
@@ -41,14 +45,14 @@ def _interactive() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def report(file: Path, as_json: bool) -> int:
+def report(file: Path, as_json: bool, step_range: str | None = None) -> int:
     """Print the report on a run file; the exit code is the one that the run itself had."""
     from llmprof.analysis.report import build
     from llmprof.analysis.traced import load_trace
     from llmprof.runfile.reader import RunFileReader
 
     with RunFileReader(file) as reader:
-        data = reader.run_data()
+        data = reader.run_data(step_range)
     built = build(data)
     trace = load_trace(built, data)
     if as_json:
@@ -67,7 +71,7 @@ def exit_code(state: RunState, engines: list[EngineRecord]) -> int:
     failed = [engine for engine in engines if engine.state == "failed"]
     if state == "interrupted":
         return EXIT_INTERRUPTED
-    if len(failed) == len(engines):
+    if len(failed) == len(engines) and engines:
         input_only = all(e.failure_kind in ("input", "missing-package") for e in failed)
         return EXIT_USAGE if input_only else EXIT_NOTHING_RAN
     return EXIT_ENGINE_FAILED if failed else EXIT_OK

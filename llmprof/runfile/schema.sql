@@ -252,6 +252,44 @@ CREATE TABLE GPU_METRICS (
   metricId INTEGER NOT NULL,
   value INTEGER NOT NULL
 );
+CREATE TABLE OSRT_API (
+  start INTEGER NOT NULL,
+  "end" INTEGER NOT NULL,
+  eventClass INTEGER NOT NULL,
+  globalTid INTEGER,
+  nameId INTEGER NOT NULL,
+  returnValue INTEGER NOT NULL,
+  nestingLevel INTEGER,
+  callchainId INTEGER NOT NULL
+);
+CREATE TABLE COMPOSITE_EVENTS (
+  id INTEGER NOT NULL PRIMARY KEY,
+  start INTEGER NOT NULL,
+  cpu INTEGER,
+  threadState INTEGER,
+  globalTid INTEGER,
+  cpuCycles INTEGER NOT NULL
+);
+CREATE TABLE SAMPLING_CALLCHAINS (
+  id INTEGER NOT NULL,
+  symbol INTEGER NOT NULL,
+  module INTEGER NOT NULL,
+  kernelMode INTEGER,
+  thumbCode INTEGER,
+  unresolved INTEGER,
+  specialEntry INTEGER,
+  originalIP INTEGER,
+  unwindMethod INTEGER,
+  stackDepth INTEGER NOT NULL, PRIMARY KEY (id, stackDepth)
+);
+CREATE TABLE DIAGNOSTIC_EVENT (
+  timestamp INTEGER NOT NULL,
+  timestampType INTEGER NOT NULL,
+  source INTEGER NOT NULL,
+  severity INTEGER NOT NULL,
+  "text" TEXT NOT NULL,
+  globalPid INTEGER
+);
 CREATE TABLE ENUM_NSYS_EVENT_TYPE (id INTEGER NOT NULL PRIMARY KEY, name TEXT, label TEXT);
 INSERT INTO ENUM_NSYS_EVENT_TYPE VALUES
   (33, 'NvtxCategory', 'NvtxCategory'),
@@ -294,6 +332,17 @@ INSERT INTO ENUM_CUDA_KERNEL_LAUNCH_TYPE VALUES
   (1, 'Regular', 'Regular'),
   (2, 'Coop Single Device', 'Coop Single Device'),
   (3, 'Coop Multi Device', 'Coop Multi Device');
+
+CREATE TABLE ENUM_SAMPLING_THREAD_STATE (id INTEGER NOT NULL PRIMARY KEY, name TEXT, label TEXT);
+INSERT INTO ENUM_SAMPLING_THREAD_STATE VALUES
+  (0, 'Unknown', 'Unknown'),
+  (1, 'Running', 'Running'),
+  (6, 'Unscheduled', 'Unscheduled');
+CREATE TABLE ENUM_STACK_UNWIND_METHOD (id INTEGER NOT NULL PRIMARY KEY, name TEXT, label TEXT);
+INSERT INTO ENUM_STACK_UNWIND_METHOD VALUES
+  (0, 'Unknown', 'Unknown'),
+  (1, 'Frame pointer', 'Frame pointer'),
+  (7, 'DWARF DF', 'DWARF DF');
 
 -- What follows is llmprof's own. Columns are the fields of the record of the same name in
 -- llmprof.records; dict, list and nested records are JSON text. NULL: not available, and

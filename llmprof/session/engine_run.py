@@ -50,11 +50,12 @@ class EngineRun:
     def alive(self) -> bool:
         return self.record.state != "failed"
 
-    def start(self, trace: str | None) -> None:
+    def start(self, trace: str | None, captured: bool = False) -> None:
         """Spawn a worker, load, warm up.
 
         Args:
             trace: tracers to switch on before the engine loads; ``None`` for a timed worker.
+            captured: run under ``plan.capture``, with no tracer library of ours beside it.
 
         Raises:
             EngineFailure: with kind ``oom`` the caller may try again alone.
@@ -64,7 +65,9 @@ class EngineRun:
         self._folders = [tempfile.TemporaryDirectory(prefix="llmprof-", dir=_shared_memory())]
         folder = Path(self._folders[0].name)
         self._spool = self._make_spool() if trace in ("kernels", "full") else None
-        client = WorkerClient(self.record.label, spec.python, folder, workload.decode_len)
+        label, length = self.record.label, workload.decode_len
+        under = self._capture_command() if captured else []
+        client = WorkerClient(label, spec.python, folder, length, under)
         self._client = client
         client.wait_ready(self._cancelled)
         options = {k: v for k, v in spec.options.items() if k not in ("label", "model")}
@@ -84,8 +87,26 @@ class EngineRun:
                 "trace": trace,
             }
         )
-        self._loaded(reply, trace)
-        self._warm_up(trace)
+        self._loaded(reply, "captured" if captured else trace)
+        self._warm_up("captured" if captured else trace)
+
+    def _capture_command(self) -> list[str]:
+        from llmprof.session.nsys_capture import capture_path, command
+
+        return command(self.plan.capture, capture_path(self.plan.output, self.record.label))
+
+    def end_captured(self) -> None:
+        """End the worker and wait for nsys to write its file; a missing one is said."""
+        from llmprof.session.nsys_capture import END_TIMEOUT_S, finish
+
+        if self._client is not None:
+            self._client.close(END_TIMEOUT_S)
+        found = finish(self.plan.output, self.record.label)
+        if isinstance(found, Unavailable):
+            self._recorder.missing([Missing(self.record.label, "nsys-rep", found.reason)])
+        else:
+            self._recorder.say(f"{self.record.label}: nsys' report {found}")
+        self.end()
 
     def _make_spool(self) -> Path:
         """The raw trace lies beside the run file: memory may be smaller than a trace."""

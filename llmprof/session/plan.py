@@ -21,6 +21,8 @@ class Plan:
     """A path or a preset, as ``LoadRequest.model`` wants it."""
     output: Path
     trace_level: TraceLevel = "kernels"
+    capture: str = ""
+    """Path of an nsys that the traced pass runs under; the trace is then nsys' own file."""
     command: tuple[str, ...] = ()
     stall_timeout_s: float = 300.0
     """An engine that shows no sign of life for this long has failed."""

@@ -95,12 +95,8 @@ class Recorder:
                 clock_error_ns=samples.clock.error_ns,
                 dropped=samples.dropped,
                 overflow=samples.overflow,
-            )
-        )
-        self._writer.bulk(
-            "LLMPROF_PM_SAMPLE",
+            ),
             {
-                "round_id": [record.round_id] * len(samples.start_ns),
                 "start": samples.start_ns,
                 "end": samples.end_ns,
                 "dram_pct": samples.dram_pct,
