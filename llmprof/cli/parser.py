@@ -17,7 +17,7 @@ from llmprof.errors import EXIT_USAGE
 EPILOG = """\
 commands:
   llmprof [options]        decode, record, show (the TUI in a terminal, else --headless)
-  llmprof open FILE        replay a run file in the TUI
+  llmprof open FILE…       replay run files in the TUI, side by side
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
   llmprof model synth|prepare  random or real weights in an engine's own format
   llmprof engines          engines that can be named here
@@ -130,8 +130,8 @@ def _run_parser() -> argparse.ArgumentParser:
 def _subcommand(name: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"llmprof {name}", allow_abbrev=False, formatter_class=_Formatter)
     if name == "open":
-        parser.description = "Replay a run file in the TUI."
-        parser.add_argument("file")
+        parser.description = "Replay run files in the TUI, several of them side by side."
+        parser.add_argument("file", nargs="+")
         parser.set_defaults(command=_late("llmprof.cli.report_commands:open_file"))
     elif name == "compare":
         parser.description = (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import sys
@@ -32,7 +33,16 @@ def run(arguments: argparse.Namespace) -> int:
         return report(Path(arguments.source), arguments.json)
     headless = arguments.headless or arguments.json or not _interactive()
     from llmprof.cli.planning import prepare
+    from llmprof.config import load_config
 
+    if not headless and not arguments.engine and "engine" not in load_config().run:
+        from llmprof.tui import prepare as be_frugal
+
+        be_frugal(os.environ)  # before textual is imported
+        from llmprof.cli.setup_command import set_up
+
+        chosen = set_up(arguments)
+        return EXIT_OK if chosen is None else _in_tui(chosen)
     prepared = prepare(arguments)
     return _headless(prepared, arguments.json) if headless else _in_tui(prepared)
 
@@ -117,6 +127,7 @@ def _headless(prepared: Any, as_json: bool) -> int:
 
 def _in_tui(prepared: Any) -> int:
     from llmprof.analysis.live import LiveFold
+    from llmprof.config import load_config
     from llmprof.session.run import Session
     from llmprof.tui import run_app
 
@@ -134,7 +145,7 @@ def _in_tui(prepared: Any) -> int:
     with _ends_cleanly(session):
         thread.start()
         try:
-            run_app(fold)
+            run_app(fold, keymap=load_config().keys)
         finally:
             session.stop()
             thread.join()

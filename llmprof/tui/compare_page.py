@@ -254,12 +254,12 @@ def _table(
         why = trace.engines[b.index].kernels
         text = why.reason if isinstance(why, Unavailable) else "no kernel"
         return [*out, *(row(Span(t, "dim")) for t in wrap(clean(text), width))]
-    side = 17
+    side = 18
     room = max(12, min(60, width - 2 - (2 * side + 10 if a is not None else side)))
     head = f"  {'':<{room}}"
     if a is not None:
-        head += f"{'A: a step':>9}{'ms':>8}"
-    head += f"{'B: a step' if a is not None else 'a step':>9}{'ms':>8}"
+        head += f"{'A a step':>10}{'ms':>8}"
+    head += f"{'B a step' if a is not None else 'a step':>10}{'ms':>8}"
     head += f"{'change':>10}" if a is not None else ""
     out.append(fit(row(Span(head, "dim")), width))
     return [*out, *(_entry(e, a is not None, room, width) for e in found)]
@@ -284,6 +284,6 @@ def _entry(e: Entry, both: bool, room: int, width: int) -> Row:
 
 def _side(value: tuple[float, float] | None) -> Sequence[Span]:
     if value is None:
-        return (Span(f"{'–':>9}{'–':>8}", "dim"),)
+        return (Span(f"{'–':>10}{'–':>8}", "dim"),)
     count = f"{value[0]:.0f}" if value[0] == round(value[0]) else f"{value[0]:.1f}"
-    return (Span(f"{count:>9}"), Span(f"{value[1]:8.3f}"))
+    return (Span(f"{count:>10}"), Span(f"{value[1]:8.3f}"))

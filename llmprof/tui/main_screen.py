@@ -326,11 +326,13 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def _click(self, x: int, y: int) -> None:
         spot = self._spot(x, y)
-        if spot is None or spot[0] is None:
+        if spot is None:
             return
         lane, at = spot
+        if lane is None:
+            return
         if lane != self.view.focused(self._shown):
-            self.action_focus_engine(int(lane) - self.view.focused(self._shown))
+            self.action_focus_engine(lane - self.view.focused(self._shown))
         if at is not None:
             position = at
             self._move(lambda now, view: nav.pick(now, view, position))

@@ -23,7 +23,7 @@ from llmprof.tui.view import Lane, View
 
 _INSPECTOR: Final = 7
 """Rows that the inspector wants; it gets what the lanes leave beyond."""
-_TALLEST: Final = 6
+_TALLEST: Final = 8
 
 
 @dataclass(frozen=True)
@@ -66,12 +66,13 @@ def layout(snapshot: Snapshot, view: View, width: int, height: int) -> Layout:
     edges = start + np.arange(chart + 1, dtype=np.int64) * (end - start) // chart
     rows: list[Row] = [_title(now, view, chart, width)]
     shown = view.lanes(snapshot)
-    tall = _tall(now, view, shown, height)
+    most = 1 if height < 30 else 3
+    tall = _tall(now, view, shown, height, most)
     spots = []
     legend: dict[str, int] = {}
     for lane in shown:
         first = len(rows)
-        rows += _lane(now, view, lane, edges, tall, width, legend)
+        rows += _lane(now, view, lane, edges, (tall, most), width, legend)
         spots.append((first, len(rows), lane.index))
     rows.append(_axis(now, view, edges, width))
     rows += _legend(legend, width)
@@ -81,14 +82,14 @@ def layout(snapshot: Snapshot, view: View, width: int, height: int) -> Layout:
     return Layout(rows, tuple(spots), edges)
 
 
-def _tall(now: Scene, view: View, shown: Sequence[Lane], height: int) -> int:
+def _tall(now: Scene, view: View, shown: Sequence[Lane], height: int, most: int) -> int:
     """Rows of the kernel bars: what the height allows beside everything else."""
     fixed = 0
     for lane in shown:
         mine = now.lanes.lanes[lane.index]
         fixed += 2  # name, steps
         fixed += 1 if not isinstance(mine.work, Unavailable) else 0
-        fixed += bool(len(mine.api)) + len(timeline_rows.series_of(now, lane.index))
+        fixed += bool(len(mine.api)) + min(most, len(timeline_rows.series_of(now, lane.index)))
         if view.timeline.streams and not isinstance(mine.work, Unavailable):
             fixed += min(len(mine.work.streams), timeline_rows.MOST_STREAMS)
     room = height - 3 - _INSPECTOR - fixed
@@ -118,11 +119,12 @@ def _lane(
     view: View,
     lane: Lane,
     edges: Ints,
-    tall: int,
+    size: tuple[int, int],
     width: int,
     legend: dict[str, int],
 ) -> list[Row]:
     glyphs = view.glyphs
+    tall, most = size
     mine = now.lanes.lanes[lane.index]
     mark = glyphs.focus if lane.focused else glyphs.lane
     name = row(Span(f"{mark}{clean(lane.engine.label)}", f"{lane.accent} strong"))
@@ -134,12 +136,19 @@ def _lane(
     chosen = view.timeline.selected
     spot = place(now, lane.index, chosen) if lane.index == now.index else None
     step_only = chosen is not None and chosen.item is None and chosen.gap is None
-    steps = timeline_rows.steps(cells, lane.accent, glyphs, spot if step_only else None)
-    out = [row(Span("steps".ljust(GUTTER), "dim"), *steps)]
-    if isinstance(mine.work, Unavailable):
+    traced_here = any(t.key[0] == "traced" for t in tracks)
+    kernels = traced_here and not isinstance(mine.work, Unavailable)
+    steps = timeline_rows.steps(
+        cells, lane.accent, glyphs, spot if step_only else None, 1 if kernels else tall
+    )
+    out = [row(Span(" " * GUTTER), *line) for line in steps[:-1]]
+    out.append(row(Span("steps".ljust(GUTTER), "dim"), *steps[-1]))
+    facts: Row = ()
+    if not traced_here:
+        facts = row(Span("no kernels: not the traced round", "dim"))
+    elif isinstance(mine.work, Unavailable):
         why = fit_text(f"kernels n/a: {clean(mine.work.reason)}", width - GUTTER)
         out.append(row(Span(" " * GUTTER), Span(why, "dim")))
-        facts: Row = ()
     else:
         work = mine.work
         traced = mine.traced
@@ -161,9 +170,9 @@ def _lane(
         out.append(row(Span("kernels".ljust(GUTTER), "dim"), *timeline_rows.spans(letters)))
         if view.timeline.streams:
             out += timeline_rows.streams(cells, work, inside, glyphs)
-    if len(mine.api):
+    if len(mine.api) and traced_here:
         out.append(timeline_rows.api(cells, mine, glyphs))
-    for series in timeline_rows.series_of(now, lane.index):
+    for series in timeline_rows.series_of(now, lane.index)[:most]:
         out.append(timeline_rows.series_row(series, times, glyphs))
     return [spread(name, facts, width), *(fit(line, width) for line in out)]
 
@@ -219,8 +228,8 @@ def _tick(value: int, apart: int) -> str:
     """A time with as many digits as neighbouring ticks need to differ."""
     for unit, name in ((1_000_000_000, "s"), (1_000_000, "ms"), (1000, "µs")):
         if apart * 20 >= unit or (abs(value) >= unit and unit == 1000):
-            digits = next((d for d in range(4) if apart * 10**d >= unit), 3)
-            return f"{value / unit:.{digits}f} {name}"
+            digits = next((d for d in range(4) if apart * 10**d >= 10 * unit), 3)
+            return f"{round(value / unit, digits) + 0.0:.{digits}f} {name}"
     return f"{value} ns"
 
 

@@ -13,13 +13,13 @@ import numpy as np
 from llmprof.analysis.timeline_axis import Floats, Lane, Series, StepAxis, Track
 from llmprof.analysis.timeline_lod import LaneWork
 from llmprof.runfile.trace_rows import Ints
-from llmprof.tui.cells import Row, Span, clean, fit_text, row, width_of
+from llmprof.tui.cells import Row, Span, clean, fit_text, row
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.marks import category_letter, category_role
 from llmprof.tui.numbers import duration, plain
 from llmprof.tui.timeline_nav import Scene, step_gaps
 
-GUTTER: Final = 11
+GUTTER: Final = 15
 """Cells left of the chart: what a row shows."""
 MOST_STREAMS: Final = 4
 _NAME_CELLS: Final = 5
@@ -88,8 +88,15 @@ def latency_role(ratio: float, accent: str) -> str:
     return "outlier" if ratio > _OUTLIER else "warn"
 
 
-def steps(cells: Cells, accent: str, glyphs: Glyphs, spot: tuple[int, int] | None) -> Row:
-    """Steps as bars of their latency; as blocks with number and latency where there is room."""
+def steps(
+    cells: Cells, accent: str, glyphs: Glyphs, spot: tuple[int, int] | None, tall: int = 1
+) -> list[Row]:
+    """Steps as bars of their latency; as blocks with number and latency where there is room.
+
+    The blocks stand in the last of the ``tall`` rows, the bars reach over all of them: to twice
+    the median.
+    """
+    best = np.zeros(cells.width)
     line: list[Cell] = [(" ", "")] * cells.width
     for track in cells.now.axis.tracks(cells.index):
         first = max(0, int(np.searchsorted(track.bounds_ns, cells.times[0], "right")) - 1)
@@ -101,7 +108,7 @@ def steps(cells: Cells, accent: str, glyphs: Glyphs, spot: tuple[int, int] | Non
         begin = cells.now.axis.positions(cells.index, track.bounds_ns[first:last])
         left, right = cells.columns(begin), cells.columns(begin + np.maximum(wall, 1) - 1)
         ratio = wall / max(1.0, track.median_ns)
-        _latency_bars(line, left, right, ratio, number, accent, glyphs)
+        _slowest(best, line, left, right, ratio, number, glyphs)
         for n, a, b, w in (
             zip(number.tolist(), left.tolist(), right.tolist(), wall.tolist(), strict=True)
             if last - first <= cells.width
@@ -109,23 +116,23 @@ def steps(cells: Cells, accent: str, glyphs: Glyphs, spot: tuple[int, int] | Non
         ):
             if b - max(0, a) + 1 >= _LABEL_CELLS:
                 _label(line, (n, a, b, w), track, accent, glyphs)
+    rows = _latency_bars(best, line, tall, accent, glyphs)
     if spot is not None:
-        mark(line, cells.edges, spot)
-    return spans(line)
+        mark(rows[-1], cells.edges, spot)
+    return [spans(cells_of_row) for cells_of_row in rows]
 
 
-def _latency_bars(
+def _slowest(
+    best: Floats,
     line: list[Cell],
     left: Ints,
     right: Ints,
     ratio: Floats,
     number: Ints,
-    accent: str,
     glyphs: Glyphs,
 ) -> None:
     """The slowest step of each cell; prefill has no latency of a step and is a flat line."""
     width = len(line)
-    best = np.zeros(width)
     decode = number > 0
     low, high = np.clip(left, 0, width - 1), np.clip(right, 0, width - 1)
     np.maximum.at(best, low[decode], ratio[decode])
@@ -140,11 +147,25 @@ def _latency_bars(
     for a, b in zip(low[~decode].tolist(), high[~decode].tolist(), strict=True):
         for x in range(a, b + 1):
             line[x] = (glyphs.done, "dim")
+
+
+def _latency_bars(
+    best: Floats, line: list[Cell], tall: int, accent: str, glyphs: Glyphs
+) -> list[list[Cell]]:
+    """Rows from the top; what ``line`` holds already (blocks, prefill) stays in the last one."""
     top = len(glyphs.bars) - 1
+    rows: list[list[Cell]] = [[(" ", "")] * len(line) for _ in range(tall - 1)]
+    rows.append(line)
     for x in np.flatnonzero(best > 0).tolist():
-        level = min(top, max(1, round(best[x] / 2 * top)))
-        over = best[x] > _OUTLIER
-        line[x] = (glyphs.outlier if over else glyphs.bars[level], latency_role(best[x], accent))
+        level = min(top * tall, max(1, round(best[x] / 2 * top * tall)))
+        role = latency_role(best[x], accent)
+        for y in range(tall):
+            part = min(top, max(0, level - (tall - 1 - y) * top))
+            if part and (y < tall - 1 or line[x] == (" ", "")):
+                rows[y][x] = (glyphs.bars[part], role)
+        if best[x] > _OUTLIER:
+            rows[0][x] = (glyphs.outlier, role)
+    return rows
 
 
 def _label(
@@ -311,7 +332,7 @@ def series_row(series: Series, times: Ints, glyphs: Glyphs) -> Row:
     """Bars from zero to the largest value that the series has; the mean of what is in view."""
     values = series.means(times)
     overall = series.means(times[[0, -1]])[0]
-    top = len(glyphs.bars) - 1
+    top = len(glyphs.bars) - 2  # never a full cell: rows of two series must not grow together
     most = max(float(np.max(series.value)), 1e-9)
     line: list[Cell] = []
     for value in values.tolist():
@@ -320,7 +341,6 @@ def series_row(series: Series, times: Ints, glyphs: Glyphs) -> Row:
         else:
             line.append((glyphs.bars[min(top, max(1, round(value / most * top)))], "dim"))
     mean = plain(float(overall)) if overall == overall else "–"
-    head = row(Span(fit_text(series.name, 4 if len(series.name) <= 4 else 5), "dim"))
-    text = f"{mean} {series.unit}"
-    gap = max(0, GUTTER - width_of(head) - len(text) - 1)
-    return row(*head, Span(" " * gap + text, "dim"), Span(" "), *spans(line))
+    name = {"SM clock": "SM", "SM active": "SM busy"}.get(series.name, series.name)
+    label = fit_text(f"{name} {series.unit}", GUTTER - 6)
+    return row(Span(label, "dim"), Span(f"{mean:>5} "), *spans(line))
