@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -56,7 +57,7 @@ class SeveralRuns:
             for record, label in zip(data.engines, self._labels[number], strict=True):
                 found = compare_runs(first, first.engines[0].label, data, record.label, force=True)
                 ratio, base = found.tok_s_ratio, self._labels[0][0]
-                verdict = one_line(found.verdict).replace(found.b, label).replace(found.a, base)
+                verdict = _renamed(one_line(found.verdict), {found.a: base, found.b: label})
                 pairs.append(
                     PairView(
                         base, label, ratio.value, ratio.low, ratio.high, found.difference_seen,
@@ -94,6 +95,12 @@ class SeveralRuns:
 
     def stop(self) -> None:
         """Nothing runs."""
+
+
+def _renamed(text: str, names: Mapping[str, str]) -> str:
+    """Both names at once: one may be a part of the other."""
+    longest = sorted(names, key=len, reverse=True)
+    return re.sub("|".join(map(re.escape, longest)), lambda m: names[m[0]], text)
 
 
 def _labels(runs: Sequence[RunData]) -> list[list[str]]:

@@ -61,13 +61,12 @@ def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
 def sides(snapshot: Snapshot, view: View) -> tuple[Lane | None, Lane | None]:
     """Baseline and the engine compared with it; one engine alone has no baseline."""
     every = View(view.glyphs, focus=view.focus).lanes(snapshot)
-    if len(every) < 2:
-        return None, (every[0] if every else None)
-    base = min(view.compare.against, len(every) - 1)
-    other = view.focused(snapshot)
-    if other == base:
-        other = next(i for i in range(len(every)) if i != base)
-    return every[base], every[other]
+    running = [lane for lane in every if not lane.failed] or every
+    if len(running) < 2:
+        return None, (running[0] if running else None)
+    base = next((lane for lane in running if lane.index == view.compare.against), running[0])
+    others = [lane for lane in running if lane is not base]
+    return base, next((lane for lane in others if lane.index == view.focused(snapshot)), others[0])
 
 
 def shown_step(view: View) -> int | None:

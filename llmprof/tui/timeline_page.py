@@ -243,4 +243,4 @@ def _legend(totals: dict[str, int], width: int) -> list[Row]:
             break
         spans += [Span(text, category_role(category)), Span("  ")]
         used += len(text) + 2
-    return [tuple(spans)] if spans else []
+    return [tuple(spans[:-1])] if spans else []
