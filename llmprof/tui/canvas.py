@@ -95,8 +95,11 @@ class Canvas(ScrollView, can_focus=True):
             return
         self._rows = new
         top = self.scroll_offset.y
-        if len(new) != len(old):
-            self.virtual_size = Size(width, len(new))
+        size = Size(width, max(len(new), height))
+        if size != self.virtual_size:
+            # Paints the whole widget by itself: the difference would be sent twice.
+            self.virtual_size = size
+            return
         regions = [
             Region(start, y - top, end - start, 1)
             for y, (a, b) in enumerate(zip_longest(old, new, fillvalue=()))

@@ -153,12 +153,13 @@ class MainScreen(Screen[None], inherit_bindings=False):
     def set_view(self, view: View) -> None:
         """Show another view of the same run."""
         turned = view.page != self.view.page
+        enabled = self.check_action("zoom", ())
         if turned or view.zoom != self.view.zoom:
             self.query_one("#body", Canvas).scroll_to(y=0, animate=False)
         self.view = view
         self._draw()
-        if turned:
-            self.refresh_bindings()
+        if self.check_action("zoom", ()) != enabled:
+            self.refresh_bindings()  # composes the footer anew: not for nothing
 
     def action_pause(self) -> None:
         self._shown = self.snapshot
@@ -189,6 +190,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
             for engine in trace.engines:
                 _ = engine.kernels  # kept by the engine, so that the first frame only draws
             trace.lanes.axis("step")
+            _ = trace.falls
         # A message, not a call: the app may be gone by now, and nobody must wait for it.
         self.post_message(TraceRead(trace))
 
