@@ -214,7 +214,7 @@ def _step(
     if step:
         rank = int(np.count_nonzero(track.wall_ns[1:] > wall)) + 1
         head.append(Span(f"  {wall / max(1.0, track.median_ns):.2f}× median", "dim"))
-        head.append(Span(f" · number {rank} of {track.steps} from the slowest", "dim"))
+        head.append(Span(f" · {rank}. slowest of {track.steps}", "dim"))
     known = " · ".join(
         _measured(now, (int(track.bounds_ns[step]) + int(track.bounds_ns[step + 1])) // 2)
     )
