@@ -102,7 +102,9 @@ def test_series_give_means_and_nothing_where_nothing_is_known() -> None:
 def lane(label: str, bounds: list[int]) -> Lane:
     track = Track(("traced", 0), np.array(bounds, np.int64), float(np.median(np.diff(bounds)[1:])))
     none = np.empty(0, np.int64)
-    return Lane(label, (track,), Unavailable("none"), ApiRows(), Curve.of(none, none))
+    return Lane(
+        label, (track,), Unavailable("none"), ApiRows(), Curve.of(none, none), ("traced", 0)
+    )
 
 
 def test_steps_of_all_lanes_begin_at_the_same_place() -> None:

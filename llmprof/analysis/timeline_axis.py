@@ -118,6 +118,7 @@ class Lane:
     api: ApiRows
     api_busy: Curve
     """Time inside calls, nested ones once."""
+    traced_key: RoundKey | None = None
     series: tuple[Series, ...] = ()
     """Sampled along the time of the run."""
     step_series: tuple[tuple[str, str, tuple[float | None, ...], str], ...] = ()
@@ -131,7 +132,7 @@ class Lane:
     @property
     def traced(self) -> Track | None:
         """The round that ``work`` is of."""
-        return next((t for t in self.tracks if t.key[0] == "traced"), None)
+        return None if self.traced_key is None else self.track(self.traced_key)
 
 
 class Axis:
@@ -236,8 +237,11 @@ class RunLanes:
     def __init__(self, lanes: Sequence[Lane]) -> None:
         self.lanes = tuple(lanes)
         keys = dict.fromkeys(t.key for lane in self.lanes for t in lane.tracks)
-        order = {"traced": 0, "sampled": 1, "timing": 2}
-        self.keys: tuple[RoundKey, ...] = tuple(sorted(keys, key=lambda k: (order[k[0]], k[1])))
+        order = {"traced": 1, "sampled": 2, "timing": 3}
+        first = {lane.traced_key for lane in self.lanes}
+        self.keys: tuple[RoundKey, ...] = tuple(
+            sorted(keys, key=lambda k: (0 if k in first else order[k[0]], k[1]))
+        )
         """Rounds that can be aligned by step, the traced one first."""
         self._axes: dict[RoundKey | None, Axis] = {}
 

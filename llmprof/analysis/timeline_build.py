@@ -35,6 +35,7 @@ def build_lane(
         work=work,
         api=api,
         api_busy=Curve.of(begin[there], api.end_ns[there]),
+        traced_key=(trace.record.pass_name, trace.record.index) if trace.record else None,
         series=tuple(_nvml(data, engine)),
         step_series=tuple(_per_step(trace)),
         samples=dict(_samples(data, rounds, reader)),
@@ -54,7 +55,8 @@ def _work(trace: EngineTrace) -> LaneWork | Unavailable:
 
 
 def _track(record: RoundRecord, trace: EngineTrace) -> Track | None:
-    if record.pass_name == "traced" and not isinstance(trace.round, Unavailable):
+    mine = trace.record is not None and record.round_id == trace.record.round_id
+    if mine and not isinstance(trace.round, Unavailable):
         timeline = trace.round.timeline
         if not isinstance(timeline, Unavailable):
             return track_of(record, timeline.bounds_ns)

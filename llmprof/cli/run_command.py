@@ -9,7 +9,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -84,8 +84,12 @@ def exit_code(state: RunState, engines: list[EngineRecord]) -> int:
 
 
 @contextmanager
-def _ends_cleanly(session: Any) -> Iterator[None]:
-    """Ctrl-C, a closed ssh session and a polite kill all stop the run and keep what it has."""
+def _ends_cleanly(session: Any, told: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Ctrl-C, a closed ssh session and a polite kill all stop the run and keep what it has.
+
+    Args:
+        told: called when a signal came, before the session is stopped.
+    """
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in caught}
 
@@ -93,6 +97,7 @@ def _ends_cleanly(session: Any) -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         nonlocal first_s
+        told()
         session.stop()
         # The second time it means it. timeout(1) signals its child and then the whole group: two
         # signals at once are one wish.
@@ -142,7 +147,11 @@ def _in_tui(prepared: Any) -> int:
             trouble.append(why)
 
     thread = threading.Thread(target=work, name="session")
-    with _ends_cleanly(session):
+
+    def leave() -> None:
+        fold.leave = True
+
+    with _ends_cleanly(session, leave):
         thread.start()
         try:
             run_app(fold, keymap=load_config().keys)

@@ -92,7 +92,10 @@ class LlmprofApp(App[int]):
 
     def poll(self) -> None:
         """Read the source once and show what it has."""
-        self.main.show(self.source.snapshot())
+        snapshot = self.source.snapshot()
+        self.main.show(snapshot)
+        if snapshot.state != "running" and getattr(self.source, "leave", False):
+            self.exit(self._exit_code())
 
     def action_export(self) -> None:
         """Ask for a format and write it on a thread."""

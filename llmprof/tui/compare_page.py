@@ -73,8 +73,7 @@ def shown_step(view: View) -> int | None:
     """The step of the waterfall where it is of one step: the one selected on the timeline."""
     if view.compare.basis != "step":
         return None
-    chosen = view.timeline.selected
-    return chosen.step if chosen is not None and chosen.key[0] == "traced" and chosen.step else 1
+    return view.step
 
 
 def step_parts(lane: TimeLane, step: int) -> StepParts | Unavailable:

@@ -19,6 +19,8 @@ _STATE_ROLE: Final = {
 _LOG_FROM: Final = 32
 """Body rows from which the log has a place of its own; below, it gets what is left over."""
 _LOG_ROWS: Final = 5
+_TABS_FROM: Final = 100
+"""Width from which all pages stand in the header by name."""
 
 
 def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
@@ -42,8 +44,12 @@ def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
         right += [Span("   "), Span(f"{mark} {snapshot.state}", _STATE_ROLE[snapshot.state])]
     left = row(Span("llmprof", "bright"), Span(f"  {clean(snapshot.title)}", "strong"))
     tabs: list[Span] = []
-    for name in PAGES:
+    for number, name in enumerate(PAGES, 1):
         on = name == view.page
+        if width < _TABS_FROM and not on:
+            # The key in place of the name: the workload's numbers need the room.
+            tabs.append(Span(f" {number} ", "dim"))
+            continue
         tabs.append(Span(f"[{name}]" if on else f" {name} ", "strong" if on else "dim"))
     return [
         spread(left, (Span("  "), *right), width),

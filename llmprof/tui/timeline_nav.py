@@ -40,13 +40,13 @@ class Scene:
         """The round of the lane in focus that keys act on: the one on the axis, else the traced
         one, else the first."""
         tracks = self.axis.tracks(self.index)
-        traced = [t for t in tracks if t.key[0] == "traced"]
+        traced = [t for t in tracks if t.key == self.lane.traced_key]
         return next(iter([*traced, *tracks]), None)
 
     def work_of(self, track: Track) -> LaneWork | None:
         """The kernels of a round, where it was traced."""
         work = self.lane.work
-        return work if isinstance(work, LaneWork) and track.key[0] == "traced" else None
+        return work if isinstance(work, LaneWork) and track.key == self.lane.traced_key else None
 
 
 def scene(view: View) -> Scene | None:

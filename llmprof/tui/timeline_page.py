@@ -136,7 +136,7 @@ def _lane(
     chosen = view.timeline.selected
     spot = place(now, lane.index, chosen) if lane.index == now.index else None
     step_only = chosen is not None and chosen.item is None and chosen.gap is None
-    traced_here = any(t.key[0] == "traced" for t in tracks)
+    traced_here = any(t.key == mine.traced_key for t in tracks)
     kernels = traced_here and not isinstance(mine.work, Unavailable)
     steps = timeline_rows.steps(
         cells, lane.accent, glyphs, spot if step_only else None, 1 if kernels else tall

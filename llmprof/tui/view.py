@@ -75,6 +75,12 @@ class View:
     timeline: TimelineView = field(default_factory=TimelineView)
     compare: CompareView = field(default_factory=CompareView)
 
+    @property
+    def step(self) -> int:
+        """The traced decode step that is selected on the timeline, else the first."""
+        chosen = self.timeline.selected
+        return max(1, chosen.step) if chosen is not None and chosen.key[0] == "traced" else 1
+
     def focused(self, snapshot: Snapshot) -> int:
         return min(self.focus, max(0, len(snapshot.engines) - 1))
 
