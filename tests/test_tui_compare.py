@@ -6,10 +6,12 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_tui_timeline import FIXTURE, app, opened, settled, shown, trace, typed  # noqa: F401
+from test_tui_timeline import FIXTURE, app, settled, shown, source, typed
 from textual.widgets import Input, Static
 
+from llmprof.analysis.live import RunDataSource
 from llmprof.analysis.several import SeveralRuns
+from llmprof.analysis.traced import RunTrace
 from llmprof.runfile.reader import RunFileReader
 from llmprof.tui import palette
 from llmprof.tui.app import LlmprofApp
@@ -21,6 +23,19 @@ from llmprof.tui.frame import body
 from llmprof.tui.glyphs import UNICODE
 from llmprof.tui.main_screen import MainScreen
 from llmprof.tui.view import CompareView, View
+
+
+@pytest.fixture(scope="module")
+def opened() -> RunDataSource:
+    return source()
+
+
+@pytest.fixture(scope="module")
+def trace(opened) -> RunTrace:
+    found = opened.trace()
+    assert isinstance(found, RunTrace)
+    return found
+
 
 # --- compare ----------------------------------------------------------------------------------
 
