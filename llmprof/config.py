@@ -9,6 +9,9 @@ Later files win: ``/etc/llmprof/config.toml``, the user's config folder, ``./llm
     [run]
     rounds = 12
 
+    [keys]
+    slowest = "f8"
+
 Where ``LLMPROF_LOCKED`` is set only the first of these files is read and ``--engine NAME@PYTHON``
 is refused: the user of a forced command decides what is measured, not which programs run.
 """
@@ -60,6 +63,8 @@ class Config:
     pythons: dict[str, str] = field(default_factory=dict)
     options: dict[str, dict[str, str]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    """Keys of the TUI: name of the binding → keys, apart by commas."""
     files: list[Path] = field(default_factory=list)
 
 
@@ -105,8 +110,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _merge(config: Config, path: Path, data: dict[str, Any]) -> None:
     for section, content in data.items():
-        if section not in ("engines", "run") or not isinstance(content, dict):
-            raise UsageError(f"config file {path}: unknown entry {section!r}; known: engines, run")
+        if section not in ("engines", "run", "keys") or not isinstance(content, dict):
+            raise UsageError(
+                f"config file {path}: unknown entry {section!r}; known: engines, run, keys"
+            )
     for name, entry in data.get("engines", {}).items():
         if not isinstance(entry, dict) or not set(entry) <= {"python", "options"}:
             raise UsageError(f"config file {path}: [engines.{name}] knows python and options only")
@@ -116,6 +123,12 @@ def _merge(config: Config, path: Path, data: dict[str, Any]) -> None:
         if not isinstance(options, dict):
             raise UsageError(f"config file {path}: [engines.{name}] options must be a table")
         config.options.setdefault(name, {}).update({k: _text(v) for k, v in options.items()})
+    for name, keys in data.get("keys", {}).items():
+        if not isinstance(keys, str) or not keys:
+            raise UsageError(
+                f"config file {path}: [keys] {name} must be a text such as 'f5,ctrl+r'"
+            )
+        config.keys[name] = keys
     for key, value in data.get("run", {}).items():
         kind = RUN_KEYS.get(key)
         if kind is None or not isinstance(value, kind):

@@ -53,6 +53,8 @@ class LiveFold:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.live = True
+        self.leave = False
+        """Told to end by a signal: the TUI goes when the run is over."""
         self._on_stop = on_stop
         self._clock = clock
         self._lock = threading.Lock()

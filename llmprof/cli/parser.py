@@ -17,7 +17,7 @@ from llmprof.errors import EXIT_USAGE
 EPILOG = """\
 commands:
   llmprof [options]        decode, record, show (the TUI in a terminal, else --headless)
-  llmprof open FILE        replay a run file, or an nsys export, in the TUI
+  llmprof open FILE…       replay run files, or nsys exports, in the TUI, side by side
   llmprof export FILE --to nsys|perfetto|chrome|parquetdir|csv|markdown|html|json -o OUT
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
   llmprof model synth|prepare  random or real weights in an engine's own format
@@ -145,8 +145,12 @@ def _step_range(parser: argparse._ActionsContainer) -> None:
 def _subcommand(name: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"llmprof {name}", allow_abbrev=False, formatter_class=_Formatter)
     if name == "open":
-        parser.description = "Replay a run file, or an export of Nsight Systems, in the TUI."
-        parser.add_argument("file", help="RUN.sqlite, or X.nsys-rep where nsys is on PATH")
+        parser.description = (
+            "Replay run files, or exports of Nsight Systems, in the TUI, several side by side."
+        )
+        parser.add_argument(
+            "file", nargs="+", help="RUN.sqlite, or X.nsys-rep where nsys is on PATH"
+        )
         _step_range(parser)
         parser.set_defaults(command=_late("llmprof.cli.report_commands:open_file"))
     elif name == "compare":
