@@ -28,6 +28,7 @@ RUN_KEYS = {
     "decode_len": int,
     "batch": int,
     "rounds": int,
+    "host_rate": int,
     "traced_steps": int,
     "trace": str,
     "seed": int,

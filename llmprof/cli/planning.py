@@ -15,12 +15,15 @@ from llmprof.models.locate import ModelRef, default_model, resolve
 from llmprof.models.tokenizer import Tokenizer, load_tokenizer
 from llmprof.records import Unavailable
 from llmprof.session.plan import Plan
+from llmprof.tracers.pyspy import HostPlan
 from llmprof.workload import PROMPT_ID_FLOOR, Workload, read_ids, seeded_ids
 
 DEFAULT_PROMPT = (
     "A profiler is a tool that shows where a program spends its time. "
     "The best way to find out why a program is slow is"
 )
+MAX_HOST_RATE_HZ = 2000
+"""py-spy falls behind above this."""
 SMALL_VOCABULARY = 1000
 """Seeded ids stay below this when no model says how large its vocabulary is."""
 
@@ -56,11 +59,21 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
         models=tuple(_model_text(ref) for ref in refs),
         output=_output(arguments.output, specs),
         trace_level=_setting(arguments, config, "trace", "kernels"),  # type: ignore[arg-type]
+        host=_host(arguments, config),
         command=("llmprof", *arguments.argv),
         stall_timeout_s=float(arguments.timeout),
     )
     decode = None if isinstance(tokenizer, Unavailable) else tokenizer.decode
     return Prepared(plan, decode)
+
+
+def _host(arguments: argparse.Namespace, config: Config) -> HostPlan:
+    if arguments.no_host:
+        return HostPlan(rate_hz=0)
+    rate = int(_setting(arguments, config, "host_rate", 1000))  # type: ignore[call-overload]
+    if not 0 <= rate <= MAX_HOST_RATE_HZ:
+        raise UsageError(f"host_rate {rate}: give 0 to {MAX_HOST_RATE_HZ} samples a second")
+    return HostPlan(rate, native=arguments.host_native, blocking=arguments.host_blocking)
 
 
 def _own_python() -> str:

@@ -28,6 +28,8 @@ from llmprof.session.events import SessionObserver
 if TYPE_CHECKING:
     from llmprof.session.trace_import import Imported
     from llmprof.tracers.pm import PmSamples
+    from llmprof.tracers.pyspy import HostPlan
+    from llmprof.tracers.pyspy_chrome import HostSamples
 
 
 class Recorder:
@@ -108,6 +110,14 @@ class Recorder:
                 "sm_active_pct": samples.sm_active_pct,
             },
         )
+
+    def host_samples(
+        self, record: RoundRecord, plan: HostPlan, found: HostSamples, cpu_ns: dict[int, int]
+    ) -> None:
+        """Host stacks sampled during a traced round."""
+        from llmprof.session.host_import import put_samples
+
+        put_samples(self._writer, record, plan, found, cpu_ns)
 
     def gpu_devices(self, devices: list[GpuDevice] | Unavailable) -> None:
         found = [] if isinstance(devices, Unavailable) else devices
