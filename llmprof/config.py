@@ -28,8 +28,8 @@ RUN_KEYS = {
     "decode_len": int,
     "batch": int,
     "rounds": int,
-    "host_rate": int,
     "traced_steps": int,
+    "host_rate": int,
     "trace": str,
     "seed": int,
 }

@@ -275,8 +275,10 @@ class HostRound:
     """Median tick of the process that dates the samples."""
     first_ns: int
     last_ns: int
+    cpu_wall_ns: int = 0
+    """What ``cpu_ns`` was counted over: from just before the round to just after it."""
     cpu_ns: dict[str, int] = field(default_factory=dict)
-    """Thread id → processor time during the round, of every thread of the worker."""
+    """Thread id → processor time, of every thread of the worker."""
     threads: dict[str, str] = field(default_factory=dict)
     """Thread id → name in Python."""
 

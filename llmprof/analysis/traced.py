@@ -18,7 +18,9 @@ import numpy as np
 
 from llmprof.analysis.attribution import attribute
 from llmprof.analysis.categories import Rule, load_rules
+from llmprof.analysis.gap_causes import GapCauses, gap_causes
 from llmprof.analysis.gaps import GapReport, idle_gaps
+from llmprof.analysis.host import open_host
 from llmprof.analysis.kernel_names import short_name
 from llmprof.analysis.kernels import KernelReport, TracedRound, kernel_report, prepare
 from llmprof.analysis.report import Report
@@ -84,8 +86,11 @@ class EngineTrace:
         operators: tuple[OpTotal, ...],
         no_kernels: str,
         sampled: SampledSteps | Unavailable,
+        no_host: str = "host stacks were not sampled",
     ) -> None:
         self.label = label
+        self.host = open_host(reader.host_rows(record) if record else None, record, no_host)
+        """Sampled host stacks of the decode steps."""
         self.sampled = sampled
         """Measured bandwidth of single steps."""
         self.record = record
@@ -102,6 +107,7 @@ class EngineTrace:
             return
         self.kernel_rows = rows.kernels
         self.copy_rows = rows.copies
+        self._rows = rows
         attribution = attribute(rows, record, clock_error_ns)
         self.round = prepare(rows, record, attribution, engine, rules)
 
@@ -114,6 +120,15 @@ class EngineTrace:
         if isinstance(self.round, Unavailable):
             return self.round
         return idle_gaps(self.round.timeline)
+
+    @cached_property
+    def causes(self) -> GapCauses | Unavailable:
+        """Why the device waited; adds up to ``gaps.total_ns``."""
+        if isinstance(self.round, Unavailable):
+            return self.round
+        if self.record is None:
+            return Unavailable("no traced pass")
+        return gap_causes(self.round, self._rows, self.record, self.host)
 
     @cached_property
     def parts(self) -> StepParts | Unavailable:
@@ -211,6 +226,7 @@ class RunTrace:
                     rules=rules,
                     operators=tuple(reader.nvtx_op_totals(engine.engine_id)),
                     no_kernels=_why_no_kernels(data, engine.label),
+                    no_host=_why_no_host(data, engine.label),
                     sampled=sampled_steps(reader, data, engine),
                 )
                 for engine in data.engines
@@ -266,6 +282,15 @@ def _why_no_kernels(data: RunData, label: str) -> str:
     if data.info.trace_level == "steps":
         return "kernels were not traced (--trace steps)"
     return "the trace holds no kernel"
+
+
+def _why_no_host(data: RunData, label: str) -> str:
+    for row in data.missing:
+        if row.scope == label and row.name == "host":
+            return row.reason
+    if data.info.trace_level == "steps":
+        return "host stacks were not sampled (--trace steps)"
+    return "host stacks were not sampled"
 
 
 def load_trace(report: Report, data: RunData) -> RunTrace | Unavailable:

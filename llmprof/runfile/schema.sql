@@ -460,6 +460,7 @@ CREATE TABLE LLMPROF_HOST_ROUND (
   tick_ns INTEGER NOT NULL,
   first_ns INTEGER NOT NULL,
   last_ns INTEGER NOT NULL,
+  cpu_wall_ns INTEGER NOT NULL,
   cpu_ns TEXT NOT NULL,
   threads TEXT NOT NULL
 );

@@ -25,6 +25,7 @@ def put_samples(
     plan: HostPlan,
     found: HostSamples,
     cpu_ns: dict[int, int],
+    cpu_wall_ns: int,
 ) -> None:
     """Write what lies within the round.
 
@@ -67,6 +68,7 @@ def put_samples(
             tick_ns=found.tick_ns,
             first_ns=inside[0].time_ns if inside else record.start_ns,
             last_ns=inside[-1].time_ns if inside else record.start_ns,
+            cpu_wall_ns=cpu_wall_ns,
             cpu_ns={str(tid): ns for tid, ns in cpu_ns.items()},
             threads={str(tid): one_line(name, 60) for tid, name in found.thread_names.items()},
         ),

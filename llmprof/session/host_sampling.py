@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ class HostSampling:
         self._pid = pid
         self._tracer = PySpyTracer(plan, folder)
         self._before: dict[int, int] = {}
+        self._begun_ns = 0
 
     def start(self, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
         """Attach; ``why`` says so where that was not possible.
@@ -49,19 +51,20 @@ class HostSampling:
             self.why = Unavailable(f"the worker could not start a child: {why}")
             return
         self.why = tracer.start(self._pid, metronome)
-        self._before = processor_time(self._pid)
+        self._before, self._begun_ns = processor_time(self._pid), time.monotonic_ns()
 
     def finish(self, recorder: Recorder, record: RoundRecord | None) -> None:
         """Stop, and write the samples that lie in the round. A dead worker is fine."""
         spent = {
             tid: ns - self._before.get(tid, 0) for tid, ns in processor_time(self._pid).items()
         }
+        wall_ns = time.monotonic_ns() - self._begun_ns
         if self.why is None:
             found = self._tracer.stop()
             if isinstance(found, Unavailable):
                 self.why = found
             elif record is not None:
-                recorder.host_samples(record, self._plan, found, spent)
+                recorder.host_samples(record, self._plan, found, spent, wall_ns)
         self._tracer.close()
 
     def close(self) -> None:

@@ -112,12 +112,17 @@ class Recorder:
         )
 
     def host_samples(
-        self, record: RoundRecord, plan: HostPlan, found: HostSamples, cpu_ns: dict[int, int]
+        self,
+        record: RoundRecord,
+        plan: HostPlan,
+        found: HostSamples,
+        cpu_ns: dict[int, int],
+        cpu_wall_ns: int,
     ) -> None:
-        """Host stacks sampled during a traced round."""
+        """Host stacks sampled during a traced round, and its threads' processor time."""
         from llmprof.session.host_import import put_samples
 
-        put_samples(self._writer, record, plan, found, cpu_ns)
+        put_samples(self._writer, record, plan, found, cpu_ns, cpu_wall_ns)
 
     def gpu_devices(self, devices: list[GpuDevice] | Unavailable) -> None:
         found = [] if isinstance(devices, Unavailable) else devices
