@@ -2,8 +2,8 @@
 
 The rules, for each gap (a stretch without kernel, copy or set), the first that applies:
 
-1. Both sides belong to one launch of a CUDA graph, or the work behind it was launched before the gap
-   began: ``device``. The host was ahead, it is the device's own way from kernel to kernel.
+1. Both sides belong to one launch of a CUDA graph, or the work behind it was launched before the
+   gap began: ``device``. The host was ahead, it is the device's own way from kernel to kernel.
 2. The trace has API calls (``--trace full``): the gap is cut at the calls of the launching thread.
    Inside a call, the call's kind: ``sync``, ``allocator``, ``graph update``, else ``launch``; from
    the call that launched the next work to its begin, ``launch``. Between two calls no further apart
@@ -15,7 +15,8 @@ The rules, for each gap (a stretch without kernel, copy or set), the first that 
    ``LAUNCH_PACE_NS`` before and behind it.
 4. Fewer than one sample in a sort of gaps: ``unknown``.
 
-A sample while another Python thread was busy counts for ``gil`` by that thread's processor share.
+A sample while another Python thread was busy counts for ``gil`` by that thread's part of the
+processor time of both.
 """
 
 from __future__ import annotations
@@ -269,7 +270,9 @@ class _Launches:
     def __init__(self, traced: TracedRound, rows: TraceRows, record: RoundRecord) -> None:
         work, kernels, copies = traced.work, rows.kernels, rows.copies
         mine = copies.pid == record.pid
-        correlation = np.concatenate([kernels.correlation[work.kernel_row], copies.correlation[mine]])
+        correlation = np.concatenate(
+            [kernels.correlation[work.kernel_row], copies.correlation[mine]]
+        )
         node = np.concatenate([kernels.graph_node[work.kernel_row], copies.graph_node[mine]])
         order = np.argsort(work.start_ns, kind="stable")
         self._starts = work.start_ns[order]

@@ -41,7 +41,7 @@ class StepSample:
     """Innermost first, without llmprof's own loop."""
     kind: Kind
     gil: float
-    """Probability that it only waited for the GIL: the processor share of busy Python threads."""
+    """Probability that it only waited for the GIL (``_fighting``)."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,8 @@ class HostTrace:
             for t in self.threads
             if t.python and not t.decoding and t.cpu_share >= BUSY_THREAD
         }
-        fighting = _fighting(rows, busy)
+        own = sum(t.cpu_share for t in self.threads if t.decoding)
+        fighting = _fighting(rows, busy, own)
         self.samples: tuple[StepSample, ...] = tuple(
             self._sample(rows, s.time_ns, step, s.stack, fighting.get(s.time_ns, 0.0))
             for s in rows.samples
@@ -125,16 +126,16 @@ class HostTrace:
             and 0 < (step := int(np.searchsorted(stamps, s.time_ns, "right"))) < len(stamps)
         )
         if not self.samples:
-            raise ValueError("no sample fell into a decode step (more --traced-steps, or --host-rate)")
+            raise ValueError(
+                "no sample fell into a decode step (more --traced-steps, or --host-rate)"
+            )
 
     @staticmethod
     def _sample(
         rows: HostRows, time_ns: int, step: int, numbers: Sequence[int], gil: float
     ) -> StepSample:
         unknown = "frame {0}"
-        frames = [
-            rows.frames.get(n) or HostFrame(n, unknown.format(n), "", 0, "") for n in numbers
-        ]
+        frames = [rows.frames.get(n) or HostFrame(n, unknown.format(n), "", 0, "") for n in numbers]
         stack = below_loop(frames)
         kind = kind_of(stack)
         return StepSample(time_ns, step, stack, kind, gil if kind in ("host", "launch") else 0.0)
@@ -244,12 +245,11 @@ def _threads(rows: HostRows, record: RoundRecord) -> tuple[ThreadTime, ...]:
     return tuple(sorted(found, key=lambda t: -t.cpu_share))
 
 
-def _fighting(rows: HostRows, busy: dict[int, float]) -> dict[int, float]:
-    """Moment → processor share of busy Python threads that were not asleep then.
+def _fighting(rows: HostRows, busy: dict[int, float], own: float) -> dict[int, float]:
+    """Moment → rival / (rival + own) of the processor shares of busy Python threads not asleep.
 
-    A thread that runs Python code holds the GIL while it does, so with its share of a processor
-    the decoding thread could not have had it. An upper bound: code that lets go of the GIL
-    counts too.
+    A thread that runs Python code holds the GIL while it does: of the time that the GIL was held,
+    the rivals had this part. An upper bound, since code that lets go of the GIL counts too.
     """
     shares: defaultdict[int, float] = defaultdict(float)
     for s in rows.samples:
@@ -257,7 +257,7 @@ def _fighting(rows: HostRows, busy: dict[int, float]) -> dict[int, float]:
             frames = [rows.frames[n] for n in s.stack if n in rows.frames]
             if kind_of(frames) != "wait":
                 shares[s.time_ns] += busy[s.tid]
-    return {moment: min(1.0, share) for moment, share in shares.items()}
+    return {moment: share / (share + own) for moment, share in shares.items()}
 
 
 _WORDS = {
@@ -284,7 +284,9 @@ def _verdict(kinds: dict[str, float], step_ms: float, threads: Sequence[ThreadTi
     return text
 
 
-def open_host(rows: HostRows | None, record: RoundRecord | None, why: str) -> HostTrace | Unavailable:
+def open_host(
+    rows: HostRows | None, record: RoundRecord | None, why: str
+) -> HostTrace | Unavailable:
     """The host side of a traced round, or why there is none."""
     if rows is None or record is None:
         return Unavailable(why)

@@ -23,7 +23,7 @@ Kind = Literal["launch", "sync", "graph update", "allocator", "wait", "gil", "ho
 or the driver. ``sync``: waiting for the device or for a copy. ``wait``: asleep, or waiting for a
 lock or a file. ``gil``: waiting for Python's lock. ``host``: computing something else."""
 Origin = Literal["engine", "library", "python", "native", "llmprof"]
-"""Whose code a frame is. ``engine``: an adapter, a plugin, or any package but the large libraries."""
+"""Whose code a frame is. ``engine``: an adapter, a plugin, any package but the large libraries."""
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
 DEPTH = 4

@@ -63,7 +63,13 @@ class HostSampling:
             found = self._tracer.stop()
             if isinstance(found, Unavailable):
                 self.why = found
-            elif record is not None:
+            elif record is None:
+                self.why = Unavailable("the worker ended before the round began")
+            elif not any(record.start_ns <= s.time_ns <= record.end_ns for s in found.samples):
+                took = (record.end_ns - record.start_ns) / 1e6
+                text = f"no sample in a round of {took:.1f} ms: give more --traced-steps"
+                self.why = Unavailable(text)
+            else:
                 recorder.host_samples(record, self._plan, found, spent, wall_ns)
         self._tracer.close()
 

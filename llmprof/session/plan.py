@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmprof.config import EngineSpec
@@ -22,7 +22,7 @@ class Plan:
     """A path or a preset, as ``LoadRequest.model`` wants it."""
     output: Path
     trace_level: TraceLevel = "kernels"
-    host: HostPlan = HostPlan()
+    host: HostPlan = field(default_factory=HostPlan)
     """How host stacks are sampled in the traced pass, where it has workers of its own."""
     command: tuple[str, ...] = ()
     stall_timeout_s: float = 300.0

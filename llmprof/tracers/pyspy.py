@@ -48,7 +48,7 @@ class HostPlan:
 
     @property
     def tick_ns(self) -> int:
-        """A quarter of the mean distance of samples: 20 % of them then share a tick and are lost."""
+        """A quarter of the mean distance of samples: 20 % then share a tick and are lost."""
         return max(SHORTEST_TICK_NS, 10**9 // (4 * max(1, self.rate_hz)))
 
 

@@ -18,11 +18,11 @@ from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
 
-from llmprof.records import Unavailable
 from llmprof.worker.metronome import BEATS, FILE_NAME, PREFIX
 
 SAME_SAMPLE_US = 100
@@ -87,7 +87,7 @@ def decode(path: Path, pid: int, metronome_pid: int, ticks: Sequence[int]) -> Ho
         raise ValueError("py-spy did not see the process that dates its samples")
     numbers, start_ns = _place(beats, ticks)
     found = HostSamples()
-    lengths = [b - a for a, b in zip(ticks, ticks[1:], strict=False)]
+    lengths = [b - a for a, b in pairwise(ticks)]
     found.tick_ns = int(median(lengths))
     replay = _Replay(rows, pid, found.thread_names)
     for (at, ts, _), tick in zip(beats, numbers, strict=True):

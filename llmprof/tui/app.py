@@ -30,6 +30,7 @@ from llmprof.tui.compositor import CellCompositor
 from llmprof.tui.dialogs import ConfirmStop, HelpScreen
 from llmprof.tui.frame import body, header
 from llmprof.tui.glyphs import Glyphs, choose
+from llmprof.tui.host_page import SELECTIONS
 from llmprof.tui.kernels_page import SORTS
 from llmprof.tui.trace_page import step_count
 from llmprof.tui.view import PAGES, SCALES, View
@@ -64,6 +65,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         Binding("n", "slowest(1)", show=False),
         Binding("N", "slowest(-1)", show=False),
         Binding("o", "sort", show=False, id="sort"),
+        Binding("g", "host", show=False, id="host"),
         Binding("escape", "zoom(False)", show=False),
         Binding("y", "scale", show=False, id="scale"),
         *(Binding(str(i), f"page('{page}')", show=False) for i, page in enumerate(PAGES, 1)),
@@ -151,6 +153,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         if isinstance(trace, RunTrace):
             for engine in trace.engines:
                 _ = engine.kernels  # kept by the engine, so that the first frame only draws
+                _ = engine.causes
         # A message, not a call: the app may be gone by now, and nobody must wait for it.
         self.post_message(TraceRead(trace))
 
@@ -159,7 +162,8 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def action_turn(self, way: int) -> None:
         """Left and right: the step on the trace page, the engine elsewhere."""
-        if self.view.page != "trace":
+        on_step = self.view.page == "host" and self.view.host == "step"
+        if self.view.page != "trace" and not on_step:
             self.action_focus_engine(way)
             return
         count = step_count(self.view.trace)
@@ -208,6 +212,11 @@ class MainScreen(Screen[None], inherit_bindings=False):
     def action_sort(self) -> None:
         turn = SORTS[(SORTS.index(self.view.sort) + 1) % len(SORTS)]
         self._set(replace(self.view, sort=turn))
+
+    def action_host(self) -> None:
+        """All steps, the selected step, or the GPU's idle gaps on the host page."""
+        turn = SELECTIONS[(SELECTIONS.index(self.view.host) + 1) % len(SELECTIONS)]
+        self._set(replace(self.view, host=turn))
 
     def _trace_in_focus(self) -> EngineTrace | None:
         trace = self.view.trace

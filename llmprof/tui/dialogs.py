@@ -16,11 +16,12 @@ from llmprof.tui.palette import style
 Answer = TypeVar("Answer")
 
 _KEYS = (
-    ("t, 1 to 6", "next page; steps, summary, trace, kernels, text, log"),
+    ("t, 1 to 7", "next page; steps, summary, trace, kernels, text, log, host"),
     ("tab, left, right", "engine in focus; on the trace page left, right: step"),
     ("n N", "trace: steps from the slowest down, and back"),
     ("[ ]  + -", "trace: item before, next; zoom in, out around it"),
     ("enter", "the engine in focus alone, and back"),
+    ("g", "host page: all steps, the selected one, or idle gaps"),
     ("y, o", "y scale of steps; order of kernels"),
     ("up, down, pgup, pgdn", "scroll"),
     ("space", "freeze the display; the run goes on"),

@@ -12,8 +12,8 @@ from llmprof.tui.cells import clean
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.palette import accent
 
-Page = Literal["steps", "summary", "trace", "kernels", "text", "log"]
-PAGES: Final[tuple[Page, ...]] = ("steps", "summary", "trace", "kernels", "text", "log")
+Page = Literal["steps", "summary", "trace", "kernels", "text", "log", "host"]
+PAGES: Final[tuple[Page, ...]] = ("steps", "summary", "trace", "kernels", "text", "log", "host")
 Scale = Literal["auto", "shared", "own"]
 SCALES: Final[tuple[Scale, ...]] = ("auto", "shared", "own")
 
@@ -38,6 +38,8 @@ class View:
     item: int = 0
     """Selected kernel, copy or gap of the engine in focus."""
     sort: str = "total"
+    host: str = "all"
+    """Stacks on the host page: ``host_page.SELECTIONS``."""
 
     def focused(self, snapshot: Snapshot) -> int:
         return min(self.focus, max(0, len(snapshot.engines) - 1))
