@@ -29,6 +29,9 @@ NATIVE_ATTACH_TIMEOUT_S = 120.0
 """The unwinder reads every library of the process first; torch's are large."""
 STOP_TIMEOUT_S = 60.0
 SHORTEST_TICK_NS = 200_000
+LOG = "py_spy::python_spy=info,py_spy::sampler=warn"
+_REFUSED = "Failed to profile python from process "
+"""py-spy logs this, with the process and the reason, and goes on without it."""
 _READY = "looking up thread names"
 """py-spy logs this once for each process, with its first sample of it."""
 
@@ -80,12 +83,13 @@ def attempt(path: str) -> str | Unavailable:
             errors="replace",
             timeout=20,
         )
+        reason = _explain(done.stderr, child.pid)
     finally:
         child.kill()
         child.wait()
         if child.stdout is not None:
             child.stdout.close()
-    return version if done.returncode == 0 else Unavailable(_explain(done.stderr))
+    return version if done.returncode == 0 else Unavailable(reason)
 
 
 class PySpyTracer:
@@ -150,7 +154,7 @@ class PySpyTracer:
                 stderr=self._said,
                 # Ctrl-C in the terminal is llmprof's to judge.
                 start_new_session=True,
-                env={**os.environ, "RUST_LOG": "py_spy::python_spy=info", "NO_COLOR": "1"},
+                env={**os.environ, "RUST_LOG": LOG, "RUST_BACKTRACE": "0"},
             )
         except OSError as why:
             return Unavailable(f"py-spy does not start: {why.strerror}")
@@ -197,6 +201,8 @@ class PySpyTracer:
         deadline = time.monotonic() + limit
         while self._process.poll() is None:
             text = self._text()
+            if f"{_REFUSED}{self._pids[0]}:" in text:
+                return Unavailable(_explain(text, self._pids[0]))
             if text.count(_READY) >= 2 and "Sampling process" in text:
                 return None
             if time.monotonic() > deadline:
@@ -211,13 +217,17 @@ class PySpyTracer:
     def _death(self, code: int) -> str:
         if code < 0:
             return f"py-spy was killed by {signal.Signals(-code).name}"
-        return _explain(self._text())
+        return _explain(self._text(), self._pids[0])
 
 
-def _explain(said: str) -> str:
+_DENIED = ("permission denied", "operation not permitted", "process executable name")
+"""The last is what py-spy says when it may not read the link ``/proc/PID/exe``."""
+
+
+def _explain(said: str, pid: int) -> str:
     """Why py-spy gave up, from its own words."""
     lowered = said.lower()
-    if "permission denied" in lowered or "operation not permitted" in lowered:
+    if Path(f"/proc/{pid}").exists() and any(word in lowered for word in _DENIED):
         return f"ptrace was denied: {why_denied()}"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith("[") and "py-spy>" not in line]

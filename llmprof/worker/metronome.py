@@ -13,6 +13,7 @@ Layout of the mapping, int64: [0] 1 tells it to end, [1] ticks so far, [2 + i] b
 from __future__ import annotations
 
 import mmap
+import os
 import subprocess
 import sys
 import time
@@ -67,7 +68,7 @@ def spawn(path: str, tick_ns: int) -> subprocess.Popen[bytes]:
     Raises:
         OSError: it does not start.
     """
-    command = [sys.executable, "-I", "-S", __file__, path, str(tick_ns)]
+    command = [sys.executable, "-I", "-S", __file__, path, str(tick_ns), str(os.getpid())]
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -98,6 +99,8 @@ def main() -> None:
 
     libc = ctypes.CDLL(None)
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    if os.getppid() != int(sys.argv[3]):
+        return  # the worker died before prctl
     libc.prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # the default of 50 us would lengthen each tick
     run(Board(Path(sys.argv[1]), create=False), int(sys.argv[2]))
 

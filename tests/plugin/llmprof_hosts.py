@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import select
+import signal
 import threading
 import zlib
+from pathlib import Path
 
 from llmprof.engines.options import Options
 from llmprof.records import EngineInfo
@@ -18,7 +21,8 @@ class Stream:
 
 
 class HostEngine:
-    """``what=sleep|launch|sync|gil|compute``; ``undumpable=1`` forbids others to read it."""
+    """``what=sleep|launch|sync|gil|compute``; ``undumpable=1`` forbids others to read it,
+    ``crash_traced=1`` dies in the middle of the traced round."""
 
     def load(self, request, progress) -> None:
         options = Options("hosts", request.options)
@@ -27,6 +31,8 @@ class HostEngine:
             import ctypes
 
             ctypes.CDLL(None).prctl(4, 0, 0, 0, 0)  # PR_SET_DUMPABLE
+        self.crash = options.flag("crash_traced", False)
+        self.count = 0
         options.done()
         self.stream = Stream()
         if self.step == self._launch:
@@ -74,7 +80,15 @@ class HostEngine:
 
     def decode_step(self):
         self.step()
+        self.count += 1
+        if self.crash and self.count % 20 == 0 and self._sampled():
+            os.kill(os.getpid(), signal.SIGKILL)
         return self.last
+
+    def _sampled(self) -> bool:
+        """Only a worker that is being sampled has a child."""
+        children = Path(f"/proc/self/task/{threading.get_native_id()}/children")
+        return bool(children.read_text().split())
 
     def close(self) -> None: ...
 
