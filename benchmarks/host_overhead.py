@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import random
 import tempfile
+from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -107,7 +108,7 @@ def measure(client: WorkerClient, rounds: int, steps: int, folder: Path) -> None
             finally:
                 if tracer is not None:
                     tracer.close()
-            laps = [b - a for a, b in zip(stamps, stamps[1:], strict=False)]
+            laps = [b - a for a, b in pairwise(stamps)]
             found[way].append(median(laps))
     base = np.array(found["none"])
     print(f"median step without py-spy: {median(found['none']) / 1e6:.3f} ms, {rounds} turns")

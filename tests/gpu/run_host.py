@@ -2,8 +2,8 @@
 
     python3 tests/gpu/run_host.py [--trace kernels|full] [--model llama2-7b]
 
-Needs llmprof importable and py-spy on PATH or beside the interpreter. Exits 1 where the causes do not
-add up to the idle time, or where there are none.
+Needs llmprof importable and py-spy on PATH or beside the interpreter. Exits 1 where the causes do
+not add up to the idle time, or where there are none.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ def main() -> int:
             continue
         print(" ", host["sampler"], host["samples"], "samples in steps")
         print(" ", host["verdict"])
-        print(" ", causes["verdict"], f"[{causes['basis']}, {causes['samples']} samples in gaps]")
+        print(" ", causes["verdict"])
+        print(f"  [{causes['basis']}, {causes['samples']} samples in gaps]")
         for cause in causes["causes"]:
             print(f"    {cause['cause']:<14}{cause['ms_per_step']:9.4f} ms {cause['share']:6.1%}")
         idle = tracing["gpu"]["idle_ns"]
