@@ -23,10 +23,11 @@ pytestmark = [
     pytest.mark.skipif(not permission().allowed, reason=permission().text),
 ]
 RUN = ("--headless", "--json", "--rounds", "1", "--decode-len", "64", "--traced-steps", "64")
+RATE = ("--host-rate", "1000")
 
 
 def tracing(llmprof, what: str, *more: str) -> dict[str, Any]:
-    done = llmprof(*RUN, "--engine", f"hosts:what={what}", "--model", "none", *more)
+    done = llmprof(*RUN, "--engine", f"hosts:what={what}", "--model", "none", *(more or RATE))
     assert done.returncode == 0, done.stderr
     found: dict[str, Any] = json.loads(done.stdout)["engines"][0]["tracing"]
     return found

@@ -29,7 +29,7 @@ needs_pyspy = pytest.mark.skipif(
 @pytest.fixture
 def run(llmprof, tmp_path: Path) -> Path:
     engines = ("--engine", "hosts:what=sleep", "--engine", "hosts:what=sync")
-    steps = ("--rounds", "1", "--traced-steps", "64")
+    steps = ("--rounds", "1", "--traced-steps", "64", "--host-rate", "1000")
     done = llmprof("--headless", *engines, *steps, "--model", "none", "-o", "run.sqlite")
     assert done.returncode == 0, done.stderr
     assert "asleep or waiting for a lock" in done.stdout
@@ -50,12 +50,12 @@ def test_exports_and_page(run: Path, tmp_path: Path) -> None:
     # Outermost first.
     assert "decode_step" in frames[document["profiles"][0]["samples"][0][0]]
 
-    write_collapsed([run], out, engine="hosts#2")
+    write_collapsed([run], out, engine="hosts:what=sync")
     lines = out.read_text().splitlines()
     assert sum(int(line.rpartition(" ")[2]) for line in lines) == 1000 * round(
         document["profiles"][1]["endValue"]
     )
-    assert all(line.startswith("hosts#2;") for line in lines)
+    assert all(line.startswith("hosts:what=sync;") for line in lines)
     assert any("synchronize" in line for line in lines)
     with pytest.raises(UsageError, match="no engine 'x'"):
         write_collapsed([run], out, engine="x")
@@ -72,6 +72,6 @@ def test_exports_and_page(run: Path, tmp_path: Path) -> None:
         text = "\n".join(text_of(line) for line in rows)
         assert all(width_of(line) <= width for line in rows)
         assert "HostEngine._sleep" in text and "all traced steps" in text
-        assert "hosts → hosts#2" in text and "Stream.synchronize" in text
+        assert "hosts:what=sleep → hosts:what=sync" in text and "Stream.synchronize" in text
     gaps = host_page.page(snapshot, View(UNICODE, page="host", trace=trace, host="gaps"), 120)
     assert "CPU" in "\n".join(text_of(line) for line in gaps)

@@ -111,7 +111,10 @@ def _run_parser() -> argparse.ArgumentParser:
         help="what the traced pass records (kernels)",
     )
     how.add_argument(
-        "--host-rate", type=_natural, metavar="HZ", help="host stacks a second, traced pass (1000)"
+        "--host-rate",
+        type=_natural,
+        metavar="HZ",
+        help="host stacks a second, traced pass (1000; below 4 CPUs 200)",
     )
     how.add_argument(
         "--host-native", action="store_true", help="C and C++ frames too; stops the worker"

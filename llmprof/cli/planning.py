@@ -15,7 +15,7 @@ from llmprof.models.locate import ModelRef, default_model, resolve
 from llmprof.models.tokenizer import Tokenizer, load_tokenizer
 from llmprof.records import Unavailable
 from llmprof.session.plan import Plan
-from llmprof.tracers.pyspy import HostPlan
+from llmprof.tracers.pyspy import HostPlan, default_rate_hz
 from llmprof.workload import PROMPT_ID_FLOOR, Workload, read_ids, seeded_ids
 
 DEFAULT_PROMPT = (
@@ -70,7 +70,7 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
 def _host(arguments: argparse.Namespace, config: Config) -> HostPlan:
     if arguments.no_host:
         return HostPlan(rate_hz=0)
-    rate = int(_setting(arguments, config, "host_rate", 1000))  # type: ignore[call-overload]
+    rate = int(_setting(arguments, config, "host_rate", default_rate_hz()))  # type: ignore[call-overload]
     if not 0 <= rate <= MAX_HOST_RATE_HZ:
         raise UsageError(f"host_rate {rate}: give 0 to {MAX_HOST_RATE_HZ} samples a second")
     return HostPlan(rate, native=arguments.host_native, blocking=arguments.host_blocking)

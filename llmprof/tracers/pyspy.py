@@ -28,7 +28,7 @@ ATTACH_TIMEOUT_S = 20.0
 NATIVE_ATTACH_TIMEOUT_S = 120.0
 """The unwinder reads every library of the process first; torch's are large."""
 STOP_TIMEOUT_S = 60.0
-SHORTEST_TICK_NS = 200_000
+SHORTEST_TICK_NS, LONGEST_TICK_NS = 200_000, 500_000
 LOG = "py_spy::python_spy=info,py_spy::sampler=warn"
 _REFUSED = "Failed to profile python from process "
 """py-spy logs this, with the process and the reason, and goes on without it."""
@@ -40,7 +40,7 @@ _READY = "looking up thread names"
 class HostPlan:
     """How host stacks are sampled. ``rate_hz`` 0: not at all."""
 
-    rate_hz: int = 1000
+    rate_hz: int = 0
     native: bool = False
     blocking: bool = False
     """Stop the worker for each sample; ``native`` cannot do without."""
@@ -52,7 +52,13 @@ class HostPlan:
     @property
     def tick_ns(self) -> int:
         """A quarter of the mean distance of samples: 20 % then share a tick and are lost."""
-        return max(SHORTEST_TICK_NS, 10**9 // (4 * max(1, self.rate_hz)))
+        tick_ns = 10**9 // (4 * max(1, self.rate_hz))
+        return min(LONGEST_TICK_NS, max(SHORTEST_TICK_NS, tick_ns))
+
+
+def default_rate_hz() -> int:
+    """1 kHz where processors are to spare; on two, an engine would feel it."""
+    return 1000 if len(os.sched_getaffinity(0)) >= 4 else 200
 
 
 def find() -> str | None:
