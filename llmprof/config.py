@@ -39,6 +39,7 @@ RUN_KEYS = {
     "batch": int,
     "rounds": int,
     "traced_steps": int,
+    "host_rate": int,
     "trace": str,
     "seed": int,
 }

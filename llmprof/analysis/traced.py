@@ -16,7 +16,9 @@ from typing import TYPE_CHECKING
 
 from llmprof.analysis.attribution import attribute
 from llmprof.analysis.categories import Rule, load_rules
+from llmprof.analysis.gap_causes import GapCauses, gap_causes
 from llmprof.analysis.gaps import GapReport, idle_gaps
+from llmprof.analysis.host import open_host
 from llmprof.analysis.kernels import KernelReport, TracedRound, kernel_report, prepare
 from llmprof.analysis.report import Report
 from llmprof.analysis.sampled import SampledSteps, sampled_steps
@@ -51,8 +53,11 @@ class EngineTrace:
         operators: tuple[OpTotal, ...],
         no_kernels: str,
         sampled: SampledSteps | Unavailable,
+        no_host: str = "host stacks were not sampled",
     ) -> None:
         self.label = label
+        self.host = open_host(reader.host_rows(record) if record else None, record, no_host)
+        """Sampled host stacks of the decode steps."""
         self.sampled = sampled
         """Measured bandwidth of single steps."""
         self.record = record
@@ -71,6 +76,7 @@ class EngineTrace:
         self.kernel_rows = rows.kernels
         self.copy_rows = rows.copies
         self.api_rows = rows.api
+        self._rows = rows
         attribution = attribute(rows, record, clock_error_ns)
         self.round = prepare(rows, record, attribution, engine, rules)
 
@@ -83,6 +89,15 @@ class EngineTrace:
         if isinstance(self.round, Unavailable):
             return self.round
         return idle_gaps(self.round.timeline)
+
+    @cached_property
+    def causes(self) -> GapCauses | Unavailable:
+        """Why the device waited; adds up to ``gaps.total_ns``."""
+        if isinstance(self.round, Unavailable):
+            return self.round
+        if self.record is None:
+            return Unavailable("no traced pass")
+        return gap_causes(self.round, self._rows, self.record, self.host)
 
     @cached_property
     def parts(self) -> StepParts | Unavailable:
@@ -128,6 +143,7 @@ class RunTrace:
                     rules=rules,
                     operators=tuple(reader.nvtx_op_totals(engine.engine_id)),
                     no_kernels=_why_no_kernels(data, engine.label),
+                    no_host=_why_no_host(data, engine.label),
                     sampled=sampled_steps(reader, data, engine),
                 )
                 for engine in data.engines
@@ -223,6 +239,15 @@ def _why_no_kernels(data: RunData, label: str) -> str:
     if data.info.trace_level == "steps":
         return "kernels were not traced (--trace steps)"
     return "the trace holds no kernel"
+
+
+def _why_no_host(data: RunData, label: str) -> str:
+    for row in data.missing:
+        if row.scope == label and row.name == "host":
+            return row.reason
+    if data.info.trace_level == "steps":
+        return "host stacks were not sampled (--trace steps)"
+    return "host stacks were not sampled"
 
 
 def load_trace(report: Report, data: RunData) -> RunTrace | Unavailable:

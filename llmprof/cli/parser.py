@@ -116,6 +116,19 @@ def _run_parser() -> argparse.ArgumentParser:
         choices=("nsys",),
         help="run the traced pass under the nsys on PATH and keep its .nsys-rep beside the run",
     )
+    how.add_argument(
+        "--host-rate",
+        type=_natural,
+        metavar="HZ",
+        help="host stacks a second, traced pass (1000; below 4 CPUs 200)",
+    )
+    how.add_argument(
+        "--host-native", action="store_true", help="C and C++ frames too; stops the worker"
+    )
+    how.add_argument(
+        "--host-blocking", action="store_true", help="stop the worker for each stack: none is torn"
+    )
+    how.add_argument("--no-host", action="store_true", help="no host stacks")
     how.add_argument("--seed", type=_natural, metavar="S", help="prompt ids, order, weights (0)")
     how.add_argument(
         "--timeout",

@@ -15,12 +15,15 @@ from llmprof.models.locate import RANDOM, ModelRef, default_model, resolve
 from llmprof.models.tokenizer import Tokenizer, load_tokenizer
 from llmprof.records import Unavailable
 from llmprof.session.plan import Plan
+from llmprof.tracers.pyspy import HostPlan, default_rate_hz
 from llmprof.workload import PROMPT_ID_FLOOR, Workload, read_ids, seeded_ids
 
 DEFAULT_PROMPT = (
     "A profiler is a tool that shows where a program spends its time. "
     "The best way to find out why a program is slow is"
 )
+MAX_HOST_RATE_HZ = 2000
+"""py-spy falls behind above this."""
 SMALL_VOCABULARY = 1000
 """Seeded ids stay below this when no model says how large its vocabulary is."""
 
@@ -57,6 +60,7 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
         output=_output(arguments.output, specs),
         trace_level=_setting(arguments, config, "trace", "kernels"),  # type: ignore[arg-type]
         capture=_capture(arguments),
+        host=_host(arguments, config),
         command=("llmprof", *arguments.argv),
         stall_timeout_s=float(arguments.timeout),
     )
@@ -74,6 +78,15 @@ def _capture(arguments: argparse.Namespace) -> str:
     if found is None:
         raise UsageError("--capture nsys: there is no nsys on PATH (install Nsight Systems)")
     return found
+
+
+def _host(arguments: argparse.Namespace, config: Config) -> HostPlan:
+    if arguments.no_host:
+        return HostPlan(rate_hz=0)
+    rate = int(_setting(arguments, config, "host_rate", default_rate_hz()))  # type: ignore[call-overload]
+    if not 0 <= rate <= MAX_HOST_RATE_HZ:
+        raise UsageError(f"host_rate {rate}: give 0 to {MAX_HOST_RATE_HZ} samples a second")
+    return HostPlan(rate, native=arguments.host_native, blocking=arguments.host_blocking)
 
 
 def _own_python() -> str:

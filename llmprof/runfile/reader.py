@@ -18,6 +18,8 @@ from llmprof.records import (
     EngineRecord,
     GpuDevice,
     GpuSample,
+    HostFrame,
+    HostRound,
     Missing,
     PassName,
     PmRound,
@@ -29,6 +31,7 @@ from llmprof.records import (
 from llmprof.runfile import schema
 from llmprof.runfile.codec import RowError, from_column, from_row
 from llmprof.runfile.foreign import KERNELS, RANGES, StepPattern, read_foreign, step_patterns
+from llmprof.runfile.host_rows import HostRows, read_samples
 from llmprof.runfile.nvtx import OpTotal, self_times
 from llmprof.runfile.opening import OpenFile, damaged
 
@@ -190,6 +193,20 @@ class RunFileReader:
                 r for r in self._records(PmRound, "LLMPROF_PM_ROUND") if r.round_id == round_id
             ]
             return (found[0], read_pm(self._sql, round_id)) if found else None
+
+    def host_rows(self, record: RoundRecord) -> HostRows | None:
+        """Host stacks sampled during a traced round; ``None`` where there are none."""
+        with self._reading():
+            tables = self._tables()
+            if not {"LLMPROF_HOST_ROUND", "COMPOSITE_EVENTS", "SAMPLING_CALLCHAINS"} <= tables:
+                return None
+            rounds = self._records(HostRound, "LLMPROF_HOST_ROUND")
+            mine = [r for r in rounds if r.round_id == record.round_id]
+            if not mine:
+                return None
+            frames = {f.frame_id: f for f in self._records(HostFrame, "LLMPROF_HOST_FRAME")}
+            samples = read_samples(self._sql, record.pid, record.start_ns, record.end_ns)
+            return HostRows(mine[0], frames, samples)
 
     def _require_run(self) -> None:
         kind, name = self.kind(), one_line(str(self.path))

@@ -223,6 +223,29 @@ CREATE TABLE CUPTI_ACTIVITY_KIND_SYNCHRONIZATION (
   eventId INTEGER NOT NULL,
   eventSyncId INTEGER
 );
+-- One row a thread and sample; of py-spy cpuCycles is not counted (0), threadState not known.
+CREATE TABLE COMPOSITE_EVENTS (
+  id INTEGER NOT NULL PRIMARY KEY,
+  start INTEGER NOT NULL,
+  cpu INTEGER,
+  threadState INTEGER,
+  globalTid INTEGER,
+  cpuCycles INTEGER NOT NULL
+);
+-- symbol is "function (file:line)"; LLMPROF_HOST_FRAME has the parts.
+CREATE TABLE SAMPLING_CALLCHAINS (
+  id INTEGER NOT NULL,
+  symbol INTEGER NOT NULL,
+  module INTEGER NOT NULL,
+  kernelMode INTEGER,
+  thumbCode INTEGER,
+  unresolved INTEGER,
+  specialEntry INTEGER,
+  originalIP INTEGER,
+  unwindMethod INTEGER,
+  stackDepth INTEGER NOT NULL,
+  PRIMARY KEY (id, stackDepth)
+);
 CREATE TABLE PROFILER_OVERHEAD (
   start INTEGER NOT NULL,
   "end" INTEGER NOT NULL,
@@ -261,26 +284,6 @@ CREATE TABLE OSRT_API (
   returnValue INTEGER NOT NULL,
   nestingLevel INTEGER,
   callchainId INTEGER NOT NULL
-);
-CREATE TABLE COMPOSITE_EVENTS (
-  id INTEGER NOT NULL PRIMARY KEY,
-  start INTEGER NOT NULL,
-  cpu INTEGER,
-  threadState INTEGER,
-  globalTid INTEGER,
-  cpuCycles INTEGER NOT NULL
-);
-CREATE TABLE SAMPLING_CALLCHAINS (
-  id INTEGER NOT NULL,
-  symbol INTEGER NOT NULL,
-  module INTEGER NOT NULL,
-  kernelMode INTEGER,
-  thumbCode INTEGER,
-  unresolved INTEGER,
-  specialEntry INTEGER,
-  originalIP INTEGER,
-  unwindMethod INTEGER,
-  stackDepth INTEGER NOT NULL, PRIMARY KEY (id, stackDepth)
 );
 CREATE TABLE DIAGNOSTIC_EVENT (
   timestamp INTEGER NOT NULL,
@@ -471,4 +474,30 @@ CREATE TABLE LLMPROF_PM_SAMPLE (
 CREATE TABLE LLMPROF_LOG (
   label TEXT NOT NULL PRIMARY KEY,
   "text" TEXT NOT NULL
+);
+-- How the host stacks of a traced round were sampled; first_ns and last_ns are since the start of
+-- the run.
+CREATE TABLE LLMPROF_HOST_ROUND (
+  round_id INTEGER NOT NULL PRIMARY KEY,
+  rate_hz INTEGER NOT NULL,
+  native INTEGER NOT NULL,
+  blocking INTEGER NOT NULL,
+  samples INTEGER NOT NULL,
+  undated INTEGER NOT NULL,
+  errors INTEGER NOT NULL,
+  error_ns INTEGER NOT NULL,
+  tick_ns INTEGER NOT NULL,
+  first_ns INTEGER NOT NULL,
+  last_ns INTEGER NOT NULL,
+  cpu_wall_ns INTEGER NOT NULL,
+  cpu_ns TEXT NOT NULL,
+  threads TEXT NOT NULL
+);
+-- frame_id is SAMPLING_CALLCHAINS.symbol.
+CREATE TABLE LLMPROF_HOST_FRAME (
+  frame_id INTEGER NOT NULL PRIMARY KEY,
+  function TEXT NOT NULL,
+  file TEXT NOT NULL,
+  line INTEGER NOT NULL,
+  source TEXT NOT NULL
 );

@@ -15,6 +15,8 @@ from llmprof.records import (
     EngineRecord,
     GpuDevice,
     GpuSample,
+    HostFrame,
+    HostRound,
     Missing,
     NvtxEvent,
     PmRound,
@@ -186,6 +188,16 @@ class RunFileWriter:
                 rows = gpus.pm_metric_rows(sampled.device, samples["start"], samples, self._t0_ns)
                 self._db.sql.executemany(_METRIC, rows)
         self.bulk("LLMPROF_PM_SAMPLE", {"round_id": [sampled.round_id] * count, **samples})
+
+    def put_host_round(self, sampled: HostRound, frames: Sequence[HostFrame]) -> None:
+        """Facts about sampled host stacks, and frames not put before; the samples come by
+        ``bulk``. A frame's id is the ``string_id`` of its symbol."""
+        row = to_row(sampled)
+        for name in ("first_ns", "last_ns"):
+            row[name] = getattr(sampled, name) - self._t0_ns
+        with self._db.transaction():
+            self._db.insert("LLMPROF_HOST_ROUND", [row])
+            self._db.insert("LLMPROF_HOST_FRAME", [to_row(f) for f in frames], or_replace=True)
 
     def put_log(self, label: str, text: str) -> None:
         """The tail of a worker's log; a second one for the same label replaces the first."""

@@ -22,6 +22,7 @@ from llmprof.records import (
 )
 from llmprof.runfile.schema import OP_DOMAIN
 from llmprof.session.client import Reply, WorkerClient
+from llmprof.session.host_sampling import HostSampling
 from llmprof.session.plan import Plan
 from llmprof.session.recorder import Recorder
 
@@ -163,17 +164,44 @@ class EngineRun:
         self._recorder.round_started(self.record.engine_id, pass_name, index, total)
         reply: Reply | None = None
         request = {"do": "round", "pass": pass_name, "index": index, "serial": serial}
+        host = self._host_sampling(pass_name)
+        record: RoundRecord | None = None
         try:
+            if host is not None:
+                host.start(lambda request: self._ask(request).facts)
             reply = self._ask({**request, "steps": steps}, self._show_stamps)
         finally:
-            record = self._round_record(pass_name, index, serial, steps, reply)
-            if record is not None:
-                self._recorder.round(record)
+            try:
+                record = self._round_record(pass_name, index, serial, steps, reply)
+                if record is not None:
+                    self._recorder.round(record)
+                if host is not None:
+                    self._keep_host(host, record)
+            finally:
+                if host is not None:
+                    host.close()
         assert record is not None
         self._keep_operators(reply)
         self._keep_trace(reply, record)
         self._set_state("ready")
         return record
+
+    def _host_sampling(self, pass_name: PassName) -> HostSampling | None:
+        """Only a worker that is never timed is sampled."""
+        assert self._client is not None
+        plan = self.plan
+        if pass_name != "traced" or plan.trace_level == "steps":
+            return None
+        if not plan.host.rate_hz:
+            reason = "host stacks were switched off (--no-host)"
+            self._recorder.missing([Missing(self.record.label, "host", reason)])
+            return None
+        return HostSampling(plan.host, Path(self._folders[0].name), self._client.pid)
+
+    def _keep_host(self, host: HostSampling, record: RoundRecord | None) -> None:
+        host.finish(self._recorder, record)
+        if host.why is not None:
+            self._recorder.missing([Missing(self.record.label, "host", one_line(host.why.reason))])
 
     def _round_record(
         self, pass_name: PassName, index: int, serial: int, steps: int, reply: Reply | None

@@ -18,7 +18,7 @@ from llmprof.tui.palette import style
 Answer = TypeVar("Answer")
 
 _GENERAL: Final = (
-    (("page",), "next page; 1 to 6 go to one"),
+    (("page",), "next page; 1 to 7 go to one"),
     (("engine",), "engine in focus"),
     (("pause",), "freeze the display; the run goes on"),
     (("export", "screenshot", "copy"), "export; screenshot; copy (OSC 52)"),
@@ -44,6 +44,11 @@ _PAGES: Final[Mapping[str, Sequence[tuple[tuple[str, ...], str]]]] = {
         (("sort", "search"), "order of kernels; filter by name"),
         (("basis",), "timing pass, as traced, or the selected step"),
         (("engine", "baseline"), "engine compared; it becomes the baseline"),
+    ),
+    "host": (
+        (("goto",), "stacks of all steps, of one step, of the GPU's idle gaps"),
+        (("left", "right"), "of one step: the step before, behind"),
+        (("zoom", "out"), "the engine in focus alone, and back"),
     ),
 }
 _WORDS: Final = (

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from llmprof.analysis.snapshot import Snapshot
-from llmprof.tui import busy, cards, compare_page, gpu, latency, pages, timeline_page
+from llmprof.tui import busy, cards, compare_page, gpu, host_page, latency, pages, timeline_page
 from llmprof.tui.cells import Row, Span, clean, fit, row, rule, spread
 from llmprof.tui.numbers import elapsed
 from llmprof.tui.view import PAGES, View
@@ -65,6 +65,8 @@ def body(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
         return timeline_page.page(snapshot, view, width, height)
     if view.page == "compare":
         return compare_page.page(snapshot, view, width)
+    if view.page == "host":
+        return host_page.page(snapshot, view, width)
     if view.page == "text":
         return pages.text_page(snapshot, view, width)
     if view.page == "log":

@@ -23,7 +23,7 @@ from llmprof.tui.dialogs import Ask, HelpScreen
 from llmprof.tui.frame import body, header
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.timeline_page import layout
-from llmprof.tui.view import BASES, PAGES, SCALES, SORTS, TimelineView, View
+from llmprof.tui.view import BASES, HOST_RANGES, PAGES, SCALES, SORTS, TimelineView, View
 
 if TYPE_CHECKING:
     from llmprof.tui.app import LlmprofApp
@@ -189,6 +189,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         if isinstance(trace, RunTrace):
             for engine in trace.engines:
                 _ = engine.kernels  # kept by the engine, so that the first frame only draws
+                _ = engine.causes
             trace.lanes.axis("step")
             _ = trace.falls
         # A message, not a call: the app may be gone by now, and nobody must wait for it.
@@ -205,9 +206,11 @@ class MainScreen(Screen[None], inherit_bindings=False):
             self.set_view(replace(self.view, timeline=step(now, self.view.timeline)))
 
     def action_turn(self, way: int) -> None:
-        """Left and right: pan on the timeline, the engine elsewhere."""
+        """Left and right: pan on the timeline, the step of the host's stacks, else the engine."""
         if self.view.page == "timeline":
             self._move(lambda now, view: nav.pan(now, view, way / 8))
+        elif self.view.page == "host" and self.view.host == "step":
+            self.set_view(nav.turn_traced_step(self.view, way))
         else:
             self.action_focus_engine(1 if way > 0 else -1)
 
@@ -248,7 +251,11 @@ class MainScreen(Screen[None], inherit_bindings=False):
             self.set_view(nav.align(self.view))
 
     def action_goto(self) -> None:
-        """Ask for a step and show it."""
+        """Ask for a step and show it; on the host page, the next range of stacks."""
+        if self.view.page == "host":
+            turn = HOST_RANGES[(HOST_RANGES.index(self.view.host) + 1) % len(HOST_RANGES)]
+            self.set_view(replace(self.view, host=turn))
+            return
         now = nav.scene(self.view) if self.view.page == "timeline" else None
         if now is None or now.track is None:
             return

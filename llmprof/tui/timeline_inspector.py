@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Final
 
 import numpy as np
 
+from llmprof.analysis.gap_causes import READ_NS
+from llmprof.analysis.host_frames import label
 from llmprof.analysis.timeline_axis import Track
 from llmprof.analysis.timeline_lod import AT_END, Gap, LaneWork
 from llmprof.analysis.traced import EngineTrace, RunTrace
+from llmprof.records import Unavailable
 from llmprof.tui.cells import Row, Span, beside, clean, fit, fit_text, row, rule, spread, wrap
 from llmprof.tui.marks import category_letter, category_role
 from llmprof.tui.numbers import duration, plain
@@ -18,6 +22,7 @@ from llmprof.tui.view import Lane, View
 
 _HISTOGRAM: Final = 24
 _GAPS: Final = 3
+_STACKS: Final = 3
 _HINT: Final = (
     "n slowest step · m median · g go to · w widest gap · [ ] item · / search · + - zoom"
     " · a align · r round"
@@ -36,7 +41,7 @@ def inspector(now: Scene, view: View, lane: Lane, width: int) -> list[Row]:
     where = "prefill" if chosen.step == 0 else f"step {chosen.step} of {track.steps}"
     right = row(Span(f"{clean(lane.engine.label)} · {where}", lane.accent))
     if chosen.gap is not None and work is not None:
-        title, body = "gap", _gap(now, track, work, chosen.gap, width)
+        title, body = "gap", _gap(now, track, work, chosen.gap, view, width)
     elif chosen.item is not None and work is not None and chosen.item < len(work):
         trace = view.trace
         engine = trace.engines[now.index] if isinstance(trace, RunTrace) else None
@@ -158,7 +163,9 @@ def _histogram(counts: list[int], low: int, high: int, length: int, view: View) 
     )
 
 
-def _gap(now: Scene, track: Track, work: LaneWork, gap: Gap, width: int) -> list[Row]:
+def _gap(
+    now: Scene, track: Track, work: LaneWork, gap: Gap, view: View, width: int
+) -> list[Row]:
     length = gap.end_ns - gap.start_ns
     gaps = step_gaps(work, track, gap.step)
     rank = sum(g.end_ns - g.start_ns > length for g in gaps) + 1
@@ -174,7 +181,9 @@ def _gap(now: Scene, track: Track, work: LaneWork, gap: Gap, width: int) -> list
     after = "the step's begin" if gap.after == AT_END else clean(work.short_name(gap.after))
     before = "the step's end" if gap.before == AT_END else clean(work.short_name(gap.before))
     names = row(Span("between ", "dim"), Span(after), Span("  and  ", "dim"), Span(before))
-    cause = [row(Span(line)) for line in wrap(_cause(now, gap), width)]
+    engine = view.trace.engines[now.index] if isinstance(view.trace, RunTrace) else None
+    known = filter(None, (_cause(now, gap), _stacks(engine, gap)))
+    cause = [row(Span(line)) for text in known for line in wrap(text, width)]
     return [fit(head, width), fit(names, width), *cause]
 
 
@@ -204,6 +213,21 @@ def _cause(now: Scene, gap: Gap) -> str:
         return "from the last work to the step's end: the token goes to the host and wakes it"
     hint = "" if len(api) else " (record with --trace full to see its calls)"
     return f"the next launch came late, or waited for the host{hint}"
+
+
+def _stacks(engine: EngineTrace | None, gap: Gap) -> str:
+    """Where the host was: the innermost functions of the stacks sampled in the gap."""
+    if engine is None or isinstance(engine.host, Unavailable):
+        return ""
+    width = min(READ_NS, engine.host.sampled.tick_ns)
+    inside = [
+        s for s in engine.host.samples if gap.start_ns < s.time_ns < gap.end_ns + width and s.stack
+    ]
+    if not inside:
+        return ""
+    count = Counter(f"{clean(label(s.stack[0]))} ({s.kind})" for s in inside)
+    most = ", ".join(f"{name} {n}×" for name, n in count.most_common(_STACKS))
+    return f"host stacks sampled there: {most}"
 
 
 def _step(

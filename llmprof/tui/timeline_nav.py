@@ -94,6 +94,16 @@ def to_step(now: Scene, view: TimelineView, step: int, rank: int | None = None) 
     return fit(now, replace(view, selected=chosen, rank=rank))
 
 
+def turn_traced_step(view: View, way: int) -> View:
+    """Select the decode step before or behind, in the traced round of the engine in focus."""
+    now = scene(view)
+    track = None if now is None else now.lane.traced
+    if track is None:
+        return view
+    chosen = Selected(track.key, (view.step - 1 + way) % track.steps + 1)
+    return replace(view, timeline=replace(view.timeline, selected=chosen, rank=None))
+
+
 def outlier(now: Scene, view: TimelineView, way: int) -> TimelineView:
     """Through the steps from the slowest down (``way`` 1), or back."""
     track = now.track

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 from llmprof.analysis.snapshot import EngineView, Snapshot
 from llmprof.analysis.timeline_axis import Align, RoundKey
@@ -14,14 +14,16 @@ from llmprof.tui.cells import clean
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.palette import accent
 
-Page = Literal["steps", "summary", "timeline", "compare", "text", "log"]
-PAGES: Final[tuple[Page, ...]] = ("steps", "summary", "timeline", "compare", "text", "log")
+Page = Literal["steps", "summary", "timeline", "compare", "text", "log", "host"]
+PAGES: Final[tuple[Page, ...]] = get_args(Page)
 Scale = Literal["auto", "shared", "own"]
 SCALES: Final[tuple[Scale, ...]] = ("auto", "shared", "own")
 Sort = Literal["change", "A", "B", "name"]
 SORTS: Final[tuple[Sort, ...]] = ("change", "A", "B", "name")
 Basis = Literal["timing", "traced", "step"]
 BASES: Final[tuple[Basis, ...]] = ("timing", "traced", "step")
+HostRange = Literal["all", "step", "gaps"]
+HOST_RANGES: Final[tuple[HostRange, ...]] = ("all", "step", "gaps")
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class View:
     """``None``: not asked for yet."""
     timeline: TimelineView = field(default_factory=TimelineView)
     compare: CompareView = field(default_factory=CompareView)
+    host: HostRange = "all"
+    """The decode steps whose stacks the host page shows: all, the selected one, or its idle gaps."""
 
     @property
     def step(self) -> int:
