@@ -23,10 +23,11 @@ import re
 import shutil
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llmprof.errors import UsageError
+from llmprof.plaintext import one_line
 
 LOCK_VARIABLE = "LLMPROF_LOCKED"
 SYSTEM_FILE = Path("/etc/llmprof/config.toml")
@@ -82,6 +83,19 @@ def config_paths() -> list[Path]:
 def locked() -> bool:
     """May the user choose measurements only, and no interpreter and no config file?"""
     return bool(os.environ.get(LOCK_VARIABLE))
+
+
+def check_target(output: str | Path) -> None:
+    """Results go below the home, and not into its hidden files, which other programs run.
+
+    Raises:
+        UsageError: an absolute path, ``..``, ``~`` or a hidden name.
+    """
+    if any(part.startswith((".", "~", "/")) for part in PurePosixPath(str(output)).parts):
+        raise UsageError(
+            f"{one_line(str(output), 80)}: this account writes below its home only, to names"
+            " without a leading dot"
+        )
 
 
 def load_config(paths: list[Path] | None = None) -> Config:

@@ -37,10 +37,14 @@ def run(llmprof, tmp_path: Path) -> Path:
 
 
 @needs_pyspy
-def test_exports_and_page(run: Path, tmp_path: Path) -> None:
+def test_exports_and_page(run: Path, llmprof, tmp_path: Path) -> None:
     out = tmp_path / "out"
+    for to in ("speedscope", "collapsed"):
+        done = llmprof("export", str(run), "--to", to)
+        assert done.returncode == 0, done.stderr
     write_speedscope([run], out)
     document = json.loads(out.read_text())
+    assert json.loads((tmp_path / "run.speedscope.json").read_text()) == document
     frames = [f["name"] for f in document["shared"]["frames"]]
     assert len(document["profiles"]) == 2
     for profile in document["profiles"]:
@@ -50,6 +54,8 @@ def test_exports_and_page(run: Path, tmp_path: Path) -> None:
     # Outermost first.
     assert "decode_step" in frames[document["profiles"][0]["samples"][0][0]]
 
+    write_collapsed([run], out)
+    assert (tmp_path / "run.collapsed").read_text() == out.read_text()
     write_collapsed([run], out, engine="hosts:what=sync")
     lines = out.read_text().splitlines()
     assert sum(int(line.rpartition(" ")[2]) for line in lines) == 1000 * round(

@@ -86,6 +86,10 @@ def test_any_text_is_words_for_llmprof_or_refused(text: str) -> None:
         ("llmprof -o../x.sqlite", "below its home"),
         ("llmprof --output=.ssh/x.sqlite", "below its home"),
         ("llmprof model synth tiny-128 --engine exllama -o ~/.config", "below its home"),
+        ("llmprof model prepare --engine mlc --from x --artifact-path /tmp/x", "below its home"),
+        ("llmprof model prepare --engine mlc --from x --python /bin/sh", "choose the interpreter"),
+        ("llmprof export x.sqlite --to json -o .ssh/x", "below its home"),
+        ("llmprof export .ssh/x.sqlite --to json", "below its home"),
     ],
 )
 def test_ways_out_end_with_one_line_and_code_2(tmp_path, clean_env, command, says) -> None:

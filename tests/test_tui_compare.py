@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -138,7 +139,7 @@ async def test_keys_can_be_remapped_and_help_shows_them() -> None:
         assert "f8" in str(pilot.app.screen.query_one(".dialog", Static).content)
 
 
-@pytest.mark.parametrize("page", ["1", "2", "3", "4", "5", "6"])
+@pytest.mark.parametrize("page", ["1", "2", "3", "4", "5", "6", "7"])
 async def test_help_of_every_page_fits_a_small_screen(page: str) -> None:
     async with app().run_test(size=(80, 24)) as pilot:
         await settled(pilot)
@@ -160,8 +161,62 @@ async def test_export_asks_for_a_format_and_says_what_is_wrong(tmp_path, monkeyp
         await typed(pilot, str(tmp_path / "there.md"))
         await settled(pilot)
         said = " ".join(n.message for n in pilot.app._notifications)
-        assert "there already" in said or "cannot export" in said
+        assert "exists already" in said
     assert (tmp_path / "there.md").read_text() == "mine"
+
+
+@pytest.mark.parametrize
+    ("downs", "name", "key"),
+    [(2, "h100_graph.chrome.json", "traceEvents"), (7, "h100_graph.json", "run")],
+)
+async def test_export_writes_what_the_command_writes(
+    tmp_path, monkeypatch, downs: int, name: str, key: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    async with app().run_test(size=(120, 40)) as pilot:
+        await settled(pilot)
+        await pilot.press("e", *["down"] * downs)
+        await pilot.pause()
+        await pilot.press("enter")
+        await settled(pilot)
+        said = " ".join(n.message for n in pilot.app._notifications)
+    (file,) = tmp_path.iterdir()
+    assert file.name == name
+    assert f"wrote {file}" in said
+    assert key in json.loads(file.read_text())
+
+
+async def test_a_locked_account_exports_below_its_home_only(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LLMPROF_LOCKED", "1")
+    async with app().run_test(size=(120, 40)) as pilot:
+        await settled(pilot)
+        await pilot.press("e")
+        await pilot.pause()
+        assert pilot.app.screen.query_one(Input).value == "h100_graph.nsys.sqlite"
+        await typed(pilot, ".ssh.sqlite")
+        await settled(pilot)
+        assert "below its home only" in " ".join(n.message for n in pilot.app._notifications)
+    assert not list(tmp_path.iterdir())
+
+
+async def test_host_page_turns_its_range_and_its_step() -> None:
+    async with app().run_test(size=(120, 40)) as pilot:
+        screen = await settled(pilot)
+        await pilot.press("7")
+        assert screen.view.page == "host"
+        await pilot.press("g")
+        assert screen.view.host == "step"
+        await pilot.press("right", "right")
+        assert screen.view.step == 3
+        await pilot.press("left")
+        assert screen.view.step == 2
+        focus = screen.view.focus
+        await pilot.press("g", "right")
+        assert screen.view.host == "gaps"
+        assert screen.view.focus != focus
+        await pilot.press("g")
+        assert screen.view.host == "all"
 
 
 @pytest.mark.parametrize(

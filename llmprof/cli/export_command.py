@@ -11,6 +11,7 @@ from llmprof.plaintext import one_line
 
 
 def export(arguments: argparse.Namespace) -> int:
+    from llmprof.config import check_target, locked
     from llmprof.exports.formats import FORMATS, default_output, export_runs
     from llmprof.runfile.nsys_rep import readable
 
@@ -18,6 +19,8 @@ def export(arguments: argparse.Namespace) -> int:
     out = arguments.output
     if out is None and arguments.to in FORMATS:
         out = default_output(Path(arguments.files[0]), arguments.to)
+        if locked():
+            check_target(out)
     made = export_runs(files, arguments.to, out or "", _progress, arguments.step_range)
     if sys.stderr.isatty():
         print("\r\x1b[K", end="", file=sys.stderr)

@@ -18,7 +18,7 @@ EPILOG = """\
 commands:
   llmprof [options]        decode, record, show (the TUI in a terminal, else --headless)
   llmprof open FILE…       replay run files, or nsys exports, in the TUI, side by side
-  llmprof export FILE --to nsys|perfetto|chrome|parquetdir|csv|markdown|html|json -o OUT
+  llmprof export FILE --to FORMAT -o OUT   nsys, perfetto, chrome, html, speedscope, …
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
   llmprof model synth|prepare  random or real weights in an engine's own format
   llmprof engines          engines that can be named here
@@ -209,7 +209,8 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-EXPORTS = ("nsys", "perfetto", "chrome", "parquetdir", "csv", "markdown", "html", "json")
+EXPORTS = ("nsys", "perfetto", "chrome", "parquetdir", "csv", "markdown", "html", "json",
+           "speedscope", "collapsed")  # fmt: skip
 SUBCOMMANDS = ("open", "export", "compare", "model", "engines", "doctor", "schema")
 
 

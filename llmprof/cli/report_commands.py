@@ -26,7 +26,7 @@ def open_file(arguments: argparse.Namespace) -> int:
     from llmprof.tui import run_app
 
     source = RunDataSource(runs[0]) if len(runs) == 1 else SeveralRuns(runs)
-    run_app(source, keymap=load_config().keys)
+    run_app(source, keymap=load_config().keys, step_range=arguments.step_range)
     return EXIT_OK
 
 

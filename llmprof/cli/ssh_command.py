@@ -12,10 +12,9 @@ import argparse
 import os
 import shlex
 import sys
-from pathlib import PurePosixPath
 
 from llmprof.cli import run_command_line
-from llmprof.config import LOCK_VARIABLE
+from llmprof.config import LOCK_VARIABLE, check_target
 from llmprof.errors import EXIT_USAGE, UsageError
 from llmprof.plaintext import one_line
 
@@ -45,19 +44,16 @@ def words(text: str) -> list[str]:
 
 
 def check_output(arguments: argparse.Namespace) -> None:
-    """Results go below the home, and not into its hidden files, which other programs run.
+    """No output outside the home, no interpreter of the client's choice.
 
     Raises:
-        UsageError: an absolute path, ``..``, ``~`` or a hidden name.
+        UsageError: one of them.
     """
     for name in OUTPUTS:
-        output = getattr(arguments, name, None)
-        parts = PurePosixPath(str(output)).parts if output is not None else ()
-        if any(part.startswith((".", "~", "/")) for part in parts):
-            raise UsageError(
-                f"{one_line(str(output), 80)}: this account writes below its home only, to names"
-                " without a leading dot"
-            )
+        if (output := getattr(arguments, name, None)) is not None:
+            check_target(output)
+    if getattr(arguments, "python", None) is not None:
+        raise UsageError("--python: this account cannot choose the interpreter")
 
 
 def main() -> int:

@@ -50,6 +50,8 @@ _FORMATS = (
     Format("markdown", ".md", "the report as Markdown tables", "markdown"),
     Format("html", ".html", "one page: timelines, waterfall, tables; needs no network", "html"),
     Format("json", ".json", "the document of --json", "json_file"),
+    Format("speedscope", ".speedscope.json", "host stacks, for speedscope.app", "speedscope"),
+    Format("collapsed", ".collapsed", "host stacks, for flamegraph.pl and others", "collapsed"),
 )
 FORMATS = {entry.name: entry for entry in _FORMATS}
 
@@ -59,7 +61,8 @@ def default_output(source: Path, to: str) -> Path:
     chosen = FORMATS[to]
     if to == "csv":
         return source.with_name(f"{source.stem}_csv")
-    middle = "" if chosen.suffix not in (".json", ".sqlite") else f".{to}"
+    shared = chosen.suffix in (".json", ".sqlite") and chosen.suffix != f".{to}"
+    middle = f".{to}" if shared else ""
     return source.with_name(f"{source.stem}{middle}{chosen.suffix}")
 
 
@@ -102,7 +105,7 @@ def export_runs(
     part = target.with_name(f".{target.name}.part")
     _remove(part)
     try:
-        writer.write(files, part, progress or _silent, step_range)
+        writer.write(files, part, progress or silent, step_range)
         part.replace(target)
     except OSError as why:
         raise UsageError(
@@ -113,7 +116,7 @@ def export_runs(
     return target
 
 
-def _silent(what: str, share: float | None) -> None:
+def silent(what: str, share: float | None) -> None:
     """Nobody watches."""
 
 

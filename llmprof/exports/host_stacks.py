@@ -8,9 +8,10 @@ from typing import Literal
 
 from llmprof.analysis.traced import EngineTrace, RunTrace
 from llmprof.errors import UsageError
+from llmprof.exports.formats import Progress
+from llmprof.exports.loaded import read_data
 from llmprof.plaintext import one_line
 from llmprof.records import HostFrame, Unavailable
-from llmprof.runfile.reader import RunFileReader
 
 Selection = Literal["all", "gaps"]
 """``all``: every decode step. ``gaps``: only while the GPU was idle in them."""
@@ -18,7 +19,11 @@ Stacks = list[tuple[tuple[HostFrame, ...], float]]
 
 
 def engine_stacks(
-    paths: Sequence[Path], engine: str | None, select: Selection
+    paths: Sequence[Path],
+    engine: str | None,
+    select: Selection,
+    progress: Progress,
+    step_range: str | None,
 ) -> list[tuple[str, Stacks]]:
     """(label, stacks) of every engine that has some; several files put their name before it.
 
@@ -28,9 +33,9 @@ def engine_stacks(
     """
     found: list[tuple[str, Stacks]] = []
     labels, reasons = [], []
-    for path in paths:
-        with RunFileReader(path) as reader:
-            data = reader.run_data()
+    for number, path in enumerate(paths):
+        progress(path.name, number / len(paths))
+        data = read_data(path, step_range)
         for trace in RunTrace(path, data).engines:
             labels.append(trace.label)
             if engine is not None and trace.label != engine:

@@ -9,12 +9,24 @@ from typing import Any
 
 from llmprof import __version__
 from llmprof.analysis.host_frames import label
+from llmprof.exports.formats import Progress, silent
 from llmprof.exports.host_stacks import Selection, engine_stacks
 from llmprof.plaintext import one_line
 
 
+def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+    """As ``exports.formats`` calls it: every engine, all decode steps."""
+    write_speedscope(files, out, progress=progress, step_range=step_range)
+
+
 def write_speedscope(
-    paths: Sequence[Path], out: Path, *, engine: str | None = None, select: Selection = "all"
+    paths: Sequence[Path],
+    out: Path,
+    *,
+    engine: str | None = None,
+    select: Selection = "all",
+    progress: Progress = silent,
+    step_range: str | None = None,
 ) -> list[Path]:
     """One file with a sampled profile for each engine.
 
@@ -31,7 +43,7 @@ def write_speedscope(
     frames: list[dict[str, Any]] = []
     index: dict[str, int] = {}
     profiles = []
-    for name, stacks in engine_stacks(paths, engine, select):
+    for name, stacks in engine_stacks(paths, engine, select, progress, step_range):
         samples, weights = [], []
         for stack, weight in stacks:
             row = []

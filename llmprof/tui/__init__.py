@@ -31,11 +31,12 @@ def run_app(
     *,
     refresh_hz: float | None = None,
     keymap: Mapping[str, str] | None = None,
+    step_range: str | None = None,
 ) -> int:
     """Show ``source`` until the user quits; the exit code (see ``errors``)."""
     prepare(os.environ)
     from llmprof.tui.app import LlmprofApp
 
-    app = LlmprofApp(source, refresh_hz=refresh_hz, keymap=keymap)
+    app = LlmprofApp(source, refresh_hz=refresh_hz, keymap=keymap, step_range=step_range)
     result = app.run()
     return result if result is not None else app.return_code or 0

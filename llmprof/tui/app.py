@@ -25,7 +25,7 @@ from llmprof.tui import palette, refresh_rate
 from llmprof.tui.cells import clean
 from llmprof.tui.commands import RunCommands
 from llmprof.tui.dialogs import ConfirmStop, ExportDialog
-from llmprof.tui.exporting import ENDINGS, FORMATS, write
+from llmprof.tui.exporting import choices, write
 from llmprof.tui.glyphs import choose
 from llmprof.tui.main_screen import MainScreen
 
@@ -46,6 +46,7 @@ class LlmprofApp(App[int]):
         source: where snapshots come from. Polled while ``source.live``, else read once.
         refresh_hz: polls a second; by default 4, over SSH 2.
         keymap: binding id → keys, in place of the default ones.
+        step_range: what the files were opened with, for exports.
     """
 
     CSS_PATH = "llmprof.tcss"
@@ -63,6 +64,7 @@ class LlmprofApp(App[int]):
         *,
         refresh_hz: float | None = None,
         keymap: Mapping[str, str] | None = None,
+        step_range: str | None = None,
     ) -> None:
         depth = palette.choose(os.environ)
         palette.use(depth)
@@ -71,6 +73,7 @@ class LlmprofApp(App[int]):
         self.refresh_hz = refresh_hz or refresh_rate(os.environ)
         self.main = MainScreen(source.snapshot(), choose(os.environ), source.live)
         self._keymap_given = dict(keymap or {})
+        self._step_range = step_range
 
     def get_default_screen(self) -> Screen[None]:
         return self.main
@@ -104,8 +107,7 @@ class LlmprofApp(App[int]):
         if not paths:
             self.notify("nothing to export: the run was not saved", severity="error")
             return
-        stem = str(Path.cwd() / Path(str(paths[0])).stem)
-        dialog = ExportDialog(self.main.view.glyphs, FORMATS, ENDINGS, stem)
+        dialog = ExportDialog(self.main.view.glyphs, choices(Path(str(paths[0]))))
 
         def go(answer: tuple[str, str] | None) -> None:
             if answer is not None:
@@ -117,7 +119,7 @@ class LlmprofApp(App[int]):
     @work(thread=True, group="export")
     def _export(self, paths: list[Path], to: str, out: str) -> None:
         try:
-            text, failed = write(paths, to, Path(out).expanduser()), False
+            text, failed = write(paths, to, out, self._step_range), False
         except (LlmprofError, OSError) as why:
             text, failed = str(why), True
         self.post_message(Exported(text, failed))

@@ -174,9 +174,7 @@ class ExportDialog(_Dialog[tuple[str, str] | None]):
     """Which format, and where to; (format, path).
 
     Args:
-        formats: name → what it is, in order.
-        stem: path without an ending, the default.
-        endings: format → ending of its file; an empty one is a folder.
+        formats: name → (what it is, default path), in order.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -185,13 +183,9 @@ class ExportDialog(_Dialog[tuple[str, str] | None]):
         Binding("down,tab", "move(1)", show=False, priority=True),
     ]
 
-    def __init__(
-        self, glyphs: Glyphs, formats: Mapping[str, str], endings: Mapping[str, str], stem: str
-    ) -> None:
+    def __init__(self, glyphs: Glyphs, formats: Mapping[str, tuple[str, str]]) -> None:
         super().__init__(glyphs)
         self._formats = list(formats.items())
-        self._endings = endings
-        self._stem = stem
         self._index = 0
 
     def compose(self) -> ComposeResult:
@@ -206,11 +200,11 @@ class ExportDialog(_Dialog[tuple[str, str] | None]):
         self.query_one(Input).focus()
 
     def _path(self) -> str:
-        return self._stem + self._endings.get(self._formats[self._index][0], "")
+        return self._formats[self._index][1][1]
 
     def _list(self) -> Text:
         text = Text(no_wrap=True, overflow="crop")
-        for i, (name, meaning) in enumerate(self._formats):
+        for i, (name, (meaning, _)) in enumerate(self._formats):
             on = i == self._index
             text.append(f"{self._glyphs.focus if on else ' '} {name:<12}",
                         style("accent0 strong" if on else ""))  # fmt: skip

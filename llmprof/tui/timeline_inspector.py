@@ -163,9 +163,7 @@ def _histogram(counts: list[int], low: int, high: int, length: int, view: View) 
     )
 
 
-def _gap(
-    now: Scene, track: Track, work: LaneWork, gap: Gap, view: View, width: int
-) -> list[Row]:
+def _gap(now: Scene, track: Track, work: LaneWork, gap: Gap, view: View, width: int) -> list[Row]:
     length = gap.end_ns - gap.start_ns
     gaps = step_gaps(work, track, gap.step)
     rank = sum(g.end_ns - g.start_ns > length for g in gaps) + 1

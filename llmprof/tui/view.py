@@ -77,7 +77,7 @@ class View:
     timeline: TimelineView = field(default_factory=TimelineView)
     compare: CompareView = field(default_factory=CompareView)
     host: HostRange = "all"
-    """The decode steps whose stacks the host page shows: all, the selected one, or its idle gaps."""
+    """Whose stacks the host page shows: all steps', the selected step's, those in idle gaps."""
 
     @property
     def step(self) -> int:
