@@ -165,7 +165,7 @@ async def test_export_asks_for_a_format_and_says_what_is_wrong(tmp_path, monkeyp
     assert (tmp_path / "there.md").read_text() == "mine"
 
 
-@pytest.mark.parametrize
+@pytest.mark.parametrize(
     ("downs", "name", "key"),
     [(2, "h100_graph.chrome.json", "traceEvents"), (7, "h100_graph.json", "run")],
 )
