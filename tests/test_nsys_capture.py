@@ -27,6 +27,9 @@ def test_the_report_stands_beside_the_run(tmp_path: Path, llmprof: Any) -> None:
     assert traced.steps == 4 and traced.pid == data.engines[0].traced_pid
     assert traced.pid != data.engines[0].pid
     missing = [m for m in data.missing if m.name == "nsys-rep"]
+    assert [m.reason for m in data.missing if m.name == "host"] == [
+        "nsys has the worker to itself (--capture)"
+    ]
     made = tmp_path / "run.fake.nsys-rep"
     # Without the importer of Debian's package the raw file is kept and the run says so.
     assert made.is_file() or (missing and (tmp_path / "run.fake.qdstrm").is_file())

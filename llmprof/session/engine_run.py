@@ -190,10 +190,11 @@ class EngineRun:
         """Only a worker that is never timed is sampled."""
         assert self._client is not None
         plan = self.plan
-        if pass_name != "traced" or plan.trace_level == "steps":
+        if pass_name != "traced" or (plan.trace_level == "steps" and not plan.capture):
             return None
-        if not plan.host.rate_hz:
-            reason = "host stacks were switched off (--no-host)"
+        if not plan.host.rate_hz or plan.capture:
+            switched_off = "host stacks were switched off (--no-host)"
+            reason = "nsys has the worker to itself (--capture)" if plan.capture else switched_off
             self._recorder.missing([Missing(self.record.label, "host", reason)])
             return None
         return HostSampling(plan.host, Path(self._folders[0].name), self._client.pid)
