@@ -38,17 +38,15 @@ class Format:
 
 
 _FORMATS = (
-    Format(
-        "nsys", ".sqlite", "Nsight Systems' SQLite export; several runs on one time axis", "nsys"
-    ),
+    Format("nsys", ".sqlite", "Nsight Systems' SQLite; several runs in one", "nsys"),
     Format("perfetto", ".pftrace", "for ui.perfetto.dev", "perfetto_trace", package="perfetto"),
     Format("chrome", ".json", "Chrome trace events", "chrome"),
     Format(
         "parquetdir", ".parquetdir", "one Parquet file a table", "parquet", True, package="pyarrow"
     ),
-    Format("csv", "", "a folder of tables: engines, steps, kernels, gaps …", "csv_tables", True),
+    Format("csv", "", "a folder of tables: steps, kernels, gaps …", "csv_tables", True),
     Format("markdown", ".md", "the report as Markdown tables", "markdown"),
-    Format("html", ".html", "one page: timelines, waterfall, tables; needs no network", "html"),
+    Format("html", ".html", "one page: timelines, waterfall, tables", "html"),
     Format("json", ".json", "the document of --json", "json_file"),
     Format("speedscope", ".speedscope.json", "host stacks, for speedscope.app", "speedscope"),
     Format("collapsed", ".collapsed", "host stacks, for flamegraph.pl and others", "collapsed"),
