@@ -8,18 +8,29 @@ Later files win: ``/etc/llmprof/config.toml``, the user's config folder, ``./llm
 
     [run]
     rounds = 12
+
+    [keys]
+    slowest = "f8"
+
+Where ``LLMPROF_LOCKED`` is set only the first of these files is read and ``--engine NAME@PYTHON``
+is refused: the user of a forced command decides what is measured, not which programs run.
 """
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from llmprof.errors import UsageError
+from llmprof.plaintext import one_line
+
+LOCK_VARIABLE = "LLMPROF_LOCKED"
+SYSTEM_FILE = Path("/etc/llmprof/config.toml")
 
 RUN_KEYS = {
     "engine": list,
@@ -29,6 +40,7 @@ RUN_KEYS = {
     "batch": int,
     "rounds": int,
     "traced_steps": int,
+    "host_rate": int,
     "trace": str,
     "seed": int,
 }
@@ -53,15 +65,37 @@ class Config:
     pythons: dict[str, str] = field(default_factory=dict)
     options: dict[str, dict[str, str]] = field(default_factory=dict)
     run: dict[str, Any] = field(default_factory=dict)
+    keys: dict[str, str] = field(default_factory=dict)
+    """Keys of the TUI: name of the binding → keys, apart by commas."""
     files: list[Path] = field(default_factory=list)
 
 
 def config_paths() -> list[Path]:
     """Where config files are looked for, weakest first."""
+    if locked():
+        return [SYSTEM_FILE]
     import platformdirs
 
     user = Path(platformdirs.user_config_dir("llmprof")) / "config.toml"
-    return [Path("/etc/llmprof/config.toml"), user, Path("llmprof.toml")]
+    return [SYSTEM_FILE, user, Path("llmprof.toml")]
+
+
+def locked() -> bool:
+    """May the user choose measurements only, and no interpreter and no config file?"""
+    return bool(os.environ.get(LOCK_VARIABLE))
+
+
+def check_target(output: str | Path) -> None:
+    """Results go below the home, and not into its hidden files, which other programs run.
+
+    Raises:
+        UsageError: an absolute path, ``..``, ``~`` or a hidden name.
+    """
+    if any(part.startswith((".", "~", "/")) for part in PurePosixPath(str(output)).parts):
+        raise UsageError(
+            f"{one_line(str(output), 80)}: this account writes below its home only, to names"
+            " without a leading dot"
+        )
 
 
 def load_config(paths: list[Path] | None = None) -> Config:
@@ -91,8 +125,10 @@ def _read_toml(path: Path) -> dict[str, Any]:
 
 def _merge(config: Config, path: Path, data: dict[str, Any]) -> None:
     for section, content in data.items():
-        if section not in ("engines", "run") or not isinstance(content, dict):
-            raise UsageError(f"config file {path}: unknown entry {section!r}; known: engines, run")
+        if section not in ("engines", "run", "keys") or not isinstance(content, dict):
+            raise UsageError(
+                f"config file {path}: unknown entry {section!r}; known: engines, run, keys"
+            )
     for name, entry in data.get("engines", {}).items():
         if not isinstance(entry, dict) or not set(entry) <= {"python", "options"}:
             raise UsageError(f"config file {path}: [engines.{name}] knows python and options only")
@@ -102,6 +138,12 @@ def _merge(config: Config, path: Path, data: dict[str, Any]) -> None:
         if not isinstance(options, dict):
             raise UsageError(f"config file {path}: [engines.{name}] options must be a table")
         config.options.setdefault(name, {}).update({k: _text(v) for k, v in options.items()})
+    for name, keys in data.get("keys", {}).items():
+        if not isinstance(keys, str) or not keys:
+            raise UsageError(
+                f"config file {path}: [keys] {name} must be a text such as 'f5,ctrl+r'"
+            )
+        config.keys[name] = keys
     for key, value in data.get("run", {}).items():
         kind = RUN_KEYS.get(key)
         if kind is None or not isinstance(value, kind):
@@ -133,6 +175,8 @@ def parse_engine(text: str, config: Config) -> EngineSpec:
         if not equals or not key:
             raise UsageError(f"--engine {text}: {pair!r} is not key=value")
         options[key.strip()] = value.strip()
+    if match["python"] and locked():
+        raise UsageError(f"--engine {text}: this account cannot choose the interpreter")
     wanted = match["python"] or config.pythons.get(name) or sys.executable
     found = shutil.which(str(Path(wanted).expanduser()))
     if found is None:

@@ -18,15 +18,18 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmprof import __version__, doctor_probe
-from llmprof.environment import ROOT, container_kind
+from llmprof.environment import ROOT
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
+from llmprof.tracers.ptrace import has_capability, permission
 
 Status = Literal["ok", "degraded", "missing"]
 
 PROBE_TIMEOUT_S = 20.0
-CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21  # linux/capability.h
+CAP_SYS_ADMIN = 21  # linux/capability.h
 MIN_COLUMNS, MIN_LINES = 80, 24
+EXTRAS = ("torch", "llamacpp")
+"""Engines whose packages are an extra of llmprof's own distribution."""
 
 
 @dataclass(frozen=True)
@@ -145,7 +148,7 @@ def _engine(name: str, python: str, found: dict[str, Any] | str) -> Check:
     facts = found["engines"][name]
     packages: dict[str, str | None] = facts["packages"]
     install = f"install its packages there: pip install {_distributions(name, packages)}"
-    if not where and name in doctor_probe.PACKAGES:
+    if not where and name in EXTRAS:
         install = f"pip install 'llmprof[{name}]'"
     if facts["target"] is None:
         text = f"Python {found['python']}{where} has no engine of that name (llmprof.engines)"
@@ -269,48 +272,23 @@ def _clock_locking() -> Check:
 # -- other tools, terminal, files ------------------------------------------------------------
 
 
-def has_capability(bit: int, root: Path = ROOT) -> bool:
-    """Is this Linux capability in the effective set of this process?"""
-    try:
-        status = (root / "proc/self/status").read_text()
-    except OSError:
-        return False
-    lines = [line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")]
-    return bool(lines) and bool(int(lines[0], 16) >> bit & 1)
-
-
 def ptrace(root: Path = ROOT) -> Check:
-    """May py-spy, a child of llmprof, read a worker, another child of it?
-
-    Yama (kernel documentation, Yama.rst): 0 any process of the same user, 1 descendants only, 2
-    with CAP_SYS_PTRACE, 3 nobody.
-    """
-    try:
-        scope = int((root / "proc/sys/kernel/yama/ptrace_scope").read_text())
-    except (OSError, ValueError):
-        scope = 0  # a kernel without Yama
-    name, capable = "ptrace", has_capability(CAP_SYS_PTRACE, root)
-    if scope == 3:
-        text = "forbidden to everybody (yama ptrace_scope is 3): no host stacks from py-spy"
-        return Check(name, "missing", text, "set kernel.yama.ptrace_scope lower and reboot")
-    if capable:
-        return Check(name, "ok", "py-spy may read a worker (CAP_SYS_PTRACE)")
-    inside = container_kind(root)
-    if scope == 0 and inside is None:
-        return Check(name, "ok", "py-spy may read a worker (ptrace_scope is 0)")
-    if inside is not None:
-        text = f"no CAP_SYS_PTRACE in this container ({inside}): no host stacks from py-spy"
-        return Check(name, "missing", text, "docker run --cap-add SYS_PTRACE")
-    text = f"yama ptrace_scope is {scope}: py-spy may not read a worker without CAP_SYS_PTRACE"
-    return Check(name, "missing", text, "sudo sysctl kernel.yama.ptrace_scope=0, or run as root")
+    """May py-spy, a child of llmprof, read a worker, another child of it?"""
+    found = permission(root)
+    return Check("ptrace", "ok" if found.allowed else "missing", found.text, found.fix)
 
 
 def _py_spy() -> Check:
-    beside = Path(sys.executable).parent / "py-spy"
-    path = shutil.which("py-spy") or (str(beside) if os.access(beside, os.X_OK) else None)
-    if path:
-        return Check("py-spy", "ok", path)
-    return Check("py-spy", "missing", "not on PATH: no host stacks", "pip install py-spy")
+    """Is it there, and does it really read another process of this user?"""
+    from llmprof.tracers.pyspy import INSTALL, attempt, find
+
+    path = find()
+    if path is None:
+        return Check("py-spy", "missing", "not found: no host stacks", INSTALL)
+    why = attempt(path)
+    if isinstance(why, Unavailable):
+        return Check("py-spy", "missing", f"{path}: {why.reason}", "see ptrace")
+    return Check("py-spy", "ok", f"{why} at {path}, tried on a process of this user")
 
 
 def _nsys() -> Check:

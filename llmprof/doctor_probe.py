@@ -21,6 +21,10 @@ from typing import Any
 PACKAGES = {
     "torch": {"torch": "torch", "safetensors": "safetensors", "gguf": "gguf"},
     "llamacpp": {"llama_cpp": "llama-cpp-python", "gguf": "gguf"},
+    **{
+        name: {name: name, "torch": "torch", "safetensors": "safetensors"}
+        for name in ("exllama", "exllamav2", "exllamav3")
+    },
 }
 _LINKER_FOLDERS = ("usr/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu")
 

@@ -256,6 +256,47 @@ class PmRound:
 
 
 @dataclass(frozen=True)
+class HostRound:
+    """How the host stacks of one traced round were sampled (py-spy, see ``tracers.pyspy``)."""
+
+    round_id: int
+    rate_hz: int
+    """Asked for."""
+    native: bool
+    blocking: bool
+    samples: int
+    undated: int
+    """Left out, since it is not known well enough when they were taken."""
+    errors: int
+    """Stacks that could not be read."""
+    error_ns: int
+    """A sample was taken at most this long before its time."""
+    tick_ns: int
+    """Median tick of the process that dates the samples."""
+    first_ns: int
+    last_ns: int
+    cpu_wall_ns: int = 0
+    """What ``cpu_ns`` was counted over: from just before the round to just after it."""
+    cpu_ns: dict[str, int] = field(default_factory=dict)
+    """Thread id → processor time, of every thread of the worker."""
+    threads: dict[str, str] = field(default_factory=dict)
+    """Thread id → name in Python."""
+
+
+@dataclass(frozen=True)
+class HostFrame:
+    """One place in the code that was seen on a stack. All text is untrusted."""
+
+    frame_id: int
+    function: str
+    file: str
+    line: int
+    """0 for a native frame without debug information."""
+    source: str
+    """That line of the file, where it could be read when it was recorded; else empty."""
+
+
+@dataclass(frozen=True)
 class Missing:
     """Something the run could not measure: which, for whom, why."""
 

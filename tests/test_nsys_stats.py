@@ -8,16 +8,19 @@ from __future__ import annotations
 import csv
 import io
 import shutil
+import sqlite3
 import subprocess
 from collections import defaultdict
+from contextlib import closing
 from pathlib import Path
 
+import nsys_readers
 import pytest
-from runfile_factory import T0, sample_operators, sample_run, write_run
+from nsys_readers import REPORTS, RULES
+from nsys_truth import Truth, make
+from runfile_factory import sample_operators, sample_run, write_run
 
 from llmprof.records import RunData
-from llmprof.runfile.schema import global_pid, global_tid
-from llmprof.runfile.writer import RunFileWriter
 
 NSYS = shutil.which("nsys")
 pytestmark = pytest.mark.skipif(NSYS is None, reason="nsys is not installed")
@@ -27,8 +30,6 @@ NAMES = {
     "nvtxsum": "nvtx_sum",
     "nvtxppsum": "nvtx_pushpop_sum",
     "nvtxpptrace": "nvtx_pushpop_trace",
-    "gpukernsum": "cuda_gpu_kern_sum",
-    "cudaapisum": "cuda_api_sum",
 }
 
 
@@ -98,51 +99,44 @@ def test_nesting_of_ranges(run: tuple[Path, RunData]) -> None:
     assert children["llmprof:round"] == sum(1 + r.steps for r in data.rounds)
 
 
-def test_kernels_and_api_calls(tmp_path: Path) -> None:
-    """What a later tracer writes with ``bulk`` is read too."""
-    data = sample_run(["torch"])
-    file = tmp_path / "run.sqlite"
-    pid = data.rounds[-1].pid
-    kernels, calls = range(1000), range(0, 1000, 2)
-    shape = [
-        "gridX", "gridY", "gridZ", "blockX", "blockY", "blockZ", "gridId", "deviceId",
-        "contextId", "streamId", "staticSharedMemory", "dynamicSharedMemory",
-        "localMemoryPerThread", "localMemoryTotal", "registersPerThread",
-    ]  # fmt: skip
-    with RunFileWriter(file, data.info) as writer:
-        names = [writer.string_id(f"kernel<{i}>(float*)") for i in range(3)]
-        launch = writer.string_id("cudaLaunchKernel_v7000")
-        name_ids = [names[i % 3] for i in kernels]
-        writer.bulk(
-            "CUPTI_ACTIVITY_KIND_KERNEL",
-            {
-                "start": [T0 + 1000 * i for i in kernels],
-                "end": [T0 + 1000 * i + 100 + i for i in kernels],
-                "correlationId": list(kernels),
-                "globalPid": [global_pid(pid)] * len(kernels),
-                "demangledName": name_ids,
-                "shortName": name_ids,
-                **{column: [1] * len(kernels) for column in shape},
-            },
-        )
-        writer.bulk(
-            "CUPTI_ACTIVITY_KIND_RUNTIME",
-            {
-                "start": [T0 + 1000 * i for i in calls],
-                "end": [T0 + 1000 * i + 50 for i in calls],
-                "eventClass": [0] * len(calls),
-                "globalTid": [global_tid(pid, pid)] * len(calls),
-                "correlationId": list(calls),
-                "nameId": [launch] * len(calls),
-                "returnValue": [0] * len(calls),
-            },
-        )
-    kernel_rows = {r["Name"]: r for r in stats("gpukernsum", file)}
-    got = {n: (int(r["Instances"]), int(r["Total Time (ns)"])) for n, r in kernel_rows.items()}
-    assert got == {
-        f"kernel<{k}>(float*)": (len(kernels[k::3]), sum(100 + i for i in kernels[k::3]))
-        for k in range(3)
-    }
-    (call,) = stats("cudaapisum", file)
-    assert (call["Name"], int(call["Num Calls"])) == ("cudaLaunchKernel", len(calls))
-    assert int(call["Total Time (ns)"]) == 50 * len(calls)
+@pytest.fixture(scope="module")
+def traced(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Truth]:
+    file = tmp_path_factory.mktemp("nsys") / "traced.sqlite"
+    return file, make(file)
+
+
+@pytest.mark.parametrize("report", REPORTS)
+def test_every_report_on_a_full_trace(traced: tuple[Path, Truth], report: str) -> None:
+    """Kernels, copies, sets, calls, ranges and their projections: the numbers that were written."""
+    file, truth = traced
+    name, check = REPORTS[report]
+    if old_names() and not name:
+        pytest.skip(f"this nsys has no {report}")
+    rows = nsys_readers.stats(str(NSYS), report, file)
+    assert rows
+    got, wanted = check(rows, truth)
+    assert got == wanted
+
+
+@pytest.mark.parametrize("rule", RULES)
+def test_rules_of_analyze(traced: tuple[Path, Truth], rule: str) -> None:
+    file, truth = traced
+    got, wanted = RULES[rule][1](nsys_readers.analyze(str(NSYS), rule, file), truth)
+    assert wanted and got == wanted
+
+
+def test_metrics_and_diagnostics_are_there(traced: tuple[Path, Truth]) -> None:
+    """No report reads them: looked at with SQL."""
+    file, truth = traced
+    with closing(sqlite3.connect(file)) as db:
+        (metrics,) = db.execute(
+            "SELECT count(*) FROM GPU_METRICS JOIN TARGET_INFO_GPU_METRICS USING (typeId, metricId)"
+            " JOIN GENERIC_EVENT_TYPES USING (typeId) JOIN GENERIC_EVENT_SOURCES"
+            " ON GENERIC_EVENT_SOURCES.sourceId = GENERIC_EVENT_TYPES.sourceId"
+        ).fetchone()
+        assert metrics == truth.metrics
+        told = db.execute('SELECT severity, "text" FROM DIAGNOSTIC_EVENT ORDER BY 1').fetchall()
+    assert told == [
+        (1, "run: gpm is not available: needs Hopper"),
+        (2, "torch: clock drifted by 4 %"),
+    ]

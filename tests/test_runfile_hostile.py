@@ -53,11 +53,11 @@ def test_what_is_no_sqlite_file(tmp_path: Path) -> None:
 def test_sqlite_files_that_are_no_run(tmp_path: Path) -> None:
     other, export = tmp_path / "other", tmp_path / "export"
     change(other, "CREATE TABLE a (b)")
-    refuse(other, "no run of llmprof")
+    refuse(other, "neither a run of llmprof nor an nsys export")
     change(export, *statements()["StringIds"], *statements()["META_DATA_EXPORT"])
-    refuse(export, "export of Nsight Systems.*yet")
     with RunFileReader(export) as reader:
         assert reader.kind() == "nsys" and not reader.is_llmprof()
+        assert reader.run_data().engines == []
 
 
 def test_a_newer_schema_says_update(file: Path) -> None:

@@ -35,8 +35,8 @@ from llmprof.tui.frame import body, header
 from llmprof.tui.glyphs import ASCII, UNICODE, choose
 from llmprof.tui.gpu import Meter
 from llmprof.tui.gpu import strip as history_strip
+from llmprof.tui.latency import bars, buckets, nice_ceiling, outlier_limit, per_cell, tops
 from llmprof.tui.numbers import elapsed, interval, number, plain
-from llmprof.tui.timeline import bars, buckets, nice_ceiling, outlier_limit, per_cell, tops
 from llmprof.tui.view import PAGES, View
 
 SNAPSHOTS = {

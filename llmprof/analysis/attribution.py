@@ -166,7 +166,8 @@ def _check_time(
     late = int(np.count_nonzero((start > stamps[-1] + error_ns) & (start <= record.end_ns)))
     # A lag of whole steps crosses no stamp, but leaves the first ones without work.
     per_step = np.bincount(timed[0][timed[0] >= 0], minlength=len(stamps))
-    empty = int(np.count_nonzero(per_step == 0))
+    first = int(record.prefill_start_ns >= stamps[0])  # a foreign trace: prefill is not known
+    empty = int(np.count_nonzero(per_step[first:] == 0))
     return [
         Check(
             "across", not across, f"{_count(across, 'kernel or copy ran', 'ran')} across a stamp"

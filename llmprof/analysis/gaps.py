@@ -81,7 +81,7 @@ def idle_gaps(
     if isinstance(timeline, Unavailable):
         return timeline
     bounds, steps = timeline.bounds_ns, timeline.steps
-    start, end, step, after, before = _between_pieces(timeline)
+    start, end, step, after, before = between_pieces(timeline)
     length = end - start
     kind = (start == bounds[step - 1]) + 2 * (end == bounds[step]).astype(np.int64)
     idle = sums(step - 1, length, steps)
@@ -111,7 +111,7 @@ def idle_gaps(
     )
 
 
-def _between_pieces(timeline: Timeline) -> tuple[Ints, Ints, Ints, Ints, Ints]:
+def between_pieces(timeline: Timeline) -> tuple[Ints, Ints, Ints, Ints, Ints]:
     """(start, end, step, label before, label behind) of every gap; -1 is the step's border."""
     bounds = timeline.bounds_ns
     none = np.array([-1], np.int64)

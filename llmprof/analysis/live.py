@@ -53,6 +53,8 @@ class LiveFold:
         clock: Callable[[], int] = time.monotonic_ns,
     ) -> None:
         self.live = True
+        self.leave = False
+        """Told to end by a signal: the TUI goes when the run is over."""
         self._on_stop = on_stop
         self._clock = clock
         self._lock = threading.Lock()
@@ -220,19 +222,23 @@ class RunDataSource:
 
     def trace(self) -> RunTrace | Unavailable:
         if self._trace is None:
-            self._trace = _read_trace(self._data.path)
+            # Steps of a file that nsys made are those that were chosen when it was read.
+            known = self._data if self._data.origin_ns == 0 else None
+            self._trace = _read_trace(self._data.path, known)
         return self._trace
 
     def stop(self) -> None:
         """Nothing runs."""
 
 
-def _read_trace(path: str) -> RunTrace | Unavailable:
+def _read_trace(path: str, known: RunData | None = None) -> RunTrace | Unavailable:
+    """``known``: what was read from the file before."""
     if not path:
         return Unavailable("the run was not saved")
     try:
-        with RunFileReader(path) as reader:
-            data = reader.run_data()
-        return RunTrace(Path(path), data)
+        if known is None:
+            with RunFileReader(path) as reader:
+                known = reader.run_data()
+        return RunTrace(Path(path), known)
     except LlmprofError as why:
         return Unavailable(str(why))

@@ -12,14 +12,13 @@ from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, median
-from typing import Literal
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from llmprof.analysis.attribution import attribute
 from llmprof.analysis.categories import Rule, load_rules
+from llmprof.analysis.gap_causes import GapCauses, gap_causes
 from llmprof.analysis.gaps import GapReport, idle_gaps
-from llmprof.analysis.kernel_names import short_name
+from llmprof.analysis.host import open_host
 from llmprof.analysis.kernels import KernelReport, TracedRound, kernel_report, prepare
 from llmprof.analysis.report import Report
 from llmprof.analysis.sampled import SampledSteps, sampled_steps
@@ -34,40 +33,10 @@ from llmprof.analysis.waterfall import (
 from llmprof.records import Maybe, RoundRecord, RunData, Unavailable
 from llmprof.runfile.nvtx import OpTotal
 from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.trace_rows import ApiRows
 
-ItemKind = Literal["kernel", "copy", "gap"]
-
-
-@dataclass(frozen=True)
-class StepItem:
-    """One stretch of a step: work on a stream, or the device waiting."""
-
-    kind: ItemKind
-    start_ns: int
-    """Since the start of the step; negative where work reaches into the step."""
-    end_ns: int
-    short_name: str
-    """Of a gap: ``after → before``."""
-    category: str
-    """``idle`` for a gap."""
-    stream: int
-    """-1 for a gap."""
-    in_graph: bool
-    row: int
-    """Of a kernel: its row in ``EngineTrace.kernel_rows``; else -1."""
-
-
-@dataclass(frozen=True)
-class StepView:
-    """One decode step of one engine on its own time axis, items ordered by start."""
-
-    label: str
-    step: int
-    """From 1."""
-    wall_ns: int
-    busy_ns: int
-    idle_ns: int
-    items: tuple[StepItem, ...]
+if TYPE_CHECKING:
+    from llmprof.analysis.timeline_axis import RunLanes
 
 
 class EngineTrace:
@@ -84,14 +53,18 @@ class EngineTrace:
         operators: tuple[OpTotal, ...],
         no_kernels: str,
         sampled: SampledSteps | Unavailable,
+        no_host: str = "host stacks were not sampled",
     ) -> None:
         self.label = label
+        self.host = open_host(reader.host_rows(record) if record else None, record, no_host)
+        """Sampled host stacks of the decode steps."""
         self.sampled = sampled
         """Measured bandwidth of single steps."""
         self.record = record
         self.operators = operators
         """Host operators by self time, where they were recorded (engines on a CPU)."""
-        self._steps: dict[int, StepView | Unavailable] = {}
+        self.pid = 0 if record is None else record.pid
+        self.api_rows = ApiRows()
         self.round: TracedRound | Unavailable
         if record is None:
             self.round = Unavailable("no traced pass")
@@ -102,6 +75,8 @@ class EngineTrace:
             return
         self.kernel_rows = rows.kernels
         self.copy_rows = rows.copies
+        self.api_rows = rows.api
+        self._rows = rows
         attribution = attribute(rows, record, clock_error_ns)
         self.round = prepare(rows, record, attribution, engine, rules)
 
@@ -116,65 +91,19 @@ class EngineTrace:
         return idle_gaps(self.round.timeline)
 
     @cached_property
+    def causes(self) -> GapCauses | Unavailable:
+        """Why the device waited; adds up to ``gaps.total_ns``."""
+        if isinstance(self.round, Unavailable):
+            return self.round
+        if self.record is None:
+            return Unavailable("no traced pass")
+        return gap_causes(self.round, self._rows, self.record, self.host)
+
+    @cached_property
     def parts(self) -> StepParts | Unavailable:
         if isinstance(self.round, Unavailable):
             return self.round
         return step_parts(self.round, self.label)
-
-    def step_view(self, step: int) -> StepView | Unavailable:
-        """Everything that the device did in decode step ``step`` (from 1), gaps as gaps."""
-        if step not in self._steps:
-            self._steps[step] = self._step_view(step)
-        return self._steps[step]
-
-    def _step_view(self, step: int) -> StepView | Unavailable:
-        if isinstance(self.round, Unavailable):
-            return self.round
-        timeline = self.round.timeline
-        if isinstance(timeline, Unavailable):
-            return timeline
-        if not 1 <= step <= timeline.steps:
-            return Unavailable(f"the traced pass has steps 1 to {timeline.steps}")
-        origin, end = (int(t) for t in timeline.bounds_ns[step - 1 : step + 1])
-        work = self.round.work
-        mine = np.flatnonzero(work.step == step)
-        mine = mine[np.argsort(work.start_ns[mine], kind="stable")]
-        streams = np.concatenate([self.kernel_rows.stream, self.copy_rows.stream])
-        nodes = np.concatenate([self.kernel_rows.graph_node, self.copy_rows.graph_node])
-        items = [
-            StepItem(
-                kind="kernel" if work.is_kernel[i] else "copy",
-                start_ns=int(work.start_ns[i]) - origin,
-                end_ns=int(work.end_ns[i]) - origin,
-                short_name=short_name(work.names[int(work.label[i])]),
-                category=self.round.categories[int(work.label[i])],
-                stream=int(streams[i]),
-                in_graph=bool(nodes[i]),
-                row=int(work.kernel_row[i]) if work.is_kernel[i] else -1,
-            )
-            for i in mine.tolist()
-        ]
-        gaps = _gaps(items, end - origin)
-        idle = sum(gap.end_ns - gap.start_ns for gap in gaps)
-        both = sorted([*items, *gaps], key=lambda item: (item.start_ns, item.end_ns))
-        return StepView(self.label, step, end - origin, end - origin - idle, idle, tuple(both))
-
-
-def _gaps(items: Sequence[StepItem], length_ns: int) -> list[StepItem]:
-    """What no item covers between 0 and the step's end."""
-    gaps, covered, last = [], 0, "step start"
-    for item in items:
-        if item.start_ns > covered:
-            gaps.append(_gap(covered, item.start_ns, last, item.short_name))
-        if item.end_ns >= covered:
-            covered, last = item.end_ns, item.short_name
-    if covered < length_ns:
-        gaps.append(_gap(covered, length_ns, last, "step end"))
-    return gaps
-
-
-def _gap(start_ns: int, end_ns: int, after: str, before: str) -> StepItem:
-    return StepItem("gap", start_ns, end_ns, f"{after} → {before}", "idle", -1, False, -1)
 
 
 @dataclass(frozen=True)
@@ -195,14 +124,17 @@ class RunTrace:
     """
 
     def __init__(self, path: Path, data: RunData) -> None:
-        self._data = data
         rules = load_rules()
         with RunFileReader(path) as reader:
             self.engines = tuple(
                 EngineTrace(
                     label=engine.label,
                     engine=engine.name,
-                    record=next(iter(data.rounds_of(engine.engine_id, "traced")), None),
+                    record=max(
+                        data.rounds_of(engine.engine_id, "traced"),
+                        key=lambda record: record.steps,
+                        default=None,
+                    ),
                     reader=reader,
                     clock_error_ns=max(
                         (c.error_ns for c in data.clocks if c.engine_id == engine.engine_id),
@@ -211,14 +143,49 @@ class RunTrace:
                     rules=rules,
                     operators=tuple(reader.nvtx_op_totals(engine.engine_id)),
                     no_kernels=_why_no_kernels(data, engine.label),
+                    no_host=_why_no_host(data, engine.label),
                     sampled=sampled_steps(reader, data, engine),
                 )
                 for engine in data.engines
             )
+        self._parts: tuple[tuple[Path, RunData, tuple[EngineTrace, ...]], ...]
+        self._parts = ((path, data, self.engines),)
+
+    @classmethod
+    def joined(cls, traces: Sequence[RunTrace], labels: Sequence[Sequence[str]]) -> RunTrace:
+        """Several runs side by side.
+
+        Args:
+            labels: of every engine of every run, unique over all; the traces are relabelled.
+        """
+        made = cls.__new__(cls)
+        made._parts = tuple(part for trace in traces for part in trace._parts)
+        made.engines = tuple(engine for trace in traces for engine in trace.engines)
+        flat = [label for run in labels for label in run]
+        for engine, label in zip(made.engines, flat, strict=True):
+            engine.label = label
+        return made
 
     def engine(self, label: str) -> EngineTrace:
         """The trace of the engine with that label (``KeyError`` otherwise)."""
         return {trace.label: trace for trace in self.engines}[label]
+
+    @cached_property
+    def lanes(self) -> RunLanes:
+        """For the timeline.
+
+        Raises:
+            RunFileError: the file is damaged.
+        """
+        from llmprof.analysis.timeline_axis import RunLanes
+        from llmprof.analysis.timeline_build import build_lane
+
+        lanes = []
+        for path, data, traces in self._parts:
+            with RunFileReader(path) as reader:
+                for engine, trace in zip(data.engines, traces, strict=True):
+                    lanes.append(build_lane(data, engine, trace, reader))
+        return RunLanes(lanes)
 
     @cached_property
     def falls(self) -> tuple[Fall, ...]:
@@ -226,13 +193,19 @@ class RunTrace:
         if not self.engines:
             return ()
         base, *others = self.engines
-        return tuple(
-            fall_between(base, self._step_ns(base.label), other, self._step_ns(other.label))
-            for other in others
-        )
+        return tuple(self.fall(base.label, other.label) for other in others)
 
-    def _step_ns(self, label: str) -> Maybe:
-        return timing_step_ns(self._data, label, self.engine(label))
+    def fall(self, a: str, b: str) -> Fall:
+        """From one engine to another (labels)."""
+        one, two = self.engine(a), self.engine(b)
+        return fall_between(one, self._step_ns(one), two, self._step_ns(two))
+
+    def _step_ns(self, wanted: EngineTrace) -> Maybe:
+        for _, data, traces in self._parts:
+            for engine, trace in zip(data.engines, traces, strict=True):
+                if trace is wanted:
+                    return timing_step_ns(data, engine.label, trace)
+        return Unavailable(f"no traced steps of {wanted.label}")
 
 
 def timing_step_ns(data: RunData, label: str, trace: EngineTrace) -> Maybe:
@@ -266,6 +239,15 @@ def _why_no_kernels(data: RunData, label: str) -> str:
     if data.info.trace_level == "steps":
         return "kernels were not traced (--trace steps)"
     return "the trace holds no kernel"
+
+
+def _why_no_host(data: RunData, label: str) -> str:
+    for row in data.missing:
+        if row.scope == label and row.name == "host":
+            return row.reason
+    if data.info.trace_level == "steps":
+        return "host stacks were not sampled (--trace steps)"
+    return "host stacks were not sampled"
 
 
 def load_trace(report: Report, data: RunData) -> RunTrace | Unavailable:

@@ -17,6 +17,7 @@ from llmprof.analysis.compare import Comparison, compare_runs, compare_to_first,
 from llmprof.analysis.traced import Fall, RunTrace, fall_between, timing_step_ns
 from llmprof.errors import EXIT_GATE, EXIT_OK, UsageError
 from llmprof.records import Maybe, RunData, Unavailable
+from llmprof.runfile.nsys_rep import readable
 from llmprof.runfile.reader import RunFileReader
 
 _GATE = re.compile(r"\s*(tok_s|ttft)\s*([<>])\s*(\d+(?:\.\d+)?)(%?)\s*")
@@ -65,8 +66,8 @@ def parse_gate(text: str) -> Gate:
 
 def compare(arguments: argparse.Namespace) -> int:
     gate = parse_gate(arguments.fail_on) if arguments.fail_on else None
-    first = _side(arguments.a)
-    second = None if arguments.b is None else _side(arguments.b)
+    first = _side(arguments.a, arguments.step_range)
+    second = None if arguments.b is None else _side(arguments.b, arguments.step_range)
     found = _one_file(first) if second is None else _two_files(first, second)
     if arguments.json:
         _print_json(found)
@@ -78,15 +79,16 @@ def compare(arguments: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def _side(text: str) -> Side:
+def _side(text: str, step_range: str | None) -> Side:
     """``FILE`` or ``FILE:LABEL``; a label may hold colons (``torch:cuda_graph=1``)."""
     path, label = Path(text), None
     if not path.exists():
         head, mark, tail = text.partition(".sqlite:")
         if mark:
             path, label = Path(f"{head}.sqlite"), tail
+    path = readable(path)
     with RunFileReader(path) as reader:
-        data = reader.run_data()
+        data = reader.run_data(step_range if reader.kind() == "nsys" else None)
     if label is not None:
         find_engine(data, label)
     return Side(path, label, data)

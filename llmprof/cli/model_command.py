@@ -1,4 +1,4 @@
-"""``llmprof model synth | prepare``: models for the ExLlama engines."""
+"""``llmprof model synth | prepare``: models for the ExLlama engines and MLC LLM."""
 
 from __future__ import annotations
 
@@ -15,8 +15,27 @@ from llmprof.plaintext import one_line
 if TYPE_CHECKING:
     from llmprof.models.exllama_shapes import EngineName
 
-ENGINES = ("exllama", "exllamav2", "exllamav3")
+EXLLAMA = ("exllama", "exllamav2", "exllamav3")
+ENGINES = (*EXLLAMA, "mlc")
 _BAR = 24
+_ONLY_MLC = {
+    "lib": "--lib",
+    "vocab": "--vocab",
+    "quantization": "--quantization",
+    "artifact_path": "--artifact-path",
+    "python": "--python",
+    "target": "--target",
+    "conv_template": "--conv-template",
+    "context_window_size": "--context-window-size",
+    "max_batch_size": "--max-batch-size",
+}
+_ONLY_EXLLAMA = {
+    "config": "--config",
+    "bits": "--bits",
+    "head_bits": "--head-bits",
+    "format": "--format",
+    "group_size": "--group-size",
+}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -25,16 +44,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     synth = actions.add_parser("synth", help="random weights in an engine's own format")
     synth.add_argument("preset", nargs="?", help="llama2-7b, tiny-128, …")
     synth.add_argument("--config", metavar="FILE", help="the shape of this config.json instead")
-    synth.add_argument("--bits", default="4", help="of the layers: 4, or mix (exl2: 5, 4 and 3)")
-    synth.add_argument("--head-bits", type=int, default=16, metavar="N", help="of lm_head (16)")
+    synth.add_argument("--bits", help="of the layers: 4 (default), or mix (exl2: 5, 4 and 3)")
+    synth.add_argument("--head-bits", type=int, metavar="N", help="of lm_head (16)")
     synth.add_argument("--seed", type=int, default=0, metavar="S")
+    synth.add_argument("--lib", metavar="LIB.so", help="mlc: the library that wants the weights")
+    synth.add_argument("--vocab", type=int, metavar="N", help="mlc: where no preset is named")
     prepare = actions.add_parser("prepare", help="real weights for an engine")
     prepare.add_argument("--from", dest="source", required=True, metavar="GGUF|DIR")
+    mlc = prepare.add_argument_group("mlc: runs MLC LLM's gen_config, convert_weight and compile")
+    mlc.add_argument("--quantization", metavar="Q", help="q4f16_1 (default), q0f16, …")
+    mlc.add_argument("--artifact-path", metavar="DIR", help="./dist")
+    mlc.add_argument("--target", metavar="DEVICE", help="cuda (default), cpu, …")
+    mlc.add_argument("--conv-template", metavar="NAME", help="LM")
+    mlc.add_argument("--context-window-size", type=int, metavar="N")
+    mlc.add_argument("--max-batch-size", type=int, metavar="N")
+    mlc.add_argument("--python", metavar="PYTHON", help="the interpreter that has mlc_llm")
     for action in (synth, prepare):
         action.add_argument("--engine", required=True, choices=ENGINES)
         action.add_argument("--format", choices=("gptq", "exl2", "exl3", "fp16"))
         action.add_argument("--group-size", type=int, metavar="N", help="of gptq: 128, 64, 32")
-        action.add_argument("-o", "--output", required=True, metavar="DIR")
+        action.add_argument("-o", "--output", metavar="DIR")
 
 
 def model(arguments: argparse.Namespace) -> int:
@@ -43,6 +72,17 @@ def model(arguments: argparse.Namespace) -> int:
         import numpy  # noqa: F401 - asked for here so that its absence is one line
     except ImportError as why:
         raise MissingPackage(f"llmprof model needs numpy ({why})") from None
+    mlc = arguments.engine == "mlc"
+    for name, option in (_ONLY_EXLLAMA if mlc else _ONLY_MLC).items():
+        if getattr(arguments, name, None) is not None:
+            others = "the ExLlama engines" if mlc else "--engine mlc"
+            raise UsageError(f"{option} is for {others}")
+    if mlc and arguments.action == "prepare":
+        return _prepare_mlc(arguments)
+    if not arguments.output:
+        raise UsageError("name the folder to write: -o DIR")
+    if mlc:
+        return _synth_mlc(arguments)
     return _synth(arguments) if arguments.action == "synth" else _prepare(arguments)
 
 
@@ -55,8 +95,8 @@ def _synth(arguments: argparse.Namespace) -> int:
         config=config,
         engine=engine,
         format=arguments.format or synth.default_format(engine),
-        bits=_bits(arguments.bits),
-        head_bits=arguments.head_bits,
+        bits=_bits("4" if arguments.bits is None else arguments.bits),
+        head_bits=16 if arguments.head_bits is None else arguments.head_bits,
         group_size=128 if arguments.group_size is None else arguments.group_size,
         seed=arguments.seed,
     )
@@ -66,6 +106,60 @@ def _synth(arguments: argparse.Namespace) -> int:
         size = synth.synthesise(request, target, bar.told)
     what = f"random {request.format} for {engine}"
     print(f"{_shown(target)}: {what}, {size / 1e9:.2f} GB in {time.monotonic() - begin:.0f} s")
+    return EXIT_OK
+
+
+def _synth_mlc(arguments: argparse.Namespace) -> int:
+    from llmprof.engines.mlc_tvm import open_library
+    from llmprof.models import mlc_synth
+    from llmprof.models.mlc_library import inspect_library
+    from llmprof.models.presets import PRESETS
+
+    if not arguments.lib:
+        raise UsageError("--engine mlc: name the compiled library with --lib LIB.so")
+    if arguments.preset is not None and arguments.preset not in PRESETS:
+        raise UsageError(
+            f"unknown preset {one_line(arguments.preset, 40)!r};"
+            f" presets: {', '.join(sorted(PRESETS))}"
+        )
+    shape = PRESETS[arguments.preset] if arguments.preset is not None else None
+    library = inspect_library(arguments.lib)
+    metadata = open_library(library)
+    vocab = arguments.vocab or (shape.vocab_size if shape else metadata.active_vocab_size)
+    if shape is not None:
+        metadata.check_shape(shape, arguments.preset, library.shown)
+    if not vocab or vocab < 0:
+        raise UsageError(f"{library.shown} leaves the vocabulary open; say it with --vocab N")
+    target = Path(arguments.output)
+    begin = time.monotonic()
+    with _Bar() as bar:
+        size = mlc_synth.synthesise(metadata, shape, vocab, arguments.seed, target, bar.told)
+    what = f"random {metadata.quantization} for mlc"
+    print(f"{_shown(target)}: {what}, {size / 1e9:.2f} GB in {time.monotonic() - begin:.0f} s")
+    return EXIT_OK
+
+
+def _prepare_mlc(arguments: argparse.Namespace) -> int:
+    from llmprof.config import load_config
+    from llmprof.models import mlc_prepare
+
+    if arguments.output:
+        raise UsageError("--engine mlc writes several things: name a folder with --artifact-path")
+    python = arguments.python or load_config().pythons.get("mlc") or sys.executable
+    request = mlc_prepare.MlcRequest(
+        source=Path(arguments.source).expanduser(),
+        quantization=arguments.quantization or "q4f16_1",
+        artifacts=Path(arguments.artifact_path or "./dist"),
+        target=arguments.target or "cuda",
+        python=python,
+        conv_template=arguments.conv_template or "LM",
+        context_window_size=arguments.context_window_size,
+        max_batch_size=arguments.max_batch_size,
+    )
+    with _Bar() as bar:
+        done = mlc_prepare.prepare(request, bar.told, bar.say)
+    print(f"{_shown(done.folder)}: {request.quantization} for mlc")
+    print(f"{_shown(done.library)}: library for {request.target}")
     return EXIT_OK
 
 
@@ -121,6 +215,11 @@ class _Bar:
         line = f"[{'#' * full}{'.' * (_BAR - full)}] {what} {share:.0%}"
         sys.stderr.write(f"\r\x1b[K{line[: shutil.get_terminal_size().columns - 1]}")
         sys.stderr.flush()
+
+    def say(self, line: str) -> None:
+        """A line that stays, in a pipe too."""
+        sys.stderr.write(f"{chr(13)}{chr(27)}[K" if self._tty else "")
+        print(f"llmprof: {line}", file=sys.stderr, flush=True)
 
     def __exit__(self, *why: Any) -> None:
         if self._tty:

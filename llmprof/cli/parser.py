@@ -17,7 +17,8 @@ from llmprof.errors import EXIT_USAGE
 EPILOG = """\
 commands:
   llmprof [options]        decode, record, show (the TUI in a terminal, else --headless)
-  llmprof open FILE        replay a run file in the TUI
+  llmprof open FILE…       replay run files, or nsys exports, in the TUI, side by side
+  llmprof export FILE --to FORMAT -o OUT   nsys, perfetto, chrome, html, speedscope, …
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
   llmprof model synth|prepare  random or real weights in an engine's own format
   llmprof engines          engines that can be named here
@@ -110,6 +111,24 @@ def _run_parser() -> argparse.ArgumentParser:
         choices=("steps", "kernels", "full"),
         help="what the traced pass records (kernels)",
     )
+    how.add_argument(
+        "--capture",
+        choices=("nsys",),
+        help="run the traced pass under the nsys on PATH and keep its .nsys-rep beside the run",
+    )
+    how.add_argument(
+        "--host-rate",
+        type=_natural,
+        metavar="HZ",
+        help="host stacks a second, traced pass (1000; below 4 CPUs 200)",
+    )
+    how.add_argument(
+        "--host-native", action="store_true", help="C and C++ frames too; stops the worker"
+    )
+    how.add_argument(
+        "--host-blocking", action="store_true", help="stop the worker for each stack: none is torn"
+    )
+    how.add_argument("--no-host", action="store_true", help="no host stacks")
     how.add_argument("--seed", type=_natural, metavar="S", help="prompt ids, order, weights (0)")
     how.add_argument(
         "--timeout",
@@ -123,15 +142,29 @@ def _run_parser() -> argparse.ArgumentParser:
     out.add_argument("--headless", action="store_true", help="a summary table instead of the TUI")
     out.add_argument("--json", action="store_true", help="one JSON document on stdout (headless)")
     out.add_argument("--from", dest="source", metavar="RUN.sqlite", help="report on a recorded run")
+    _step_range(out)
     parser.set_defaults(command=_late("llmprof.cli.run_command:run"))
     return parser
+
+
+def _step_range(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--step-range",
+        metavar="GLOB",
+        help="which NVTX ranges are decode steps, for an nsys export: 'decode*' (a guess)",
+    )
 
 
 def _subcommand(name: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"llmprof {name}", allow_abbrev=False, formatter_class=_Formatter)
     if name == "open":
-        parser.description = "Replay a run file in the TUI."
-        parser.add_argument("file")
+        parser.description = (
+            "Replay run files, or exports of Nsight Systems, in the TUI, several side by side."
+        )
+        parser.add_argument(
+            "file", nargs="+", help="RUN.sqlite, or X.nsys-rep where nsys is on PATH"
+        )
+        _step_range(parser)
         parser.set_defaults(command=_late("llmprof.cli.report_commands:open_file"))
     elif name == "compare":
         parser.description = (
@@ -141,12 +174,20 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
         parser.add_argument("a", metavar="A", help="FILE.sqlite or FILE.sqlite:LABEL")
         parser.add_argument("b", metavar="B", nargs="?", help="the same, compared with A")
         parser.add_argument("--json", action="store_true", help="one JSON document")
+        _step_range(parser)
         parser.add_argument(
             "--fail-on",
             metavar="EXPR",
             help="exit 4 if B / A is beyond: tok_s<98%%, ttft>105%% (and the difference is seen)",
         )
         parser.set_defaults(command=_late("llmprof.cli.compare_command:compare"))
+    elif name == "export":
+        parser.description = "Write runs in another format."
+        parser.add_argument("files", metavar="FILE", nargs="+", help="run files or nsys exports")
+        parser.add_argument("--to", metavar="FORMAT", required=True, help=", ".join(EXPORTS))
+        parser.add_argument("-o", "--output", metavar="OUT", help="the new file or folder")
+        _step_range(parser)
+        parser.set_defaults(command=_late("llmprof.cli.export_command:export"))
     elif name == "model":
         from llmprof.cli.model_command import add_arguments
 
@@ -158,7 +199,9 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
         parser.set_defaults(command=_late("llmprof.cli.report_commands:engines"))
     elif name == "doctor":
         parser.description = "What works on this machine, and how to get the rest."
-        parser.add_argument("--json", action="store_true", help="machine-readable")
+        form = parser.add_mutually_exclusive_group()
+        form.add_argument("--json", action="store_true", help="machine-readable")
+        form.add_argument("--banner", action="store_true", help="a few lines, for a login")
         parser.set_defaults(command=_late("llmprof.cli.report_commands:doctor"))
     else:
         parser.description = "Print the JSON Schema of the --json document."
@@ -166,7 +209,9 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
     return parser
 
 
-SUBCOMMANDS = ("open", "compare", "model", "engines", "doctor", "schema")
+EXPORTS = ("nsys", "perfetto", "chrome", "parquetdir", "csv", "markdown", "html", "json",
+           "speedscope", "collapsed")  # fmt: skip
+SUBCOMMANDS = ("open", "export", "compare", "model", "engines", "doctor", "schema")
 
 
 def parse(argv: list[str]) -> argparse.Namespace:

@@ -11,16 +11,19 @@ from pathlib import Path
 from llmprof.config import Config, EngineSpec, labels, load_config, parse_engine
 from llmprof.engines.registry import BUILT_IN, check_name
 from llmprof.errors import LlmprofError, ModelError, UsageError
-from llmprof.models.locate import ModelRef, default_model, resolve
+from llmprof.models.locate import RANDOM, ModelRef, default_model, resolve
 from llmprof.models.tokenizer import Tokenizer, load_tokenizer
 from llmprof.records import Unavailable
 from llmprof.session.plan import Plan
+from llmprof.tracers.pyspy import HostPlan, default_rate_hz
 from llmprof.workload import PROMPT_ID_FLOOR, Workload, read_ids, seeded_ids
 
 DEFAULT_PROMPT = (
     "A profiler is a tool that shows where a program spends its time. "
     "The best way to find out why a program is slow is"
 )
+MAX_HOST_RATE_HZ = 2000
+"""py-spy falls behind above this."""
 SMALL_VOCABULARY = 1000
 """Seeded ids stay below this when no model says how large its vocabulary is."""
 
@@ -44,8 +47,8 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     for spec in specs:
         if spec.python == _own_python():
             check_name(spec.name)
-    default = str(_setting(arguments, config, "model", "")) or default_model()
-    refs = [_resolve(spec, default) for spec in specs]
+    asked = str(_setting(arguments, config, "model", ""))
+    refs = [_resolve(spec, asked) for spec in specs]
     tokenizer = _tokenizer(refs)
     workload = _workload(arguments, config, refs, tokenizer)
     _check_context(workload, specs, refs)
@@ -56,11 +59,34 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
         models=tuple(_model_text(ref) for ref in refs),
         output=_output(arguments.output, specs),
         trace_level=_setting(arguments, config, "trace", "kernels"),  # type: ignore[arg-type]
+        capture=_capture(arguments),
+        host=_host(arguments, config),
         command=("llmprof", *arguments.argv),
         stall_timeout_s=float(arguments.timeout),
     )
     decode = None if isinstance(tokenizer, Unavailable) else tokenizer.decode
     return Prepared(plan, decode)
+
+
+def _capture(arguments: argparse.Namespace) -> str:
+    """The nsys of ``--capture nsys``; empty without it."""
+    if not arguments.capture:
+        return ""
+    from shutil import which
+
+    found = which("nsys")
+    if found is None:
+        raise UsageError("--capture nsys: there is no nsys on PATH (install Nsight Systems)")
+    return found
+
+
+def _host(arguments: argparse.Namespace, config: Config) -> HostPlan:
+    if arguments.no_host:
+        return HostPlan(rate_hz=0)
+    rate = int(_setting(arguments, config, "host_rate", default_rate_hz()))  # type: ignore[call-overload]
+    if not 0 <= rate <= MAX_HOST_RATE_HZ:
+        raise UsageError(f"host_rate {rate}: give 0 to {MAX_HOST_RATE_HZ} samples a second")
+    return HostPlan(rate, native=arguments.host_native, blocking=arguments.host_blocking)
 
 
 def _own_python() -> str:
@@ -75,9 +101,12 @@ def _setting(arguments: argparse.Namespace, config: Config, key: str, default: o
     return config.run.get(key, default) if given is None else given
 
 
-def _resolve(spec: EngineSpec, default: str) -> ModelRef | str:
+def _resolve(spec: EngineSpec, asked: str) -> ModelRef | str:
     """Our engines' models must exist; a third party's engine names its models as it likes."""
-    model = spec.options.get("model", default)
+    model = spec.options.get("model") or asked
+    if model == RANDOM or (not model and spec.options.get("weights") == RANDOM):
+        return RANDOM  # in the shapes of a compiled library, which only its engine can ask
+    model = model or default_model()
     try:
         return resolve(model)
     except ModelError:

@@ -12,15 +12,21 @@ from llmprof.errors import EXIT_OK, UsageError
 
 def open_file(arguments: argparse.Namespace) -> int:
     from llmprof.analysis.live import RunDataSource
+    from llmprof.analysis.several import SeveralRuns
+    from llmprof.config import load_config
+    from llmprof.runfile.nsys_rep import readable
     from llmprof.runfile.reader import RunFileReader
 
-    with RunFileReader(Path(arguments.file)) as reader:
-        data = reader.run_data()
+    runs = []
+    for file in arguments.file:
+        with RunFileReader(readable(Path(file))) as reader:
+            runs.append(reader.run_data(arguments.step_range))
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("llmprof open needs a terminal; llmprof --headless --from FILE does not")
     from llmprof.tui import run_app
 
-    run_app(RunDataSource(data))
+    source = RunDataSource(runs[0]) if len(runs) == 1 else SeveralRuns(runs)
+    run_app(source, keymap=load_config().keys, step_range=arguments.step_range)
     return EXIT_OK
 
 
@@ -47,7 +53,11 @@ def doctor(arguments: argparse.Namespace) -> int:
     config = load_config()
     pythons = {name: config.pythons.get(name, sys.executable) for name in engine_names()}
     checks = examination.examine(pythons)
-    if arguments.json:
+    if arguments.banner:
+        from llmprof import banner
+
+        print(banner.render(checks))
+    elif arguments.json:
         json.dump(examination.to_json(checks), sys.stdout, indent=1)
         sys.stdout.write("\n")
     else:

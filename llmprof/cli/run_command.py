@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import os
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -29,10 +30,23 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source is not None:
         if arguments.engine or arguments.output:
             raise UsageError("--from reports on a recorded run: it takes no --engine and no -o")
-        return report(Path(arguments.source), arguments.json)
+        from llmprof.runfile.nsys_rep import readable
+
+        return report(readable(Path(arguments.source)), arguments.json, arguments.step_range)
+    if arguments.step_range is not None:
+        raise UsageError("--step-range goes with --from FILE, open, compare or export")
     headless = arguments.headless or arguments.json or not _interactive()
     from llmprof.cli.planning import prepare
+    from llmprof.config import load_config
 
+    if not headless and not arguments.engine and "engine" not in load_config().run:
+        from llmprof.tui import prepare as be_frugal
+
+        be_frugal(os.environ)  # before textual is imported
+        from llmprof.cli.setup_command import set_up
+
+        chosen = set_up(arguments)
+        return EXIT_OK if chosen is None else _in_tui(chosen)
     prepared = prepare(arguments)
     return _headless(prepared, arguments.json) if headless else _in_tui(prepared)
 
@@ -41,14 +55,14 @@ def _interactive() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def report(file: Path, as_json: bool) -> int:
+def report(file: Path, as_json: bool, step_range: str | None = None) -> int:
     """Print the report on a run file; the exit code is the one that the run itself had."""
     from llmprof.analysis.report import build
     from llmprof.analysis.traced import load_trace
     from llmprof.runfile.reader import RunFileReader
 
     with RunFileReader(file) as reader:
-        data = reader.run_data()
+        data = reader.run_data(step_range)
     built = build(data)
     trace = load_trace(built, data)
     if as_json:
@@ -67,15 +81,19 @@ def exit_code(state: RunState, engines: list[EngineRecord]) -> int:
     failed = [engine for engine in engines if engine.state == "failed"]
     if state == "interrupted":
         return EXIT_INTERRUPTED
-    if len(failed) == len(engines):
+    if len(failed) == len(engines) and engines:
         input_only = all(e.failure_kind in ("input", "missing-package") for e in failed)
         return EXIT_USAGE if input_only else EXIT_NOTHING_RAN
     return EXIT_ENGINE_FAILED if failed else EXIT_OK
 
 
 @contextmanager
-def _ends_cleanly(session: Any) -> Iterator[None]:
-    """Ctrl-C, a closed ssh session and a polite kill all stop the run and keep what it has."""
+def _ends_cleanly(session: Any, told: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Ctrl-C, a closed ssh session and a polite kill all stop the run and keep what it has.
+
+    Args:
+        told: called when a signal came, before the session is stopped.
+    """
     caught = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.getsignal(number) for number in caught}
 
@@ -83,6 +101,7 @@ def _ends_cleanly(session: Any) -> Iterator[None]:
 
     def stop(number: int, frame: object) -> None:
         nonlocal first_s
+        told()
         session.stop()
         # The second time it means it. timeout(1) signals its child and then the whole group: two
         # signals at once are one wish.
@@ -117,6 +136,7 @@ def _headless(prepared: Any, as_json: bool) -> int:
 
 def _in_tui(prepared: Any) -> int:
     from llmprof.analysis.live import LiveFold
+    from llmprof.config import load_config
     from llmprof.session.run import Session
     from llmprof.tui import run_app
 
@@ -131,10 +151,14 @@ def _in_tui(prepared: Any) -> int:
             trouble.append(why)
 
     thread = threading.Thread(target=work, name="session")
-    with _ends_cleanly(session):
+
+    def leave() -> None:
+        fold.leave = True
+
+    with _ends_cleanly(session, leave):
         thread.start()
         try:
-            run_app(fold)
+            run_app(fold, keymap=load_config().keys)
         finally:
             session.stop()
             thread.join()

@@ -166,7 +166,11 @@ def _header(ref: ModelRef) -> GgufHeader:
     return read_header(ref.path)
 
 
-_KINDS = {"preset": "a preset with random weights", "hf": "a Hugging Face folder", "gguf": "GGUF"}
+_KINDS = {
+    "preset": "a preset with random weights",
+    "hf": "a Hugging Face folder",
+    "mlc": "a folder of MLC weights",
+}
 
 
 def _describe(

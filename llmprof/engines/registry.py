@@ -18,6 +18,7 @@ BUILT_IN = {
     "exllama": "llmprof.engines.exllama_engine:ExLlamaEngine",
     "exllamav2": "llmprof.engines.exllamav2_engine:ExLlamaV2Engine",
     "exllamav3": "llmprof.engines.exllamav3_engine:ExLlamaV3Engine",
+    "mlc": "llmprof.engines.mlc_engine:MlcEngine",
 }
 
 

@@ -21,10 +21,11 @@ from llmprof.analysis.report import EngineReport, Report
 from llmprof.analysis.stats import CONFIDENCE, Distribution, Estimate
 from llmprof.analysis.steps import RoundSteps
 from llmprof.analysis.traced import EngineTrace, Fall, RunTrace
+from llmprof.exports.host_json import host_document
 from llmprof.exports.trace_json import engine_trace, fall_document, waterfalls
 from llmprof.records import GpuDevice, RunData, Unavailable
 
-SCHEMA_VERSION = "1.0"
+SCHEMA_VERSION = "1.1"
 """Major: a key changed its meaning or went away. Minor: keys were added."""
 
 Document = dict[str, Any]
@@ -160,6 +161,7 @@ def _engine(engine: EngineReport, data: RunData, trace: EngineTrace | Unavailabl
             "steps": steps.slowdown.traced_steps,
             **_maybe("median_step_ns", steps.slowdown.traced_step_ns),
             **engine_trace(trace),
+            **host_document(trace),
         },
         **_maybe("conditions", _conditions(engine.conditions)),
         "determinism": {

@@ -18,6 +18,7 @@ from llmprof.analysis.report import EngineReport, Report
 from llmprof.analysis.stats import CONFIDENCE, Distribution, Estimate
 from llmprof.analysis.traced import RunTrace
 from llmprof.exports import trace_table
+from llmprof.exports.host_json import host_sections
 from llmprof.plaintext import one_line
 from llmprof.records import Maybe, Unavailable
 
@@ -86,6 +87,7 @@ def render(report: Report, width: int = 80, trace: RunTrace | Unavailable = NO_T
             title: [line[:width] for line in lines]
             for title, lines in trace_table.sections(trace, width).items()
         },
+        **host_sections(trace, width),
         "Tokens": [
             line
             for item in report.agreement

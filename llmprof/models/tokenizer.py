@@ -17,6 +17,9 @@ _TYPES = "tokenizer.ggml.token_type"
 _CONTROL, _USER_DEFINED = 3, 4  # llama_token_type in llama.h
 _GIVE_IDS = "; give --prompt-ids or --prompt-len"
 
+STAND_IN = "tokenizer-is-a-stand-in"
+"""Beside a ``tokenizer.json`` that is only there because MLC LLM's engine insists on one."""
+
 
 class Tokenizer:
     """One model's tokenizer."""
@@ -47,7 +50,9 @@ def load_tokenizer(ref: ModelRef) -> Tokenizer | Unavailable:
         return Unavailable(f"{ref.name} has random weights and no tokenizer{_GIVE_IDS}")
     if util.find_spec("tokenizers") is None:
         return Unavailable("the package tokenizers is not installed: pip install 'llmprof[torch]'")
-    return _from_folder(Path(ref.path)) if ref.kind == "hf" else _from_gguf(ref.path)
+    if ref.kind == "mlc" and (Path(ref.path) / STAND_IN).is_file():
+        return Unavailable(f"{ref.name} has random weights and a stand-in tokenizer{_GIVE_IDS}")
+    return _from_gguf(ref.path) if ref.kind == "gguf" else _from_folder(Path(ref.path))
 
 
 def _from_folder(folder: Path) -> Tokenizer | Unavailable:

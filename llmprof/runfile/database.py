@@ -45,8 +45,8 @@ class Written:
     threads: set[int] = field(default_factory=set)
     domains: set[tuple[str, int]] = field(default_factory=set)
     """(name, pid)."""
-    metric_types: set[int] = field(default_factory=set)
-    """Devices."""
+    metric_types: set[tuple[int, int]] = field(default_factory=set)
+    """(device, source)."""
     strings: int = 0
     rounds: int = 0
     stop_ns: int = 0

@@ -6,14 +6,15 @@ LLMPROF_GPU_DEVICE and LLMPROF_GPU_SAMPLE hold the exact values; nsys stores int
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import math
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from llmprof.records import GpuDevice, GpuSample
 from llmprof.runfile.schema import VM
 
-SOURCE_ID = 1
-"""Our row of GENERIC_EVENT_SOURCES."""
+SOURCE_ID, PM_SOURCE_ID = 1, 2
+"""Our rows of GENERIC_EVENT_SOURCES: NVML readings and PM samples."""
 
 METRICS = (
     # Field of GpuSample, name with the unit as nsys writes it, factor to that unit.
@@ -30,10 +31,17 @@ METRICS = (
     ("gpm_sm_occupancy_pct", "SM Occupancy [Throughput %]", 1),
 )
 
+PM_METRICS = (
+    # Column of LLMPROF_PM_SAMPLE, name with the unit as nsys writes it.
+    ("dram_pct", "DRAM Bandwidth [Throughput %]"),
+    ("dram_read_pct", "DRAM Read Bandwidth [Throughput %]"),
+    ("sm_active_pct", "SM Active [Throughput %]"),
+)
 
-def type_id(device: int) -> int:
-    """``GPU_METRICS.typeId``: readers take the device from the low bits."""
-    return VM | device
+
+def type_id(device: int, source: int = SOURCE_ID) -> int:
+    """``GPU_METRICS.typeId``: readers take the device from the low byte."""
+    return VM | (source - SOURCE_ID) << 8 | device
 
 
 def device_row(device: GpuDevice) -> dict[str, Any]:
@@ -79,22 +87,25 @@ def cuda_device_rows(devices: Iterable[GpuDevice], pids: Iterable[int]) -> list[
     ]
 
 
-def metric_type_rows(device: int) -> dict[str, list[dict[str, Any]]]:
-    """Table → rows that give a device's GPU_METRICS rows their names."""
-    kind, name = type_id(device), f"NVML GPU {device}"
-    names = [metric for _, metric, _ in METRICS]
+def metric_type_rows(device: int, source: int = SOURCE_ID) -> dict[str, list[dict[str, Any]]]:
+    """Table → rows that give a device's GPU_METRICS rows of one source their names."""
+    kind = type_id(device, source)
+    if source == SOURCE_ID:
+        name, names = f"NVML GPU {device}", [metric for _, metric, _ in METRICS]
+    else:
+        name, names = f"PM sampling GPU {device}", [metric for _, metric in PM_METRICS]
     return {
         "GENERIC_EVENT_TYPES": [
             {
                 "typeId": kind,
-                "sourceId": SOURCE_ID,
+                "sourceId": source,
                 "data": json.dumps({"Name": name, "Metrics": names}),
             }
         ],
         "TARGET_INFO_GPU_METRICS": [
             {
                 "typeId": kind,
-                "sourceId": SOURCE_ID,
+                "sourceId": source,
                 "typeName": name,
                 "metricId": i,
                 "metricName": metric,
@@ -112,3 +123,15 @@ def metric_rows(samples: Iterable[GpuSample], t0_ns: int) -> Iterator[tuple[int,
             value = getattr(sample, field)
             if value is not None:
                 yield when, kind, i, round(value * factor)
+
+
+def pm_metric_rows(
+    device: int, starts: Iterable[int], columns: Mapping[str, Iterable[float]], t0_ns: int
+) -> Iterator[tuple[int, int, int, int]]:
+    """The same for PM samples; NaN is a counter that was not read."""
+    kind = type_id(device, PM_SOURCE_ID)
+    values = [columns[column] for column, _ in PM_METRICS]
+    for start, *row in zip(starts, *values, strict=True):
+        for i, value in enumerate(row):
+            if not math.isnan(value):
+                yield int(start) - t0_ns, kind, i, round(value)

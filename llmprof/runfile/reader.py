@@ -11,13 +11,15 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from llmprof.errors import RunFileError
+from llmprof.errors import RunFileError, UsageError
 from llmprof.plaintext import one_line
 from llmprof.records import (
     ClockReading,
     EngineRecord,
     GpuDevice,
     GpuSample,
+    HostFrame,
+    HostRound,
     Missing,
     PassName,
     PmRound,
@@ -28,6 +30,8 @@ from llmprof.records import (
 )
 from llmprof.runfile import schema
 from llmprof.runfile.codec import RowError, from_column, from_row
+from llmprof.runfile.foreign import KERNELS, RANGES, StepPattern, read_foreign, step_patterns
+from llmprof.runfile.host_rows import HostRows, read_samples
 from llmprof.runfile.nvtx import OpTotal, self_times
 from llmprof.runfile.opening import OpenFile, damaged
 
@@ -75,22 +79,42 @@ class RunFileReader:
             tables = self._tables()
         if "LLMPROF_RUN" in tables:
             return "llmprof"
-        if tables & {"META_DATA_EXPORT", "EXPORT_META_DATA"}:
-            return "nsys"
+        if tables & {"META_DATA_EXPORT", "EXPORT_META_DATA", KERNELS, RANGES}:
+            return "nsys"  # no reader insists on the version
         return "other"
 
     def is_llmprof(self) -> bool:
         return self.kind() == "llmprof"
 
-    def run_data(self) -> RunData:
+    def step_patterns(self) -> list[StepPattern]:
+        """NVTX ranges of an nsys export that could be its decode steps, the best guess first.
+
+        Empty for a run of llmprof, which knows its steps.
+        """
+        if self.kind() != "nsys":
+            return []
+        with self._reading():
+            return step_patterns(self._sql, self._tables())
+
+    def run_data(self, step_range: str | None = None) -> RunData:
         """All small rows of the run, times in ns since its start (``origin_ns`` 0).
 
         State ``running``: the recording never said that it ended. It was killed, or goes on.
+        An nsys export has traced rounds only, made from NVTX ranges (``step_range``: a glob; by
+        default the best of ``step_patterns``).
 
         Raises:
-            RunFileError: no run of llmprof, or one of a newer version.
+            RunFileError: neither a run of llmprof nor an nsys export, or one of a newer version.
+            UsageError: ``step_range`` matches nothing, or the run knows its steps itself.
         """
+        if self.kind() == "nsys":
+            with self._reading():
+                return read_foreign(self._sql, self._tables(), str(self.path), step_range)
         self._require_run()
+        if step_range is not None:
+            raise UsageError(
+                "--step-range is for exports of Nsight Systems: a run of llmprof has its steps"
+            )
         with self._reading():
             infos = self._records(RunInfo, "LLMPROF_RUN")
             if len(infos) != 1:
@@ -115,6 +139,8 @@ class RunFileReader:
         Empty where no operators were recorded. All threads of the traced process count, so the sum
         may exceed the rounds' duration.
         """
+        if self.kind() == "nsys":
+            return []
         self._require_run()
         with self._reading():
             if "NVTX_EVENTS" not in self._tables():
@@ -168,15 +194,26 @@ class RunFileReader:
             ]
             return (found[0], read_pm(self._sql, round_id)) if found else None
 
+    def host_rows(self, record: RoundRecord) -> HostRows | None:
+        """Host stacks sampled during a traced round; ``None`` where there are none."""
+        with self._reading():
+            tables = self._tables()
+            if not {"LLMPROF_HOST_ROUND", "COMPOSITE_EVENTS", "SAMPLING_CALLCHAINS"} <= tables:
+                return None
+            rounds = self._records(HostRound, "LLMPROF_HOST_ROUND")
+            mine = [r for r in rounds if r.round_id == record.round_id]
+            if not mine:
+                return None
+            frames = {f.frame_id: f for f in self._records(HostFrame, "LLMPROF_HOST_FRAME")}
+            samples = read_samples(self._sql, record.pid, record.start_ns, record.end_ns)
+            return HostRows(mine[0], frames, samples)
+
     def _require_run(self) -> None:
         kind, name = self.kind(), one_line(str(self.path))
-        if kind == "nsys":
-            raise RunFileError(
-                f"{name}: an export of Nsight Systems, not a run of llmprof: "
-                "it cannot be reported on yet"
-            )
         if kind == "other":
-            raise RunFileError(f"{name}: an SQLite file, but no run of llmprof")
+            raise RunFileError(
+                f"{name}: an SQLite file, but neither a run of llmprof nor an nsys export"
+            )
         with self._reading():
             rows = self._sql.execute(
                 "SELECT value FROM META_DATA_EXPORT WHERE name = 'LLMPROF_SCHEMA_VERSION'"

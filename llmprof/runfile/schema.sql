@@ -223,6 +223,29 @@ CREATE TABLE CUPTI_ACTIVITY_KIND_SYNCHRONIZATION (
   eventId INTEGER NOT NULL,
   eventSyncId INTEGER
 );
+-- One row a thread and sample; of py-spy cpuCycles is not counted (0), threadState not known.
+CREATE TABLE COMPOSITE_EVENTS (
+  id INTEGER NOT NULL PRIMARY KEY,
+  start INTEGER NOT NULL,
+  cpu INTEGER,
+  threadState INTEGER,
+  globalTid INTEGER,
+  cpuCycles INTEGER NOT NULL
+);
+-- symbol is "function (file:line)"; LLMPROF_HOST_FRAME has the parts.
+CREATE TABLE SAMPLING_CALLCHAINS (
+  id INTEGER NOT NULL,
+  symbol INTEGER NOT NULL,
+  module INTEGER NOT NULL,
+  kernelMode INTEGER,
+  thumbCode INTEGER,
+  unresolved INTEGER,
+  specialEntry INTEGER,
+  originalIP INTEGER,
+  unwindMethod INTEGER,
+  stackDepth INTEGER NOT NULL,
+  PRIMARY KEY (id, stackDepth)
+);
 CREATE TABLE PROFILER_OVERHEAD (
   start INTEGER NOT NULL,
   "end" INTEGER NOT NULL,
@@ -251,6 +274,24 @@ CREATE TABLE GPU_METRICS (
   typeId INTEGER NOT NULL,
   metricId INTEGER NOT NULL,
   value INTEGER NOT NULL
+);
+CREATE TABLE OSRT_API (
+  start INTEGER NOT NULL,
+  "end" INTEGER NOT NULL,
+  eventClass INTEGER NOT NULL,
+  globalTid INTEGER,
+  nameId INTEGER NOT NULL,
+  returnValue INTEGER NOT NULL,
+  nestingLevel INTEGER,
+  callchainId INTEGER NOT NULL
+);
+CREATE TABLE DIAGNOSTIC_EVENT (
+  timestamp INTEGER NOT NULL,
+  timestampType INTEGER NOT NULL,
+  source INTEGER NOT NULL,
+  severity INTEGER NOT NULL,
+  "text" TEXT NOT NULL,
+  globalPid INTEGER
 );
 CREATE TABLE ENUM_NSYS_EVENT_TYPE (id INTEGER NOT NULL PRIMARY KEY, name TEXT, label TEXT);
 INSERT INTO ENUM_NSYS_EVENT_TYPE VALUES
@@ -294,6 +335,17 @@ INSERT INTO ENUM_CUDA_KERNEL_LAUNCH_TYPE VALUES
   (1, 'Regular', 'Regular'),
   (2, 'Coop Single Device', 'Coop Single Device'),
   (3, 'Coop Multi Device', 'Coop Multi Device');
+
+CREATE TABLE ENUM_SAMPLING_THREAD_STATE (id INTEGER NOT NULL PRIMARY KEY, name TEXT, label TEXT);
+INSERT INTO ENUM_SAMPLING_THREAD_STATE VALUES
+  (0, 'Unknown', 'Unknown'),
+  (1, 'Running', 'Running'),
+  (6, 'Unscheduled', 'Unscheduled');
+CREATE TABLE ENUM_STACK_UNWIND_METHOD (id INTEGER NOT NULL PRIMARY KEY, name TEXT, label TEXT);
+INSERT INTO ENUM_STACK_UNWIND_METHOD VALUES
+  (0, 'Unknown', 'Unknown'),
+  (1, 'Frame pointer', 'Frame pointer'),
+  (7, 'DWARF DF', 'DWARF DF');
 
 -- What follows is llmprof's own. Columns are the fields of the record of the same name in
 -- llmprof.records; dict, list and nested records are JSON text. NULL: not available, and
@@ -422,4 +474,30 @@ CREATE TABLE LLMPROF_PM_SAMPLE (
 CREATE TABLE LLMPROF_LOG (
   label TEXT NOT NULL PRIMARY KEY,
   "text" TEXT NOT NULL
+);
+-- How the host stacks of a traced round were sampled; first_ns and last_ns are since the start of
+-- the run.
+CREATE TABLE LLMPROF_HOST_ROUND (
+  round_id INTEGER NOT NULL PRIMARY KEY,
+  rate_hz INTEGER NOT NULL,
+  native INTEGER NOT NULL,
+  blocking INTEGER NOT NULL,
+  samples INTEGER NOT NULL,
+  undated INTEGER NOT NULL,
+  errors INTEGER NOT NULL,
+  error_ns INTEGER NOT NULL,
+  tick_ns INTEGER NOT NULL,
+  first_ns INTEGER NOT NULL,
+  last_ns INTEGER NOT NULL,
+  cpu_wall_ns INTEGER NOT NULL,
+  cpu_ns TEXT NOT NULL,
+  threads TEXT NOT NULL
+);
+-- frame_id is SAMPLING_CALLCHAINS.symbol.
+CREATE TABLE LLMPROF_HOST_FRAME (
+  frame_id INTEGER NOT NULL PRIMARY KEY,
+  function TEXT NOT NULL,
+  file TEXT NOT NULL,
+  line INTEGER NOT NULL,
+  source TEXT NOT NULL
 );

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import sqlite3
 from collections.abc import Sequence
 
 import numpy as np
 
 from llmprof.runfile import schema
+from llmprof.runfile.foreign import columns_of
 from llmprof.runfile.trace_rows import ApiRows, CopyRows, Ints, KernelRows, PmColumns, TraceRows
 
 _KERNEL = {
@@ -50,23 +52,27 @@ _API = {
     "name_id": "nameId",
 }
 _CHUNK = 1 << 16
+_COLUMN = re.compile(r"\w+")
+"""The first word of an expression above is its column (``-1``: none is needed)."""
 
 
 def read_trace(
     sql: sqlite3.Connection, tables: set[str], pid: int, start_ns: int, end_ns: int
 ) -> TraceRows:
     """All rows of one process that overlap a stretch of time, ordered by start."""
-    window = (schema.global_pid(pid), start_ns, end_ns)
+    # Of a file that llmprof did not make, ``pid`` is all of ``globalPid >> 24``.
+    process = schema.global_pid(pid) >> 24 if "LLMPROF_RUN" in tables else pid
+    window = (process, start_ns, end_ns)
     found = TraceRows()
     if "CUPTI_ACTIVITY_KIND_KERNEL" in tables:
         columns = _columns(sql, "CUPTI_ACTIVITY_KIND_KERNEL", _KERNEL, window)
-        names = _names(sql, columns["name_id"])
+        names = _names(sql, tables, columns["name_id"])
         found.kernels = KernelRows(pid=_constant(columns, pid), names=names, **columns)
     copies = _copies(sql, tables, window)
     found.copies = CopyRows(**copies, pid=_constant(copies, pid))
     if "CUPTI_ACTIVITY_KIND_RUNTIME" in tables:
         columns = _columns(sql, "CUPTI_ACTIVITY_KIND_RUNTIME", _API, window, thread=True)
-        names = _names(sql, columns["name_id"])
+        names = _names(sql, tables, columns["name_id"])
         found.api = ApiRows(pid=_constant(columns, pid), names=names, **columns)
     return found
 
@@ -96,17 +102,27 @@ def _columns(
     *,
     thread: bool = False,
 ) -> dict[str, Ints]:
-    """int64 columns; NULL becomes 0 (no graph node, no correlation)."""
-    process = "globalTid & ~0xFFFFFF" if thread else "globalPid"
-    chosen = ", ".join(f"coalesce({expression}, 0)" for expression in columns.values())
-    rows = sql.execute(
+    """int64 columns; NULL becomes 0 (no graph node, no correlation), and so does a column that
+    the version of nsys that wrote the file did not have."""
+    there = columns_of(sql, table)
+    if not {"start", "end"} <= there:
+        raise ValueError(f"{table} has no column start or end")
+    owner = "globalTid" if thread else "globalPid"
+    process = f"coalesce({owner}, 0) >> 24" if owner in there else "0"
+    chosen = ", ".join(
+        f"coalesce({expression}, 0)" if _COLUMN.findall(expression)[0] in there | {"1"} else "0"
+        for expression in columns.values()
+    )
+    cursor = sql.cursor()
+    cursor.row_factory = None  # plain tuples: ten million rows need no names
+    rows = cursor.execute(
         f'SELECT {chosen} FROM "{table}"'
         f' WHERE {process} = ? AND "end" >= ? AND start <= ? ORDER BY start',
         window,
     )
     parts = [np.empty((0, len(columns)), np.int64)]
     while chunk := rows.fetchmany(_CHUNK):
-        parts.append(np.array([tuple(row) for row in chunk], np.int64))
+        parts.append(np.array(chunk, np.int64))
     whole = np.concatenate(parts)
     return {name: np.ascontiguousarray(whole[:, i]) for i, name in enumerate(columns)}
 
@@ -115,9 +131,11 @@ def _constant(columns: dict[str, Ints], value: int) -> Ints:
     return np.full(len(columns["start_ns"]), value, np.int64)
 
 
-def _names(sql: sqlite3.Connection, ids: Ints) -> dict[int, str]:
+def _names(sql: sqlite3.Connection, tables: set[str], ids: Ints) -> dict[int, str]:
     wanted: Sequence[int] = np.unique(ids).tolist()
     found: dict[int, str] = {}
+    if not tables & {"StringIds"}:
+        return {number: f"name {number}" for number in wanted}
     for at in range(0, len(wanted), 500):
         part = wanted[at : at + 500]
         marks = ", ".join("?" * len(part))

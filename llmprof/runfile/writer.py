@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from datetime import datetime, timezone
@@ -14,6 +15,8 @@ from llmprof.records import (
     EngineRecord,
     GpuDevice,
     GpuSample,
+    HostFrame,
+    HostRound,
     Missing,
     NvtxEvent,
     PmRound,
@@ -35,6 +38,9 @@ if TYPE_CHECKING:
 _CHUNK = 65536
 """Rows that ``bulk`` turns into Python values at a time."""
 _TIMES = ("start", "end")
+_METRIC = "INSERT INTO GPU_METRICS (timestamp, typeId, metricId, value) VALUES (?, ?, ?, ?)"
+_INFO, _WARNING = 1, 2
+"""``DIAGNOSTIC_EVENT.severity``."""
 
 
 class RunFileWriter:
@@ -143,22 +149,22 @@ class RunFileWriter:
             row["timestamp_ns"] = sample.timestamp_ns - self._t0_ns
         with self._db.transaction():
             self._db.insert("LLMPROF_GPU_SAMPLE", rows)
-            for device in {s.device for s in samples} - self._db.written.metric_types:
-                self._name_metrics(device)
+            for device in sorted({s.device for s in samples}):
+                self._name_metrics(device, gpus.SOURCE_ID)
             self._db.require("GPU_METRICS")
-            self._db.sql.executemany(
-                "INSERT INTO GPU_METRICS (timestamp, typeId, metricId, value) VALUES (?, ?, ?, ?)",
-                gpus.metric_rows(samples, self._t0_ns),
-            )
+            self._db.sql.executemany(_METRIC, gpus.metric_rows(samples, self._t0_ns))
             self._seen(max(s.timestamp_ns for s in samples))
 
     def put_missing(self, missing: Sequence[Missing]) -> None:
         with self._db.transaction():
             self._db.insert("LLMPROF_MISSING", [to_row(m) for m in missing])
+            for m in missing:
+                self._diagnose(_INFO, f"{m.scope}: {m.name} is not available: {m.reason}")
 
     def put_warning(self, warning: Warned) -> None:
         with self._db.transaction():
             self._db.insert("LLMPROF_WARNING", [to_row(warning)])
+            self._diagnose(_WARNING, f"{warning.scope}: {warning.text}")
 
     def put_clock(self, reading: ClockReading) -> None:
         row = to_row(reading)
@@ -166,10 +172,32 @@ class RunFileWriter:
         with self._db.transaction():
             self._db.insert("LLMPROF_CLOCK", [row])
 
-    def put_pm_round(self, sampled: PmRound) -> None:
-        """Facts about a sampled round; its samples come by ``bulk``."""
+    def put_pm_round(self, sampled: PmRound, samples: Mapping[str, Column]) -> None:
+        """A sampled round: exact in LLMPROF_PM_SAMPLE and rounded in GPU_METRICS.
+
+        Args:
+            samples: ``start`` and ``end`` (absolute CLOCK_MONOTONIC ns), ``dram_pct``,
+                ``dram_read_pct``, ``sm_active_pct``; equally long.
+        """
+        count = len(samples["start"])
         with self._db.transaction():
             self._db.insert("LLMPROF_PM_ROUND", [to_row(sampled)])
+            if count:
+                self._name_metrics(sampled.device, gpus.PM_SOURCE_ID)
+                self._db.require("GPU_METRICS")
+                rows = gpus.pm_metric_rows(sampled.device, samples["start"], samples, self._t0_ns)
+                self._db.sql.executemany(_METRIC, rows)
+        self.bulk("LLMPROF_PM_SAMPLE", {"round_id": [sampled.round_id] * count, **samples})
+
+    def put_host_round(self, sampled: HostRound, frames: Sequence[HostFrame]) -> None:
+        """Facts about sampled host stacks, and frames not put before; the samples come by
+        ``bulk``. A frame's id is the ``string_id`` of its symbol."""
+        row = to_row(sampled)
+        for name in ("first_ns", "last_ns"):
+            row[name] = getattr(sampled, name) - self._t0_ns
+        with self._db.transaction():
+            self._db.insert("LLMPROF_HOST_ROUND", [row])
+            self._db.insert("LLMPROF_HOST_FRAME", [to_row(f) for f in frames], or_replace=True)
 
     def put_log(self, label: str, text: str) -> None:
         """The tail of a worker's log; a second one for the same label replaces the first."""
@@ -320,13 +348,28 @@ class RunFileWriter:
             self._db.insert("ThreadNames", [row])
             self._db.written.threads.add(global_tid)
 
-    def _name_metrics(self, device: int) -> None:
-        if not self._db.written.metric_types:
-            row = {"sourceId": gpus.SOURCE_ID, "data": '{"Name": "NVML"}'}
+    def _name_metrics(self, device: int, source: int) -> None:
+        known = self._db.written.metric_types
+        if (device, source) in known:
+            return
+        if source not in {s for _, s in known}:
+            name = "NVML" if source == gpus.SOURCE_ID else "PM sampling"
+            row = {"sourceId": source, "data": json.dumps({"Name": name})}
             self._db.insert("GENERIC_EVENT_SOURCES", [row])
-        for table, rows in gpus.metric_type_rows(device).items():
+        for table, rows in gpus.metric_type_rows(device, source).items():
             self._db.insert(table, rows)
-        self._db.written.metric_types.add(device)
+        known.add((device, source))
+
+    def _diagnose(self, severity: int, text: str) -> None:
+        """What nsys shows on its page "Diagnostics"."""
+        row = {
+            "timestamp": self._db.written.stop_ns,
+            "timestampType": 1,  # the target's clock
+            "source": 2,  # the process that recorded
+            "severity": severity,
+            "text": clean(text),
+        }
+        self._db.insert("DIAGNOSTIC_EVENT", [row])
 
     def _put_cuda_devices(
         self, engines: Mapping[int, EngineRecord], devices: Sequence[GpuDevice]

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import time
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -40,9 +40,12 @@ class WorkerClient:
     Args:
         label: for messages.
         folder: where its log and its shared stamps live; the caller removes it.
+        under: a command that runs the worker (nsys profile …); it must end when the worker does.
     """
 
-    def __init__(self, label: str, python: str, folder: Path, steps: int) -> None:
+    def __init__(
+        self, label: str, python: str, folder: Path, steps: int, under: Sequence[str] = ()
+    ) -> None:
         self.label = label
         self._log_path = folder / "worker.log"
         self.stamps_path = folder / "stamps"
@@ -52,7 +55,7 @@ class WorkerClient:
         parent_read, child_write = from_parent
         with self._log_path.open("wb") as log:
             self._process = subprocess.Popen(
-                [python, str(BOOT), str(child_read), str(child_write)],
+                [*under, python, str(BOOT), str(child_read), str(child_write)],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

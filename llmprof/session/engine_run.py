@@ -22,6 +22,7 @@ from llmprof.records import (
 )
 from llmprof.runfile.schema import OP_DOMAIN
 from llmprof.session.client import Reply, WorkerClient
+from llmprof.session.host_sampling import HostSampling
 from llmprof.session.plan import Plan
 from llmprof.session.recorder import Recorder
 
@@ -50,11 +51,12 @@ class EngineRun:
     def alive(self) -> bool:
         return self.record.state != "failed"
 
-    def start(self, trace: str | None) -> None:
+    def start(self, trace: str | None, captured: bool = False) -> None:
         """Spawn a worker, load, warm up.
 
         Args:
             trace: tracers to switch on before the engine loads; ``None`` for a timed worker.
+            captured: run under ``plan.capture``, with no tracer library of ours beside it.
 
         Raises:
             EngineFailure: with kind ``oom`` the caller may try again alone.
@@ -64,7 +66,9 @@ class EngineRun:
         self._folders = [tempfile.TemporaryDirectory(prefix="llmprof-", dir=_shared_memory())]
         folder = Path(self._folders[0].name)
         self._spool = self._make_spool() if trace in ("kernels", "full") else None
-        client = WorkerClient(self.record.label, spec.python, folder, workload.decode_len)
+        label, length = self.record.label, workload.decode_len
+        under = self._capture_command() if captured else []
+        client = WorkerClient(label, spec.python, folder, length, under)
         self._client = client
         client.wait_ready(self._cancelled)
         options = {k: v for k, v in spec.options.items() if k not in ("label", "model")}
@@ -84,8 +88,26 @@ class EngineRun:
                 "trace": trace,
             }
         )
-        self._loaded(reply, trace)
-        self._warm_up(trace)
+        self._loaded(reply, "captured" if captured else trace)
+        self._warm_up("captured" if captured else trace)
+
+    def _capture_command(self) -> list[str]:
+        from llmprof.session.nsys_capture import capture_path, command
+
+        return command(self.plan.capture, capture_path(self.plan.output, self.record.label))
+
+    def end_captured(self) -> None:
+        """End the worker and wait for nsys to write its file; a missing one is said."""
+        from llmprof.session.nsys_capture import END_TIMEOUT_S, finish
+
+        if self._client is not None:
+            self._client.close(END_TIMEOUT_S)
+        found = finish(self.plan.output, self.record.label)
+        if isinstance(found, Unavailable):
+            self._recorder.missing([Missing(self.record.label, "nsys-rep", found.reason)])
+        else:
+            self._recorder.say(f"{self.record.label}: nsys' report {found}")
+        self.end()
 
     def _make_spool(self) -> Path:
         """The raw trace lies beside the run file: memory may be smaller than a trace."""
@@ -142,17 +164,45 @@ class EngineRun:
         self._recorder.round_started(self.record.engine_id, pass_name, index, total)
         reply: Reply | None = None
         request = {"do": "round", "pass": pass_name, "index": index, "serial": serial}
+        host = self._host_sampling(pass_name)
+        record: RoundRecord | None = None
         try:
+            if host is not None:
+                host.start(lambda request: self._ask(request).facts)
             reply = self._ask({**request, "steps": steps}, self._show_stamps)
         finally:
-            record = self._round_record(pass_name, index, serial, steps, reply)
-            if record is not None:
-                self._recorder.round(record)
+            try:
+                record = self._round_record(pass_name, index, serial, steps, reply)
+                if record is not None:
+                    self._recorder.round(record)
+                if host is not None:
+                    self._keep_host(host, record)
+            finally:
+                if host is not None:
+                    host.close()
         assert record is not None
         self._keep_operators(reply)
         self._keep_trace(reply, record)
         self._set_state("ready")
         return record
+
+    def _host_sampling(self, pass_name: PassName) -> HostSampling | None:
+        """Only a worker that is never timed is sampled."""
+        assert self._client is not None
+        plan = self.plan
+        if pass_name != "traced" or (plan.trace_level == "steps" and not plan.capture):
+            return None
+        if not plan.host.rate_hz or plan.capture:
+            switched_off = "host stacks were switched off (--no-host)"
+            reason = "nsys has the worker to itself (--capture)" if plan.capture else switched_off
+            self._recorder.missing([Missing(self.record.label, "host", reason)])
+            return None
+        return HostSampling(plan.host, Path(self._folders[0].name), self._client.pid)
+
+    def _keep_host(self, host: HostSampling, record: RoundRecord | None) -> None:
+        host.finish(self._recorder, record)
+        if host.why is not None:
+            self._recorder.missing([Missing(self.record.label, "host", one_line(host.why.reason))])
 
     def _round_record(
         self, pass_name: PassName, index: int, serial: int, steps: int, reply: Reply | None

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmprof.config import EngineSpec
 from llmprof.records import TraceLevel
+from llmprof.tracers.pyspy import HostPlan
 from llmprof.workload import Workload
 
 
@@ -21,6 +22,10 @@ class Plan:
     """A path or a preset, as ``LoadRequest.model`` wants it."""
     output: Path
     trace_level: TraceLevel = "kernels"
+    capture: str = ""
+    """Path of an nsys that the traced pass runs under; the trace is then nsys' own file."""
+    host: HostPlan = field(default_factory=HostPlan)
+    """How host stacks are sampled in the traced pass, where it has workers of its own."""
     command: tuple[str, ...] = ()
     stall_timeout_s: float = 300.0
     """An engine that shows no sign of life for this long has failed."""

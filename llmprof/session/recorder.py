@@ -28,6 +28,8 @@ from llmprof.session.events import SessionObserver
 if TYPE_CHECKING:
     from llmprof.session.trace_import import Imported
     from llmprof.tracers.pm import PmSamples
+    from llmprof.tracers.pyspy import HostPlan
+    from llmprof.tracers.pyspy_chrome import HostSamples
 
 
 class Recorder:
@@ -95,12 +97,8 @@ class Recorder:
                 clock_error_ns=samples.clock.error_ns,
                 dropped=samples.dropped,
                 overflow=samples.overflow,
-            )
-        )
-        self._writer.bulk(
-            "LLMPROF_PM_SAMPLE",
+            ),
             {
-                "round_id": [record.round_id] * len(samples.start_ns),
                 "start": samples.start_ns,
                 "end": samples.end_ns,
                 "dram_pct": samples.dram_pct,
@@ -108,6 +106,19 @@ class Recorder:
                 "sm_active_pct": samples.sm_active_pct,
             },
         )
+
+    def host_samples(
+        self,
+        record: RoundRecord,
+        plan: HostPlan,
+        found: HostSamples,
+        cpu_ns: dict[int, int],
+        cpu_wall_ns: int,
+    ) -> None:
+        """Host stacks sampled during a traced round, and its threads' processor time."""
+        from llmprof.session.host_import import put_samples
+
+        put_samples(self._writer, record, plan, found, cpu_ns, cpu_wall_ns)
 
     def gpu_devices(self, devices: list[GpuDevice] | Unavailable) -> None:
         found = [] if isinstance(devices, Unavailable) else devices

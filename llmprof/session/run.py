@@ -154,7 +154,9 @@ class Session:
     # -- passes ------------------------------------------------------------------------------
 
     def _all_passes(self) -> None:
-        own_workers = self._traces() and self._plan.trace_level != "steps"
+        own_workers = self._traces() and (
+            self._plan.trace_level != "steps" or bool(self._plan.capture)
+        )
         timed_trace = "steps" if self._traces() and not own_workers else None
         if not self._timing_interleaved(timed_trace):
             self._recorder.schedule("blocks")
@@ -235,6 +237,12 @@ class Session:
 
     def _traced_alone(self, run: EngineRun) -> None:
         """The traced pass has workers of its own: a timed worker never holds a tracer library."""
+        if self._plan.capture:
+            # CUPTI serves one tool at a time: nsys' kernels are in nsys' file.
+            run.start("steps", captured=True)
+            self._round(run, "traced", 0)
+            run.end_captured()
+            return
         run.start(self._plan.trace_level)
         self._round(run, "traced", 0)
         run.end()

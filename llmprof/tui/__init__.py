@@ -26,11 +26,17 @@ def prepare(environ: MutableMapping[str, str]) -> None:
         environ.setdefault("TEXTUAL_SMOOTH_SCROLL", "0")
 
 
-def run_app(source: SnapshotSource, *, refresh_hz: float | None = None) -> int:
+def run_app(
+    source: SnapshotSource,
+    *,
+    refresh_hz: float | None = None,
+    keymap: Mapping[str, str] | None = None,
+    step_range: str | None = None,
+) -> int:
     """Show ``source`` until the user quits; the exit code (see ``errors``)."""
     prepare(os.environ)
     from llmprof.tui.app import LlmprofApp
 
-    app = LlmprofApp(source, refresh_hz=refresh_hz)
+    app = LlmprofApp(source, refresh_hz=refresh_hz, keymap=keymap, step_range=step_range)
     result = app.run()
     return result if result is not None else app.return_code or 0

@@ -22,6 +22,9 @@ from llmprof.tui.palette import style
 
 Build = Callable[[int, int], Sequence[Row]]
 """``build(width, height)`` in cells of the widget's content."""
+Wheel = Callable[[int, int, int], bool]
+"""``wheel(x, y, way)`` on a row of the content, way -1 or 1; false: the wheel scrolls."""
+Click = Callable[[int, int], None]
 
 
 class _BlockBar(ScrollBarRender):
@@ -35,9 +38,19 @@ class Canvas(ScrollView, can_focus=True):
 
     ALLOW_SELECT = False
 
-    def __init__(self, build: Build, glyphs: Glyphs, *, id: str) -> None:
+    def __init__(
+        self,
+        build: Build,
+        glyphs: Glyphs,
+        *,
+        id: str,
+        wheel: Wheel | None = None,
+        click: Click | None = None,
+    ) -> None:
         super().__init__(id=id)
         self._build = build
+        self._wheel = wheel
+        self._click = click
         self._glyphs = glyphs
         self._rows: list[Row] = []
 
@@ -47,6 +60,25 @@ class Canvas(ScrollView, can_focus=True):
 
     def on_resize(self, event: events.Resize) -> None:
         self.redraw()
+
+    def _spot(self, event: events.MouseEvent) -> tuple[int, int]:
+        at = event.get_content_offset_capture(self)
+        return at.x, at.y + self.scroll_offset.y
+
+    def _on_wheel(self, event: events.MouseEvent, way: int) -> None:
+        if self._wheel is not None and self._wheel(*self._spot(event), way):
+            event.prevent_default()
+            event.stop()
+
+    def on_mouse_scroll_up(self, event: events.MouseScrollUp) -> None:
+        self._on_wheel(event, -1)
+
+    def on_mouse_scroll_down(self, event: events.MouseScrollDown) -> None:
+        self._on_wheel(event, 1)
+
+    def on_click(self, event: events.Click) -> None:
+        if self._click is not None:
+            self._click(*self._spot(event))
 
     @property
     def rows(self) -> Sequence[Row]:
@@ -63,8 +95,11 @@ class Canvas(ScrollView, can_focus=True):
             return
         self._rows = new
         top = self.scroll_offset.y
-        if len(new) != len(old):
-            self.virtual_size = Size(width, len(new))
+        size = Size(width, max(len(new), height))
+        if size != self.virtual_size:
+            # Paints the whole widget by itself: the difference would be sent twice.
+            self.virtual_size = size
+            return
         regions = [
             Region(start, y - top, end - start, 1)
             for y, (a, b) in enumerate(zip_longest(old, new, fillvalue=()))

@@ -1,52 +1,74 @@
-"""Help, and the question before a live run is ended."""
+"""Boxes over the page: help, questions, one line of input, the export."""
 
 from __future__ import annotations
 
-from typing import ClassVar, TypeVar
+from collections.abc import Mapping, Sequence
+from typing import ClassVar, Final, TypeVar
 
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
+from textual.containers import Vertical
 from textual.screen import ModalScreen
-from textual.widgets import Static
+from textual.widgets import Input, Static
 
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.palette import style
 
 Answer = TypeVar("Answer")
 
-_KEYS = (
-    ("t, 1 to 6", "next page; steps, summary, trace, kernels, text, log"),
-    ("tab, left, right", "engine in focus; on the trace page left, right: step"),
-    ("n N", "trace: steps from the slowest down, and back"),
-    ("[ ]  + -", "trace: item before, next; zoom in, out around it"),
-    ("enter", "the engine in focus alone, and back"),
-    ("y, o", "y scale of steps; order of kernels"),
-    ("up, down, pgup, pgdn", "scroll"),
-    ("space", "freeze the display; the run goes on"),
-    ("s", "screenshot (SVG) into the current folder"),
-    ("q, ctrl+c", "quit; a live run is asked about"),
+_GENERAL: Final = (
+    (("page",), "next page; 1 to 7 go to one"),
+    (("engine",), "engine in focus"),
+    (("pause",), "freeze the display; the run goes on"),
+    (("export", "screenshot", "copy"), "export; screenshot; copy (OSC 52)"),
+    (("palette",), "command palette: actions, kernels, steps"),
+    (("quit",), "quit; a live run is asked about"),
 )
-_WORDS = (
+_PAGES: Final[Mapping[str, Sequence[tuple[tuple[str, ...], str]]]] = {
+    "steps": (
+        (("zoom", "out"), "the engine in focus alone, and back"),
+        (("scale",), "y scale: automatic, shared, own"),
+    ),
+    "timeline": (
+        (("left", "right", "left-far", "right-far"), "pan"),
+        (("zoom-in", "zoom-out", "whole"), "zoom in, out; all (wheel: zoom)"),
+        (("slowest", "slowest-back", "median"), "slowest step, the next; median step"),
+        (("goto", "zoom", "out"), "go to a step; fill the view; level up"),
+        (("widest-gap", "widest-gap-back"), "widest gap of the step, the next"),
+        (("item-back", "item-next"), "kernel or gap before, behind"),
+        (("search", "match-next", "match-back"), "search kernels; next, before"),
+        (("align", "round", "streams"), "by step or time; round; streams"),
+    ),
+    "compare": (
+        (("sort", "search"), "order of kernels; filter by name"),
+        (("basis",), "timing pass, as traced, or the selected step"),
+        (("engine", "baseline"), "engine compared; it becomes the baseline"),
+    ),
+    "host": (
+        (("goto",), "stacks of all steps, of one step, of the GPU's idle gaps"),
+        (("left", "right"), "of one step: the step before, behind"),
+        (("zoom", "out"), "the engine in focus alone, and back"),
+    ),
+}
+_WORDS: Final = (
     ("TTFT", "start of prefill to the first token"),
     ("ITL", "one decode step, token to token"),
-    ("prefill t/s", "prompt tokens / prefill time"),
     ("modelled", "bytes read a step / median step time"),
-    ("of peak", "modelled / peak memory bandwidth"),
     ("traced", "median step traced / untraced"),
     ("– and n/a", "not measured yet; cannot be had (see summary)"),
 )
+_SHOWN: Final = {
+    "question_mark": "?", "plus": "+", "minus": "-", "equals_sign": "=", "slash": "/",
+    "full_stop": ".", "comma": ",", "right_square_bracket": "]", "left_square_bracket": "[",
+    "colon": ":", "escape": "esc",
+}  # fmt: skip
 
 
-def _help(glyphs: Glyphs) -> Text:
-    text = Text(no_wrap=True, overflow="crop")
-    for title, rows in (("Keys", _KEYS), ("\nWords", _WORDS)):
-        text.append(f"{title}\n", style("strong"))
-        for name, meaning in rows:
-            text.append(f"{glyphs.text(name):<22}", style("accent0"))
-            text.append(f"{glyphs.text(meaning)}\n")
-    text.right_crop(1)
-    return text
+def key_text(keys: str) -> str:
+    """``+`` of ``plus,equals_sign``: the first of a binding's keys as it is written on it."""
+    first = keys.split(",")[0]
+    return _SHOWN.get(first, first)
 
 
 class _Dialog(ModalScreen[Answer]):
@@ -58,14 +80,43 @@ class _Dialog(ModalScreen[Answer]):
 
 
 class HelpScreen(_Dialog[None]):
-    """Keys and words. Any of the usual keys closes it."""
+    """Keys of the page on show, and words. Any of the usual keys closes it.
+
+    Args:
+        keys: binding id → keys as they are now, the user's remapping included.
+    """
 
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape,question_mark,q,enter,space", "dismiss(None)", show=False)
     ]
 
+    def __init__(self, glyphs: Glyphs, page: str, keys: Mapping[str, str]) -> None:
+        super().__init__(glyphs)
+        self._page = page
+        self._keys = keys
+
     def compose(self) -> ComposeResult:
-        yield Static(_help(self._glyphs), classes="dialog")
+        yield Static(self._text(), classes="dialog")
+
+    def _text(self) -> Text:
+        text = Text(no_wrap=True, overflow="crop")
+        own = _PAGES.get(self._page, ())
+        sections = [(f"Keys of {self._page}", own), ("Everywhere" if own else "Keys", _GENERAL)]
+        for title, rows in sections:
+            if not rows:
+                continue
+            text.append(f"{title}\n", style("strong"))
+            for ids, meaning in rows:
+                keys = " ".join(key_text(self._keys[i]) for i in ids if i in self._keys)
+                text.append(f"{self._glyphs.text(keys):<26}", style("accent0"))
+                text.append(f"{self._glyphs.text(meaning)}\n")
+        if self._page not in ("timeline",):
+            text.append("Words\n", style("strong"))
+            for name, meaning in _WORDS:
+                text.append(f"{self._glyphs.text(name):<26}", style("accent0"))
+                text.append(f"{self._glyphs.text(meaning)}\n")
+        text.right_crop(1)
+        return text
 
 
 class ConfirmStop(_Dialog[bool]):
@@ -88,3 +139,87 @@ class ConfirmStop(_Dialog[bool]):
             ),
             classes="dialog",
         )
+
+
+class Ask(_Dialog[str | None]):
+    """One line of input; ``None`` when left with escape."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", show=False, priority=True)
+    ]
+
+    def __init__(
+        self, glyphs: Glyphs, question: str, value: str = "", *, digits: bool = False
+    ) -> None:
+        super().__init__(glyphs)
+        self._question = question
+        self._value = value
+        self._digits = digits
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog -ask"):
+            yield Static(Text(self._glyphs.text(self._question), style("strong")))
+            yield Input(
+                self._value, compact=True, restrict=r"\d*" if self._digits else None, id="answer"
+            )
+
+    def on_mount(self) -> None:
+        self.query_one(Input).focus()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        self.dismiss(event.value)
+
+
+class ExportDialog(_Dialog[tuple[str, str] | None]):
+    """Which format, and where to; (format, path).
+
+    Args:
+        formats: name → (what it is, default path), in order.
+    """
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape", "dismiss(None)", show=False, priority=True),
+        Binding("up", "move(-1)", show=False, priority=True),
+        Binding("down,tab", "move(1)", show=False, priority=True),
+    ]
+
+    def __init__(self, glyphs: Glyphs, formats: Mapping[str, tuple[str, str]]) -> None:
+        super().__init__(glyphs)
+        self._formats = list(formats.items())
+        self._index = 0
+
+    def compose(self) -> ComposeResult:
+        with Vertical(classes="dialog -ask"):
+            yield Static(Text("Export to", style("strong")))
+            yield Static(self._list(), id="formats")
+            yield Input(self._path(), compact=True, id="answer")
+            note = "up, down: format    enter: write    esc: leave"
+            yield Static(Text(note, style("dim")))
+
+    def on_mount(self) -> None:
+        self.query_one(Input).focus()
+
+    def _path(self) -> str:
+        return self._formats[self._index][1][1]
+
+    def _list(self) -> Text:
+        text = Text(no_wrap=True, overflow="crop")
+        for i, (name, (meaning, _)) in enumerate(self._formats):
+            on = i == self._index
+            text.append(f"{self._glyphs.focus if on else ' '} {name:<12}",
+                        style("accent0 strong" if on else ""))  # fmt: skip
+            text.append(f"{self._glyphs.text(meaning)}\n", style("" if on else "dim"))
+        text.right_crop(1)
+        return text
+
+    def action_move(self, way: int) -> None:
+        entry = self.query_one(Input)
+        own = entry.value != self._path()
+        self._index = (self._index + way) % len(self._formats)
+        self.query_one("#formats", Static).update(self._list())
+        if not own:
+            entry.value = self._path()
+
+    def on_input_submitted(self, event: Input.Submitted) -> None:
+        if event.value.strip():
+            self.dismiss((self._formats[self._index][0], event.value.strip()))

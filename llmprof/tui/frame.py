@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Final
 
 from llmprof.analysis.snapshot import Snapshot
-from llmprof.tui import busy, cards, gpu, kernels_page, pages, timeline, trace_page
+from llmprof.tui import busy, cards, compare_page, gpu, host_page, latency, pages, timeline_page
 from llmprof.tui.cells import Row, Span, clean, fit, row, rule, spread
 from llmprof.tui.numbers import elapsed
 from llmprof.tui.view import PAGES, View
@@ -19,6 +19,8 @@ _STATE_ROLE: Final = {
 _LOG_FROM: Final = 32
 """Body rows from which the log has a place of its own; below, it gets what is left over."""
 _LOG_ROWS: Final = 5
+_TABS_FROM: Final = 100
+"""Width from which all pages stand in the header by name."""
 
 
 def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
@@ -42,8 +44,12 @@ def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
         right += [Span("   "), Span(f"{mark} {snapshot.state}", _STATE_ROLE[snapshot.state])]
     left = row(Span("llmprof", "bright"), Span(f"  {clean(snapshot.title)}", "strong"))
     tabs: list[Span] = []
-    for name in PAGES:
+    for number, name in enumerate(PAGES, 1):
         on = name == view.page
+        if width < _TABS_FROM and not on:
+            # The key in place of the name: the workload's numbers need the room.
+            tabs.append(Span(f" {number} ", "dim"))
+            continue
         tabs.append(Span(f"[{name}]" if on else f" {name} ", "strong" if on else "dim"))
     return [
         spread(left, (Span("  "), *right), width),
@@ -55,10 +61,12 @@ def body(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     """The page on show. Only ``steps`` is made to fit ``height``; the others scroll."""
     if view.page == "summary":
         return pages.summary(snapshot, view, width)
-    if view.page == "trace":
-        return trace_page.page(snapshot, view, width, height)
-    if view.page == "kernels":
-        return kernels_page.page(snapshot, view, width)
+    if view.page == "timeline":
+        return timeline_page.page(snapshot, view, width, height)
+    if view.page == "compare":
+        return compare_page.page(snapshot, view, width)
+    if view.page == "host":
+        return host_page.page(snapshot, view, width)
     if view.page == "text":
         return pages.text_page(snapshot, view, width)
     if view.page == "log":
@@ -79,7 +87,7 @@ def steps(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     if left - len(strips) < least:
         strips = []
     left -= len(strips)
-    chart = timeline.section(lanes, view.scale, width, max(least, left - wanted), glyphs)
+    chart = latency.section(lanes, view.scale, width, max(least, left - wanted), glyphs)
     left -= len(chart)
     log = _log(snapshot, view, width, left)
     # The log sits at the bottom, so that its growth moves nothing above it.

@@ -55,6 +55,14 @@ def interval(low: Maybe, high: Maybe) -> str:
     return f"{number(low)}–{number(high)}" if known(low) and known(high) else ""
 
 
+def duration(ns: float) -> str:
+    """``812 ns``, ``43.2 µs``, ``14.9 ms``, ``2.50 s``."""
+    for limit, unit, name in ((1e3, 1, "ns"), (999.5e3, 1e3, "µs"), (999.5e6, 1e6, "ms")):
+        if abs(ns) < limit:
+            return f"{ns:.0f} ns" if unit == 1 else f"{plain(ns / unit)} {name}"
+    return f"{plain(ns / 1e9)} s"
+
+
 def elapsed(seconds: float) -> str:
     """``0:42``, ``12:05``, ``1:02:03``."""
     total = max(0, int(seconds))

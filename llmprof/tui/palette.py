@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import lru_cache
-from typing import Final
+from typing import Final, Literal
 
 from rich.style import Style
 
@@ -23,8 +24,9 @@ _ROLES: Final = {
     "warn": Style(color="#ffb454"),
     "outlier": Style(color="#ffb454", bold=True),
     "fail": Style(color="#ff6b6b", bold=True),
+    "select": Style(reverse=True, bold=True),
     "chip": Style(color="#0d1117", bgcolor="#8b949e", bold=True),
-    # Categories of kernels (``trace_page.LETTERS``): neighbours in a step differ in brightness too.
+    # Categories of kernels (``marks.LETTERS``): neighbours in a step differ in brightness too.
     "categoryQ": Style(color="#58a6ff"),
     "categoryG": Style(color="#58a6ff"),
     "categoryA": Style(color="#c792ea"),
@@ -41,6 +43,56 @@ _ROLES: Final = {
 }
 
 
+# The same for terminals of 16 colours (TERM=xterm), which rounding would make a blur of greys.
+_FEW: Final = {
+    "dim": Style(color="bright_black"),
+    "track": Style(color="bright_black"),
+    "good": Style(color="bright_green"),
+    "warn": Style(color="bright_yellow"),
+    "outlier": Style(color="bright_yellow", bold=True),
+    "fail": Style(color="bright_red", bold=True),
+    "chip": Style(color="black", bgcolor="white", bold=True),
+    "categoryQ": Style(color="bright_blue"),
+    "categoryG": Style(color="bright_blue"),
+    "categoryA": Style(color="bright_magenta"),
+    "categoryN": Style(color="yellow"),
+    "categoryR": Style(color="magenta"),
+    "categoryE": Style(color="green"),
+    "categoryK": Style(color="bright_cyan"),
+    "categoryB": Style(color="bright_green"),
+    "categoryS": Style(color="bright_yellow"),
+    "categoryC": Style(color="red"),
+    "categoryZ": Style(color="cyan"),
+    "categoryO": Style(color="bright_black"),
+    **{
+        f"accent{i}": Style(color=name)
+        for i, name in enumerate(
+            ("bright_blue", "bright_green", "bright_magenta", "bright_cyan", "magenta", "green")
+        )
+    },
+}
+Depth = Literal["full", "few", "none"]
+"""24 bits or 256 colours; 16 colours; no colour at all (bold and reverse stay)."""
+_depth: Depth = "full"
+
+
+def choose(environ: Mapping[str, str]) -> Depth:
+    """By ``NO_COLOR``, ``COLORTERM`` and ``TERM``, as Rich tells terminals apart."""
+    if environ.get("NO_COLOR"):
+        return "none"
+    if environ.get("COLORTERM", "").strip().lower() in ("truecolor", "24bit"):
+        return "full"
+    ending = environ.get("TERM", "").strip().lower().rpartition("-")[2]
+    return "full" if ending in ("256color", "kitty", "direct") or not ending else "few"
+
+
+def use(depth: Depth) -> None:
+    """Draw with that many colours from now on."""
+    global _depth
+    _depth = depth
+    style.cache_clear()
+
+
 def accent(index: int) -> str:
     """The role of the engine at ``index`` of the snapshot's engines."""
     return f"accent{index % len(ACCENTS)}"
@@ -53,4 +105,12 @@ def style(role: str) -> Style:
     Raises:
         KeyError: a role that does not exist (a mistake in the program).
     """
-    return Style.combine([_BASE, *(_ROLES[word] for word in role.split())])
+    words = role.split()
+    if _depth == "full":
+        return Style.combine([_BASE, *(_ROLES[word] for word in words)])
+    styles = [_FEW.get(word, _ROLES[word]) for word in words]
+    if _depth == "few":
+        return Style.combine([Style(color="white", bgcolor="black"), *styles])
+    # Colour says nothing that text does not; what stood out by its ground is reversed.
+    attributes = [Style(bold=s.bold, reverse=s.reverse or bool(s.bgcolor) or None) for s in styles]
+    return Style.combine([Style.null(), *attributes])

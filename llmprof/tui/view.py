@@ -2,20 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final, Literal
+from dataclasses import dataclass, field
+from typing import Final, Literal, get_args
 
 from llmprof.analysis.snapshot import EngineView, Snapshot
+from llmprof.analysis.timeline_axis import Align, RoundKey
+from llmprof.analysis.timeline_lod import Gap
 from llmprof.analysis.traced import RunTrace
 from llmprof.records import Unavailable
 from llmprof.tui.cells import clean
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.palette import accent
 
-Page = Literal["steps", "summary", "trace", "kernels", "text", "log"]
-PAGES: Final[tuple[Page, ...]] = ("steps", "summary", "trace", "kernels", "text", "log")
+Page = Literal["steps", "summary", "timeline", "compare", "text", "log", "host"]
+PAGES: Final[tuple[Page, ...]] = get_args(Page)
 Scale = Literal["auto", "shared", "own"]
 SCALES: Final[tuple[Scale, ...]] = ("auto", "shared", "own")
+Sort = Literal["change", "A", "B", "name"]
+SORTS: Final[tuple[Sort, ...]] = ("change", "A", "B", "name")
+Basis = Literal["timing", "traced", "step"]
+BASES: Final[tuple[Basis, ...]] = ("timing", "traced", "step")
+HostRange = Literal["all", "step", "gaps"]
+HOST_RANGES: Final[tuple[HostRange, ...]] = ("all", "step", "gaps")
+
+
+@dataclass(frozen=True)
+class Selected:
+    """A step, or one item or gap of it, of the engine in focus."""
+
+    key: RoundKey
+    step: int
+    """0 is prefill."""
+    item: int | None = None
+    """Index into ``LaneWork``."""
+    gap: Gap | None = None
+
+
+@dataclass(frozen=True)
+class TimelineView:
+    align: Align = "step"
+    key: RoundKey | None = None
+    """The round on the axis when aligned by step; ``None``: the first that there is."""
+    window: tuple[int, int] | None = None
+    """The part of the axis on show, ns; ``None``: where the axis is at home."""
+    selected: Selected | None = None
+    rank: int | None = None
+    """Place in the order of the slowest steps, or of the widest gaps of the step."""
+    streams: bool = False
+    """A row a stream."""
+    search: str = ""
+
+
+@dataclass(frozen=True)
+class CompareView:
+    sort: Sort = "change"
+    basis: Basis = "timing"
+    against: int = 0
+    """Index of the baseline engine; the other is the one in focus."""
+    filter: str = ""
 
 
 @dataclass(frozen=True)
@@ -30,14 +74,16 @@ class View:
     scale: Scale = "auto"
     trace: RunTrace | Unavailable | None = None
     """``None``: not asked for yet."""
-    step: int = 1
-    """Traced decode step on show."""
-    start: float = 0.0
-    end: float = 1.0
-    """The part of the step's time axis on show, 0–1."""
-    item: int = 0
-    """Selected kernel, copy or gap of the engine in focus."""
-    sort: str = "total"
+    timeline: TimelineView = field(default_factory=TimelineView)
+    compare: CompareView = field(default_factory=CompareView)
+    host: HostRange = "all"
+    """Whose stacks the host page shows: all steps', the selected step's, those in idle gaps."""
+
+    @property
+    def step(self) -> int:
+        """The traced decode step that is selected on the timeline, else the first."""
+        chosen = self.timeline.selected
+        return max(1, chosen.step) if chosen is not None and chosen.key[0] == "traced" else 1
 
     def focused(self, snapshot: Snapshot) -> int:
         return min(self.focus, max(0, len(snapshot.engines) - 1))
@@ -48,7 +94,7 @@ class View:
         # One engine needs no mark that says which one is in focus.
         several = len(snapshot.engines) > 1
         lanes = [
-            Lane(engine, accent(i), several and i == focus)
+            Lane(engine, accent(i), several and i == focus, i)
             for i, engine in enumerate(snapshot.engines)
         ]
         return [lanes[focus]] if self.zoom and lanes else lanes
@@ -61,6 +107,8 @@ class Lane:
     engine: EngineView
     accent: str
     focused: bool
+    index: int = 0
+    """Among all engines of the snapshot."""
 
     @property
     def failed(self) -> bool:

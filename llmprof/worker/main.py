@@ -1,13 +1,14 @@
 """The worker: holds one engine and does what the parent asks, one request at a time.
 
-Requests are ``{"do": "load" | "warmup" | "round" | "close", …}``; each is answered by any number of
-``{"is": "progress", …}`` and one ``{"is": "done", …}`` or ``{"is": "failed", …}``.
+Requests are ``{"do": "load" | "warmup" | "round" | "metronome" | "close", …}``; each is answered by
+any number of ``{"is": "progress", …}`` and one ``{"is": "done", …}`` or ``{"is": "failed", …}``.
 """
 
 from __future__ import annotations
 
 import gc
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -20,6 +21,7 @@ from typing import Any
 from llmprof.engines.base import Engine, LoadRequest
 from llmprof.engines.registry import create
 from llmprof.errors import LlmprofError, MissingPackage, OutOfMemory, UsageError
+from llmprof.worker import metronome
 from llmprof.worker.protocol import Channel, ChannelClosed
 from llmprof.worker.rounds import RoundResult, ranged_round, timed_round, warm_up
 from llmprof.worker.stamps import StampBoard
@@ -46,6 +48,7 @@ class Worker:
         self.prompt: list[list[int]] = []
         self.board: StampBoard | None = None
         self.tracers: WorkerTracers | None = None
+        self._metronome: subprocess.Popen[bytes] | None = None
         self._told = 0.0
 
     def progress(self, phase: str, share: float | None) -> None:
@@ -128,6 +131,11 @@ class Worker:
         self.channel.send({"is": "tracing", **found.facts})
         return result
 
+    def metronome(self, ask: dict[str, Any]) -> None:
+        """Start the child that dates py-spy's samples; it ends by itself (``metronome``)."""
+        self._metronome = metronome.spawn(ask["board"], ask["tick_ns"])
+        self.done(pid=self._metronome.pid)
+
     def ready(self) -> tuple[Engine, StampBoard]:
         if self.engine is None or self.board is None:
             raise RuntimeError("no engine loaded")
@@ -138,6 +146,9 @@ class Worker:
             self.engine.close()
         if self.tracers is not None:
             self.tracers.close()
+        if self._metronome is not None:
+            self._metronome.kill()
+            self._metronome.wait()
 
     def done(self, **facts: Any) -> None:
         self.channel.send({"is": "done", **facts})
@@ -155,7 +166,12 @@ def serve(read_fd: int, write_fd: int) -> None:
             "python": sys.version.split()[0],
         }
     )
-    actions = {"load": worker.load, "warmup": worker.warm_up, "round": worker.round}
+    actions = {
+        "load": worker.load,
+        "warmup": worker.warm_up,
+        "round": worker.round,
+        "metronome": worker.metronome,
+    }
     try:
         while True:
             received = channel.receive()

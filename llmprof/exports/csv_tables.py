@@ -1,0 +1,135 @@
+"""``--to csv``: a folder of tables. Empty cells are values that are not available."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from llmprof.exports.formats import Progress
+from llmprof.exports.loaded import Loaded, load
+from llmprof.plaintext import one_line
+from llmprof.records import Unavailable
+
+_FORMULA = ("=", "+", "-", "@")
+
+
+def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+    """``engines steps kernels categories gaps waterfalls gpu_samples`` .csv; all begin with the
+    file's name, so that several runs go into one table."""
+    runs = load(files, progress, step_range)
+    out.mkdir()
+    tables = {
+        "engines": _engines,
+        "steps": _steps,
+        "kernels": _kernels,
+        "categories": _categories,
+        "gaps": _gaps,
+        "waterfalls": _waterfalls,
+        "gpu_samples": _gpu_samples,
+        "unavailable": _unavailable,
+    }
+    for name, make in tables.items():
+        rows = [{"file": run.path.name, **row} for run in runs for row in make(run)]
+        columns = list(dict.fromkeys(key for row in rows for key in row)) or ["file"]
+        with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
+            writer = csv.DictWriter(file, columns, restval="")
+            writer.writeheader()
+            writer.writerows({key: _cell(value) for key, value in row.items()} for row in rows)
+
+
+def _cell(value: Any) -> Any:
+    if value is None or isinstance(value, Unavailable):
+        return ""
+    if isinstance(value, str):
+        text = one_line(value, 1000)
+        # A spreadsheet would run a text that begins so.
+        return f"'{text}" if text.startswith(_FORMULA) else text
+    return value
+
+
+def _engines(run: Loaded) -> Iterable[dict[str, Any]]:
+    for engine in run.report.engines:
+        steps, roof = engine.steps, engine.bandwidth
+        itl = steps.itl_ms
+        shares = {} if isinstance(itl, Unavailable) else asdict(itl)
+        yield {
+            "engine": engine.label,
+            "state": engine.state,
+            "rounds": len(steps.rounds),
+            "tok_s": steps.tok_s.value,
+            "tok_s_low": steps.tok_s.low,
+            "tok_s_high": steps.tok_s.high,
+            "ttft_ms": steps.ttft_ms.value,
+            "prefill_tok_s": steps.prefill_tok_s.value,
+            **{f"itl_{k}_ms": v for k, v in shares.items() if isinstance(v, float)},
+            "modelled_gb_s": roof.modelled_gb_s,
+            "measured_gb_s": roof.measured_gb_s,
+            "j_per_token": steps.joule_per_token,
+            "slowdown": steps.slowdown.ratio,
+        }
+
+
+def _steps(run: Loaded) -> Iterable[dict[str, Any]]:
+    labels = {e.engine_id: e.label for e in run.data.engines}
+    for record in run.data.rounds:
+        for step, (start, end) in enumerate(pairwise(record.stamps_ns), 1):
+            yield {
+                "engine": labels[record.engine_id],
+                "pass": record.pass_name,
+                "round": record.index,
+                "step": step,
+                "start_ns": start,
+                "duration_ns": end - start,
+            }
+
+
+def _traces(run: Loaded) -> Iterable[Any]:
+    return () if isinstance(run.trace, Unavailable) else run.trace.engines
+
+
+def _kernels(run: Loaded) -> Iterable[dict[str, Any]]:
+    for trace in _traces(run):
+        if not isinstance(trace.kernels, Unavailable):
+            for kernel in trace.kernels.kernels:
+                row = asdict(kernel)
+                for key in ("grid", "block"):
+                    row[key] = "x".join(map(str, row[key])) if row[key] else None
+                row["count_per_step"] = kernel.count_per_step
+                yield {"engine": trace.label, **row}
+
+
+def _categories(run: Loaded) -> Iterable[dict[str, Any]]:
+    for trace in _traces(run):
+        if not isinstance(trace.kernels, Unavailable):
+            for item in trace.kernels.categories:
+                row = {**asdict(item), "ms_per_step": item.ms_per_step}
+                yield {"engine": trace.label, **row}
+
+
+def _gaps(run: Loaded) -> Iterable[dict[str, Any]]:
+    for trace in _traces(run):
+        if not isinstance(trace.gaps, Unavailable):
+            for place in trace.gaps.places:
+                yield {"engine": trace.label, **asdict(place)}
+
+
+def _waterfalls(run: Loaded) -> Iterable[dict[str, Any]]:
+    if isinstance(run.trace, Unavailable):
+        return
+    for fall in run.trace.falls:
+        for chosen in (fall.traced, fall.timing):
+            if not isinstance(chosen, Unavailable):
+                for part in chosen.parts:
+                    yield {"a": fall.a, "b": fall.b, "basis": chosen.basis, **asdict(part)}
+
+
+def _gpu_samples(run: Loaded) -> Iterable[dict[str, Any]]:
+    return (asdict(sample) for sample in run.data.gpu_samples)
+
+
+def _unavailable(run: Loaded) -> Iterable[dict[str, Any]]:
+    return (asdict(item) for item in run.report.missing)

@@ -1,0 +1,134 @@
+"""All export formats in one registry, and the one way to write them.
+
+The command line and the TUI's dialog both call ``export_runs``. A writer is imported when it is
+used; it writes to a hidden name beside the target, which is renamed when everything is there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from llmprof.errors import MissingPackage, UsageError
+from llmprof.plaintext import one_line
+
+Progress = Callable[[str, float | None], None]
+"""(what is done now, share 0–1 or ``None`` where it is not known)."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """One output format."""
+
+    name: str
+    suffix: str
+    """Of the usual file name; a folder where ``folder`` is set."""
+    summary: str
+    module: str
+    """Has ``write(files, out, progress, step_range)``."""
+    folder: bool = False
+    package: str = ""
+    """Import name of the package of the extra ``export`` that it needs."""
+
+
+_FORMATS = (
+    Format("nsys", ".sqlite", "Nsight Systems' SQLite; several runs in one", "nsys"),
+    Format("perfetto", ".pftrace", "for ui.perfetto.dev", "perfetto_trace", package="perfetto"),
+    Format("chrome", ".json", "Chrome trace events", "chrome"),
+    Format(
+        "parquetdir", ".parquetdir", "one Parquet file a table", "parquet", True, package="pyarrow"
+    ),
+    Format("csv", "", "a folder of tables: steps, kernels, gaps …", "csv_tables", True),
+    Format("markdown", ".md", "the report as Markdown tables", "markdown"),
+    Format("html", ".html", "one page: timelines, waterfall, tables", "html"),
+    Format("json", ".json", "the document of --json", "json_file"),
+    Format("speedscope", ".speedscope.json", "host stacks, for speedscope.app", "speedscope"),
+    Format("collapsed", ".collapsed", "host stacks, for flamegraph.pl and others", "collapsed"),
+)
+FORMATS = {entry.name: entry for entry in _FORMATS}
+
+
+def default_output(source: Path, to: str) -> Path:
+    """Beside the run file: ``run.sqlite`` → ``run.html``, ``run.nsys.sqlite``, ``run_csv``."""
+    chosen = FORMATS[to]
+    if to == "csv":
+        return source.with_name(f"{source.stem}_csv")
+    shared = chosen.suffix in (".json", ".sqlite") and chosen.suffix != f".{to}"
+    middle = f".{to}" if shared else ""
+    return source.with_name(f"{source.stem}{middle}{chosen.suffix}")
+
+
+def export_runs(
+    paths: Sequence[str | Path],
+    to: str,
+    out: str | Path,
+    progress: Progress | None = None,
+    step_range: str | None = None,
+) -> Path:
+    """Write one or several runs in one format.
+
+    Args:
+        paths: run files, or exports of Nsight Systems.
+        to: a key of ``FORMATS``.
+        out: the new file, or folder for the formats that make one.
+        step_range: which NVTX ranges are decode steps, for files that llmprof did not make.
+
+    Returns:
+        ``out``.
+
+    Raises:
+        UsageError: no such format, ``out`` exists, its folder does not.
+        MissingPackage: the format needs the extra ``export``.
+        RunFileError: an input cannot be read.
+    """
+    if to not in FORMATS:
+        raise UsageError(f"no format {to!r}: choose one of {', '.join(FORMATS)}")
+    chosen, target = FORMATS[to], Path(out)
+    files = [Path(path) for path in paths]
+    _check_target(target)
+    if chosen.package:
+        try:
+            import_module(chosen.package)
+        except ImportError:
+            raise MissingPackage(
+                f"--to {to} needs the package {chosen.package}: pip install 'llmprof[export]'"
+            ) from None
+    writer: Any = import_module(f"llmprof.exports.{chosen.module}")
+    part = target.with_name(f".{target.name}.part")
+    _remove(part)
+    try:
+        writer.write(files, part, progress or silent, step_range)
+        part.replace(target)
+    except OSError as why:
+        raise UsageError(
+            f"{one_line(str(target))}: cannot be written: {why.strerror or why}"
+        ) from None
+    finally:
+        _remove(part)
+    return target
+
+
+def silent(what: str, share: float | None) -> None:
+    """Nobody watches."""
+
+
+def _check_target(target: Path) -> None:
+    name = one_line(str(target))
+    if os.path.lexists(target):
+        raise UsageError(f"{name}: exists already: remove it or use -o with another name")
+    if not target.parent.is_dir():
+        raise UsageError(f"{name}: folder {one_line(str(target.parent))} does not exist: create it")
+
+
+def _remove(path: Path) -> None:
+    with suppress(FileNotFoundError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

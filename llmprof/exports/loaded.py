@@ -1,0 +1,44 @@
+"""A run file with everything that a report needs, read once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmprof.analysis.report import Report, build
+from llmprof.analysis.traced import RunTrace, load_trace
+from llmprof.exports.formats import Progress
+from llmprof.records import RunData, Unavailable
+from llmprof.runfile.reader import RunFileReader
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """One run."""
+
+    path: Path
+    data: RunData
+    report: Report
+    trace: RunTrace | Unavailable
+
+
+def read_data(path: Path, step_range: str | None) -> RunData:
+    """The small rows of one file."""
+    with RunFileReader(path) as reader:
+        return reader.run_data(step_range)
+
+
+def load(files: Sequence[Path], progress: Progress, step_range: str | None) -> list[Loaded]:
+    """Read all files.
+
+    Raises:
+        RunFileError: one of them cannot be read.
+    """
+    found = []
+    for number, path in enumerate(files):
+        progress(f"reading {path.name}", number / len(files))
+        data = read_data(path, step_range)
+        report = build(data)
+        found.append(Loaded(path, data, report, load_trace(report, data)))
+    return found

@@ -1,0 +1,64 @@
+"""Any table of a run file or an export of Nsight Systems, as it is."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from llmprof.runfile.database import quoted
+from llmprof.runfile.opening import OpenFile, damaged
+
+_CHUNK = 1 << 16
+
+
+class RawTables:
+    """A file open for reading whole tables. Texts are untrusted.
+
+    Raises:
+        RunFileError: by every method, on a damaged file.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = OpenFile(path)
+
+    def __enter__(self) -> RawTables:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        why: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._file.close()
+
+    def names(self) -> list[str]:
+        """Tables, without SQLite's own."""
+        try:
+            rows = self._file.sql.execute(
+                "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
+            )
+            return sorted(str(name) for (name,) in rows)
+        except sqlite3.Error as why:
+            raise damaged(self._path, why) from why
+
+    def columns(self, table: str) -> list[tuple[str, str]]:
+        """(name, declared type) of every column."""
+        try:
+            rows = self._file.sql.execute(f"PRAGMA table_info({quoted(table)})").fetchall()
+        except sqlite3.Error as why:
+            raise damaged(self._path, why) from why
+        return [(str(row[1]), str(row[2]).upper()) for row in rows]
+
+    def batches(self, table: str) -> Iterator[list[tuple[Any, ...]]]:
+        """All rows, some ten thousand at a time."""
+        try:
+            rows = self._file.sql.execute(f"SELECT * FROM {quoted(table)}")
+            while chunk := rows.fetchmany(_CHUNK):
+                yield chunk
+        except sqlite3.Error as why:
+            raise damaged(self._path, why) from why

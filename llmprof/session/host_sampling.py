@@ -1,0 +1,92 @@
+"""Host stacks around one traced round: start py-spy before it, keep what it brought after it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from llmprof.errors import EngineFailure
+from llmprof.records import RoundRecord, Unavailable
+from llmprof.session.recorder import Recorder
+from llmprof.tracers.pyspy import HostPlan, PySpyTracer
+
+
+class HostSampling:
+    """One round of one worker. Whatever fails here is a reason, never an engine's failure.
+
+    Args:
+        ask: sends the worker a request and returns the facts of its answer.
+    """
+
+    def __init__(self, plan: HostPlan, folder: Path, pid: int) -> None:
+        self.why: Unavailable | None = None
+        self._plan = plan
+        self._pid = pid
+        self._tracer = PySpyTracer(plan, folder)
+        self._before: dict[int, int] = {}
+        self._begun_ns = 0
+
+    def start(self, ask: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+        """Attach; ``why`` says so where that was not possible.
+
+        Raises:
+            EngineFailure, Cancelled: the worker died meanwhile, or the user asked to stop.
+        """
+        tracer = self._tracer
+        self.why = tracer.probe() or tracer.open_board()
+        if self.why is not None:
+            return
+        request = {
+            "do": "metronome",
+            "board": str(tracer.board_path),
+            "tick_ns": self._plan.tick_ns,
+        }
+        try:
+            metronome = ask(request)["pid"]
+        except EngineFailure as why:
+            if why.kind != "exception":
+                raise
+            self.why = Unavailable(f"the worker could not start a child: {why}")
+            return
+        self.why = tracer.start(self._pid, metronome)
+        self._before, self._begun_ns = processor_time(self._pid), time.monotonic_ns()
+
+    def finish(self, recorder: Recorder, record: RoundRecord | None) -> None:
+        """Stop, and write the samples that lie in the round. A dead worker is fine."""
+        spent = {
+            tid: ns - self._before.get(tid, 0) for tid, ns in processor_time(self._pid).items()
+        }
+        wall_ns = time.monotonic_ns() - self._begun_ns
+        if self.why is None:
+            found = self._tracer.stop()
+            if isinstance(found, Unavailable):
+                self.why = found
+            elif record is None:
+                self.why = Unavailable("the worker ended before the round began")
+            elif not any(record.start_ns <= s.time_ns <= record.end_ns for s in found.samples):
+                took = (record.end_ns - record.start_ns) / 1e6
+                text = f"no sample in a round of {took:.1f} ms: give more --traced-steps"
+                self.why = Unavailable(text)
+            else:
+                recorder.host_samples(record, self._plan, found, spent, wall_ns)
+        self._tracer.close()
+
+    def close(self) -> None:
+        self._tracer.close()
+
+
+def processor_time(pid: int) -> dict[int, int]:
+    """ns on a processor so far, of each thread (proc(5), /proc/PID/task/TID/schedstat)."""
+    found = {}
+    try:
+        tasks = list(Path(f"/proc/{pid}/task").iterdir())
+    except OSError:
+        return {}
+    for task in tasks:
+        try:
+            found[int(task.name)] = int((task / "schedstat").read_text().split()[0])
+        except (OSError, ValueError, IndexError):
+            continue  # it ended meanwhile, or the kernel counts nothing
+    return found

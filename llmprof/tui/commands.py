@@ -1,0 +1,111 @@
+"""The command palette: every action of the screen, steps and kernels of the run.
+
+A command runs the same action as its key.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import TYPE_CHECKING, cast
+
+from textual.command import DiscoveryHit, Hit, Hits, Provider
+
+from llmprof.analysis.timeline_lod import LaneWork
+from llmprof.analysis.traced import RunTrace
+from llmprof.tui import timeline_nav as nav
+from llmprof.tui.cells import clean
+
+if TYPE_CHECKING:
+    from llmprof.tui.app import LlmprofApp
+
+ACTIONS = {
+    "page-steps": "Page: steps",
+    "page-summary": "Page: summary",
+    "page-timeline": "Page: timeline",
+    "page-compare": "Page: compare",
+    "page-text": "Page: decoded text",
+    "page-log": "Page: log",
+    "page-host": "Page: host stacks",
+    "engine": "Next engine in focus",
+    "pause": "Freeze the display, or go on",
+    "slowest": "Timeline: slowest step, then the next",
+    "median": "Timeline: median step",
+    "goto": "Timeline: go to a step; host: next range of stacks",
+    "widest-gap": "Timeline: widest gap of the step",
+    "search": "Search kernels (timeline), filter them (compare)",
+    "align": "Timeline: align by step or by time",
+    "round": "Timeline: next round",
+    "streams": "Timeline: a row a stream",
+    "whole": "Timeline: show all",
+    "sort": "Compare: next order of kernels",
+    "basis": "Compare: timing pass, as traced, one step",
+    "baseline": "Compare: engine in focus is the baseline",
+    "scale": "Steps: next y scale",
+    "export": "Export the run",
+    "screenshot": "Screenshot (SVG)",
+    "copy": "Copy selection or page (OSC 52)",
+    "help": "Help on this page",
+    "quit": "Quit",
+}
+_MOST = 12
+"""Hits of kernels and of steps."""
+
+
+class RunCommands(Provider):
+    """Actions by name; kernels of the engine in focus; ``step N``."""
+
+    async def discover(self) -> Hits:
+        for text, action in self._actions():
+            yield DiscoveryHit(text, partial(self._run, action), help=f"key {self._key(action)}")
+
+    async def search(self, query: str) -> Hits:
+        matcher = self.matcher(query)
+        for text, action in self._actions():
+            if (score := matcher.match(text)) > 0:
+                yield Hit(
+                    score, matcher.highlight(text), partial(self._run, action), text,
+                    f"key {self._key(action)}",
+                )  # fmt: skip
+        main = cast("LlmprofApp", self.app).main
+        trace = main.view.trace
+        now = nav.scene(main.view)
+        if not isinstance(trace, RunTrace) or now is None:
+            return
+        words = query.split()
+        digits = next((w for w in words if w.isdecimal()), "")
+        track = now.track
+        if digits and track is not None and 1 <= int(digits) <= track.steps:
+            step = int(digits)
+            text = f"step {step}"
+            yield Hit(1.0, text, partial(main.goto_step, step), text, "show it on the timeline")
+        work = now.lane.work
+        if not isinstance(work, LaneWork):
+            return
+        names = dict.fromkeys(clean(n) for n in self._kernels(trace, now.index))
+        found = [(matcher.match(f"kernel {name}"), name) for name in names]
+        for score, name in sorted(found, key=lambda pair: -pair[0])[:_MOST]:
+            if score > 0:
+                text = f"kernel {name}"
+                yield Hit(score, matcher.highlight(text), partial(main.search, name), text)
+
+    def _kernels(self, trace: RunTrace, index: int) -> Iterator[str]:
+        for kernel in getattr(trace.engines[index].kernels, "kernels", ()):
+            yield kernel.short_name
+
+    def _actions(self) -> Iterator[tuple[str, str]]:
+        """(text, binding id) of what can be done now."""
+        main = cast("LlmprofApp", self.app).main
+        for name, text in ACTIONS.items():
+            action = main.action_of(name).partition("(")[0].removeprefix("app.")
+            if main.check_action(action, ()):
+                yield text, name
+
+    def _key(self, name: str) -> str:
+        from llmprof.tui.dialogs import key_text
+
+        return key_text(cast("LlmprofApp", self.app).keys().get(name, "none"))
+
+    async def _run(self, name: str) -> None:
+        main = cast("LlmprofApp", self.app).main
+        await main.run_action(main.action_of(name))
