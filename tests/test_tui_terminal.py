@@ -360,3 +360,28 @@ def test_disconnected_and_reattached_under_tmux(terminal, ssh, tmp_path) -> None
         second.code()
     finally:
         subprocess.run([*tmux.split(), "kill-server"], capture_output=True)
+
+
+@pytest.mark.parametrize("live", [False, True])
+def test_a_lost_terminal_ends_it_without_sighup(live: bool, tmp_path: Path) -> None:
+    """As under nohup. The run is stopped and its file opens."""
+    run = tmp_path / "run.sqlite"
+    command = OPEN
+    if live:
+        command = [sys.executable, "-m", "llmprof", "--engine", "torch:threads=1", "--model", "tiny"]
+        command += ["--prompt-len", "16", "--rounds", "100000", "-o", str(run)]
+    terminal = Terminal(["sh", "-c", f"trap '' HUP; exec {shlex.join(command)}"])
+    terminal.until("timing" if live else "tok/s")
+    os.close(terminal.master)
+    end = time.monotonic() + WAIT_S
+    gone = 0
+    while not gone and time.monotonic() < end:
+        gone, _ = os.waitpid(terminal.pid, os.WNOHANG)
+        time.sleep(0.1)
+    if not gone:
+        os.kill(terminal.pid, signal.SIGKILL)
+    assert gone
+    if live:
+        report = [sys.executable, "-m", "llmprof", "--headless", "--from", str(run)]
+        done = subprocess.run(report, capture_output=True, text=True, check=False)
+        assert done.returncode == 130 and "interrupted" in done.stdout

@@ -36,7 +36,9 @@ def run_app(
     """Show ``source`` until the user quits; the exit code (see ``errors``)."""
     prepare(os.environ)
     from llmprof.tui.app import LlmprofApp
+    from llmprof.tui.hangup import watch_terminal
 
+    watch_terminal()
     app = LlmprofApp(source, refresh_hz=refresh_hz, keymap=keymap, step_range=step_range)
     result = app.run()
     return result if result is not None else app.return_code or 0
