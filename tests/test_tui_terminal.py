@@ -368,7 +368,15 @@ def test_a_lost_terminal_ends_it_without_sighup(live: bool, tmp_path: Path) -> N
     run = tmp_path / "run.sqlite"
     command = OPEN
     if live:
-        command = [sys.executable, "-m", "llmprof", "--engine", "torch:threads=1", "--model", "tiny"]
+        command = [
+            sys.executable,
+            "-m",
+            "llmprof",
+            "--engine",
+            "torch:threads=1",
+            "--model",
+            "tiny",
+        ]
         command += ["--prompt-len", "16", "--rounds", "100000", "-o", str(run)]
     terminal = Terminal(["sh", "-c", f"trap '' HUP; exec {shlex.join(command)}"])
     terminal.until("timing" if live else "tok/s")
