@@ -11,7 +11,14 @@ from hypothesis import strategies as st
 from trace_factory import PID, TID, K, Made, make_trace
 
 from llmprof.analysis.attribution import attribute
-from llmprof.analysis.gap_causes import GapCauses, call_cause, gap_causes, share_out
+from llmprof.analysis.gap_causes import (
+    CauseTime,
+    GapCauses,
+    _verdict,
+    call_cause,
+    gap_causes,
+    share_out,
+)
 from llmprof.analysis.gaps import idle_gaps
 from llmprof.analysis.host import HostTrace, flame, frame_times, open_host
 from llmprof.analysis.host_frames import kind_of, origin
@@ -236,3 +243,9 @@ def test_no_sample_in_a_step_is_a_reason() -> None:
     assert isinstance(open_host(empty, made.record, "none"), Unavailable)
     late = array("q", made.record.stamps_ns)
     assert len(late) == 3
+
+
+def test_a_plurality_is_not_called_most() -> None:
+    causes = (CauseTime("launch", 38, 0.38, 0.38), CauseTime("device", 33, 0.33, 0.33))
+    assert "the largest part, 38%: launch-bound" in _verdict(causes, 1.0)
+    assert "mostly: launch-bound" in _verdict((CauseTime("launch", 9, 0.9, 0.9),), 1.0)
