@@ -31,6 +31,7 @@ WAYS: dict[str, HostPlan | None] = {
     "100 Hz blocking": HostPlan(100, blocking=True),
     "1 kHz blocking": HostPlan(1000, blocking=True),
     "100 Hz native": HostPlan(100, native=True),
+    "1 kHz native": HostPlan(1000, native=True),
 }
 
 
