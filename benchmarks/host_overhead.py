@@ -31,6 +31,7 @@ WAYS: dict[str, HostPlan | None] = {
     "100 Hz blocking": HostPlan(100, blocking=True),
     "1 kHz blocking": HostPlan(1000, blocking=True),
     "100 Hz native": HostPlan(100, native=True),
+    "20 Hz native": HostPlan(20, native=True),
     "1 kHz native": HostPlan(1000, native=True),
 }
 
@@ -43,6 +44,7 @@ def main() -> None:
     parser.add_argument("--model", default="smollm2")
     parser.add_argument("--rounds", type=int, default=12)
     parser.add_argument("--steps", type=int, default=64)
+    parser.add_argument("--ways", default=",".join(WAYS), help="some of: %(default)s")
     parser.add_argument("options", nargs="*", metavar="key=value")
     given = parser.parse_args()
     ref = resolve(given.model)
@@ -67,7 +69,8 @@ def main() -> None:
             ask(client, load)
             warm = {"do": "warmup", "steps": given.steps, "min_steps": 0, "max_s": 60.0}
             ask(client, warm)
-            measure(client, given.rounds, given.steps, Path(folder))
+            ways = [way for way in WAYS if way == "none" or way in given.ways.split(",")]
+            measure(client, ways, given.rounds, given.steps, Path(folder))
         finally:
             client.kill()
 
@@ -76,13 +79,13 @@ def ask(client: WorkerClient, request: dict[str, Any]) -> dict[str, Any]:
     return client.ask(request, 300.0, lambda: False).facts
 
 
-def measure(client: WorkerClient, rounds: int, steps: int, folder: Path) -> None:
-    found: dict[str, list[float]] = {way: [] for way in WAYS}
-    kept: dict[str, list[str]] = {way: [] for way in WAYS}
+def measure(client: WorkerClient, ways: list[str], rounds: int, steps: int, folder: Path) -> None:
+    found: dict[str, list[float]] = {way: [] for way in ways}
+    kept: dict[str, list[str]] = {way: [] for way in ways}
     serial = 0
     order = random.Random(0)
     for turn in range(rounds):
-        for way in order.sample(list(WAYS), len(WAYS)):
+        for way in order.sample(ways, len(ways)):
             serial += 1
             plan = WAYS[way]
             place = folder / str(serial)
@@ -113,7 +116,7 @@ def measure(client: WorkerClient, rounds: int, steps: int, folder: Path) -> None
             found[way].append(median(laps))
     base = np.array(found["none"])
     print(f"median step without py-spy: {median(found['none']) / 1e6:.3f} ms, {rounds} turns")
-    for way in list(WAYS)[1:]:
+    for way in ways[1:]:
         ratios = np.array(found[way]) / base
         picks = np.random.default_rng(0).integers(0, len(ratios), (4000, len(ratios)))
         low, high = np.percentile(np.median(ratios[picks], axis=1), [2.5, 97.5])

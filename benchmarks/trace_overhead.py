@@ -5,7 +5,8 @@
     python benchmarks/trace_overhead.py --modes bare,full,floor-full,torch-both
 
 Every mode is a process of its own (CUPTI's kinds never change in a process, and it has one client),
-all are resident at once and take turns round by round. ``floor`` has the kinds of ``kernels`` with
+all are resident at once and take turns round by round,
+in a random order. ``floor`` has the kinds of ``kernels`` with
 callbacks that throw the buffers away: what CUPTI itself costs. Goals: steps ≤ 1.005; kernels within
 0.5 % of the floor, and well under torch.profiler.
 """
@@ -14,17 +15,21 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
+import random
 import statistics
 import sys
 import tempfile
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmprof.analysis.stats import estimate
 from llmprof.errors import EngineFailure
 from llmprof.models.locate import resolve
+from llmprof.records import Unavailable
 from llmprof.session.client import WorkerClient
 from llmprof.workload import seeded_ids
 
@@ -32,6 +37,8 @@ PLUGIN = Path(__file__).resolve().parent.parent / "tests" / "plugin"
 LLMPROF_MODES = {"bare": None, "steps": "steps", "kernels": "kernels", "full": "full"}
 DEFAULT = "bare,steps,kernels,floor,torch-cuda"
 PROMPT = 32
+Medians = dict[str, NDArray[np.float64]]
+"""Mode → median step of each round, ns."""
 
 
 def never() -> bool:
@@ -81,47 +88,78 @@ def main() -> int:
     parser.add_argument("--option", action="append", default=[])
     parser.add_argument("--steps", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=8)
+    parser.add_argument("--processes", type=int, default=1, help="sets of processes, in turn")
     parser.add_argument("--modes", default=DEFAULT)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     os.environ["PYTHONPATH"] = f"{PLUGIN}:{os.environ.get('PYTHONPATH', '')}"
     names = args.modes.split(",")
+    sets: list[Medians] = []
+    for number in range(args.processes):
+        found = one_set(names, args, random.Random(number))
+        if found is None:
+            return 1
+        sets.append(found)
+    report(args, names, sets)
+    return 0
+
+
+def one_set(names: list[str], args: argparse.Namespace, order: random.Random) -> Medians | None:
+    """One process a mode, all resident; median steps of each round. ``None``: one failed."""
     modes: list[Mode] = []
     try:
-        for name in names:
+        for name in order.sample(names, len(names)):
             folder = Path(tempfile.mkdtemp(prefix="llmprof-bench-"))
             modes.append(Mode(name, args, folder))
         for number in range(args.rounds + 2):
-            for mode in modes:
+            for mode in order.sample(modes, len(modes)):
                 mode.round(number, keep=number >= 2)
     except EngineFailure as why:
         print(why, file=sys.stderr)
         for mode in modes:
             print(mode.client.log_tail()[-2000:], file=sys.stderr)
-        return 1
+        return None
     finally:
         for mode in modes:
             mode.client.kill()
-    report(args, modes)
-    return 0
+    return {mode.name: np.array(mode.medians) for mode in modes}
 
 
-def report(args: argparse.Namespace, modes: list[Mode]) -> None:
-    bare = np.array(modes[0].medians)
-    print(f"\n{args.model} {' '.join(args.option)}: {args.rounds} rounds of {args.steps} steps\n")
+def paired(sets: list[Medians], a: str, b: str) -> dict[str, float]:
+    """Ratio of two modes' medians, round by round, with its 95 % interval.
+
+    With several sets of processes each counts once: what a process has for life (where its memory
+    lies, which processor it got) is then in the interval too.
+    """
+    logs = [np.log(medians[a] / medians[b]).tolist() for medians in sets]
+    values = logs[0] if len(sets) == 1 else [estimate(each, "trimmed").value for each in logs]
+    found = estimate(values, "trimmed")
+    low, high = (
+        math.nan if isinstance(bound, Unavailable) else math.exp(bound)
+        for bound in (found.low, found.high)
+    )
+    return {"ratio": math.exp(found.value), "low": low, "high": high}
+
+
+def report(args: argparse.Namespace, names: list[str], sets: list[Medians]) -> None:
+    print(
+        f"\n{args.model} {' '.join(args.option)}: {len(sets)} sets of processes,"
+        f" {args.rounds} rounds of {args.steps} steps\n"
+    )
     print("| mode | median step, ms | ratio to bare | 95 % interval |")
     print("|---|---|---|---|")
-    rows = {}
-    for mode in modes:
-        ratios = np.array(mode.medians) / bare
-        logs = estimate(np.log(ratios).tolist(), "trimmed")
-        ratio, low, high = (float(np.exp(v)) for v in (logs.value, logs.low, logs.high))
-        step_ms = statistics.median(mode.medians) / 1e6
-        rows[mode.name] = {"step_ms": step_ms, "ratio": ratio, "low": low, "high": high}
-        print(f"| {mode.name} | {step_ms:.3f} | {ratio:.4f} | {low:.4f}–{high:.4f} |")
-    if {"kernels", "floor"} <= rows.keys():
-        over = rows["kernels"]["ratio"] / rows["floor"]["ratio"]
-        print(f"\nkernels / floor: {over:.4f} (goal ≤ 1.005)")
+    rows: dict[str, dict[str, float]] = {}
+    for name in names:
+        step_ms = float(np.median(np.concatenate([medians[name] for medians in sets]))) / 1e6
+        row = rows[name] = {"step_ms": step_ms, **paired(sets, name, names[0])}
+        print(
+            f"| {name} | {step_ms:.3f} | {row['ratio']:.4f} | {row['low']:.4f}–{row['high']:.4f} |"
+        )
+    print()
+    for mode, floor in (("kernels", "floor"), ("full", "floor-full"), ("kernels", "torch-cuda")):
+        if {mode, floor} <= rows.keys():
+            row = rows[f"{mode} / {floor}"] = paired(sets, mode, floor)
+            print(f"{mode} / {floor}: {row['ratio']:.4f} ({row['low']:.4f}–{row['high']:.4f})")
     if args.json:
         args.json.write_text(json.dumps({"arguments": vars(args), "modes": rows}, default=str))
 

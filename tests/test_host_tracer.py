@@ -276,3 +276,12 @@ def test_any_other_file_is_one_clear_error(
         path.write_text(text)
         with pytest.raises(ValueError, match="py-spy"):
             decode(path, WORKER, CLOCK, [1, 2, 3, 4])
+
+
+def test_samples_that_stop_the_worker_are_few_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    assert pyspy.default_rate_hz() == 1000
+    assert pyspy.default_rate_hz(blocking=True) == pyspy.BLOCKING_RATE_HZ == 100
+    assert pyspy.default_rate_hz(native=True, blocking=True) == pyspy.NATIVE_RATE_HZ == 20
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    assert pyspy.default_rate_hz() == 200

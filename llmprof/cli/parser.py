@@ -120,7 +120,7 @@ def _run_parser() -> argparse.ArgumentParser:
         "--host-rate",
         type=_natural,
         metavar="HZ",
-        help="host stacks a second, traced pass (1000; below 4 CPUs 200)",
+        help="host stacks a second, traced pass (1000; below 4 CPUs 200; blocking 100, native 20)",
     )
     how.add_argument(
         "--host-native", action="store_true", help="C and C++ frames too; stops the worker"

@@ -83,7 +83,8 @@ def _capture(arguments: argparse.Namespace) -> str:
 def _host(arguments: argparse.Namespace, config: Config) -> HostPlan:
     if arguments.no_host:
         return HostPlan(rate_hz=0)
-    rate = int(_setting(arguments, config, "host_rate", default_rate_hz()))  # type: ignore[call-overload]
+    usual = default_rate_hz(arguments.host_native, arguments.host_blocking)
+    rate = int(_setting(arguments, config, "host_rate", usual))  # type: ignore[call-overload]
     if not 0 <= rate <= MAX_HOST_RATE_HZ:
         raise UsageError(f"host_rate {rate}: give 0 to {MAX_HOST_RATE_HZ} samples a second")
     return HostPlan(rate, native=arguments.host_native, blocking=arguments.host_blocking)
