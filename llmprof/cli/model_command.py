@@ -181,6 +181,8 @@ def _prepare(arguments: argparse.Namespace) -> int:
     print(f"{_shown(target)}: {done.format}{group} for {arguments.engine}, {size}")
     if done.group_size:
         print(f"llmprof: {prepare.RTN_NOTE}", file=sys.stderr)
+    if done.padding:
+        print(f"llmprof: {done.padding}", file=sys.stderr)
     if done.tokenizer:
         print(f"llmprof: no tokenizer: {one_line(done.tokenizer)}", file=sys.stderr)
     return EXIT_OK

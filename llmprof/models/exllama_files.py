@@ -14,7 +14,7 @@ from typing import Any
 
 from llmprof.errors import ModelError
 from llmprof.models.exllama_shapes import FORMATS, EngineName, FormatName, misfit, projections
-from llmprof.models.hf_config import OURS
+from llmprof.models.hf_config import OURS, our_notes
 from llmprof.models.locate import read_json
 from llmprof.models.presets import EMBEDDING, FINAL_NORM, HEAD, LlamaConfig
 from llmprof.models.safetensors_header import StoredTensor, read_tensor_table, sampled_id
@@ -98,10 +98,7 @@ class ExLlamaFiles:
         found = []
         if self.act_order:
             found.append("act-order: the rows of each input are permuted at every step")
-        note = self._ours.get("quantisation")
-        if isinstance(note, str):
-            found.append(one_line(note, 200))
-        return found
+        return found + our_notes(self.raw)
 
     @property
     def _ours(self) -> Mapping[str, Any]:

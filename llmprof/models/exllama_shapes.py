@@ -20,6 +20,8 @@ FORMATS: dict[EngineName, tuple[FormatName, ...]] = {
     "exllamav3": ("exl3", "fp16"),
 }
 """What each engine loads; the first is what synth makes unless told otherwise."""
+V3_MULTIPLE = 128
+"""What hidden_size must be a multiple of for exllamav3."""
 GROUP_SIZES = (128, 64, 32)
 """GPTQ rows a scale: the v2 kernels take 32 rows at a time and powers of two."""
 
@@ -98,10 +100,14 @@ def _v2(config: LlamaConfig, kind: FormatName, group_size: int) -> str | None:
 
 
 def _v3(config: LlamaConfig) -> str | None:
-    # linear.py pads outputs to 128, and o_proj's are added to a residual that is not padded: seen
-    # with SmolLM2-135M (576) as "size of tensor a (576) must match the size of tensor b (640)".
-    if config.hidden_size % 128:
-        return f"exllamav3 needs a hidden_size in multiples of 128, not {config.hidden_size}"
+    # linear.py pads outputs to 128, mlp.py does not trim those of down_proj (attn.py does trim
+    # its own), and they are added to a residual that is not padded: seen with SmolLM2-135M (576)
+    # as "size of tensor a (576) must match the size of tensor b (640)".
+    if config.hidden_size % V3_MULTIPLE:
+        return (
+            f"exllamav3 needs a hidden_size in multiples of {V3_MULTIPLE}, not"
+            f" {config.hidden_size}; llmprof model prepare pads real fp16 weights with zeros"
+        )
     # attention_fn/dispatch.py; other sizes are padded (linear.py).
     if config.head_dim > 512:
         return f"exllamav3's attention handles heads up to 512, not {config.head_dim}"

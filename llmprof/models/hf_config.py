@@ -7,9 +7,19 @@ from dataclasses import asdict
 from typing import Any
 
 from llmprof.models.presets import LlamaConfig, RopeScaling
+from llmprof.plaintext import one_line
 
 OURS = "llmprof"
 """Key of what llmprof says about a model that it made; loaders ignore it."""
+_NOTES = ("quantisation", "padding")
+"""What of it an engine's description repeats."""
+
+
+def our_notes(document: Mapping[str, Any]) -> list[str]:
+    """Printable lines about how llmprof made the model of this ``config.json``, if it did."""
+    ours = document.get(OURS)
+    texts = [ours.get(key) for key in _NOTES] if isinstance(ours, Mapping) else []
+    return [one_line(text, 200) for text in texts if isinstance(text, str)]
 
 
 def config_json(

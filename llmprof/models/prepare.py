@@ -1,7 +1,8 @@
 """Real weights into what the ExLlama engines load. Uses numpy; torch through the weight readers.
 
 fp16 for ExLlamaV2 and V3; 4-bit GPTQ by round-to-nearest for ExLlama v1 and v2. Round-to-nearest is
-no GPTQ calibration: the format and the speed are those of GPTQ, the quality is lower.
+no GPTQ calibration: the format and the speed are those of GPTQ, the quality is lower. A hidden size
+that V3 cannot hold is padded with zeros (``zero_padding``).
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from llmprof.errors import ModelError, UsageError
 from llmprof.models import gptq
 from llmprof.models.exllama_shapes import (
     GROUP_SIZES,
+    V3_MULTIPLE,
     EngineName,
     FormatName,
     best_group_size,
@@ -26,7 +28,7 @@ from llmprof.models.exllama_shapes import (
 )
 from llmprof.models.gguf_header import read_header
 from llmprof.models.gguf_reader import GgufWeights
-from llmprof.models.hf_config import config_json, gptq_config
+from llmprof.models.hf_config import OURS, config_json, gptq_config
 from llmprof.models.locate import ModelRef, read_json, resolve
 from llmprof.models.new_folder import new_folder, write_json
 from llmprof.models.presets import EMBEDDING, HEAD, LlamaConfig
@@ -34,9 +36,12 @@ from llmprof.models.safetensors_reader import SafetensorsWeights
 from llmprof.models.safetensors_writer import PlannedTensor, write_safetensors
 from llmprof.models.tokenizer import load_tokenizer
 from llmprof.models.weights import WeightSource
+from llmprof.models.zero_padding import ZeroPadding, zero_padding
 from llmprof.records import Unavailable
 
 Told = Callable[[str, float], None]
+Read = Callable[[str], NDArray[np.float32]]
+"""HF name → that weight as it is written, before its rounding."""
 RTN_NOTE = "round-to-nearest, no GPTQ calibration: the speed is GPTQ's, the quality is not"
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -52,6 +57,8 @@ class Prepared:
     """GPTQ rows a scale."""
     tokenizer: str | None
     """Why there is none; ``None`` where there is."""
+    padding: str | None
+    """What was padded with zeros, and why; ``None`` where nothing was."""
 
 
 def prepare(
@@ -85,13 +92,18 @@ def prepare(
         GgufWeights(ref.path) if ref.kind == "gguf" else SafetensorsWeights(ref.path)
     )
     try:
-        config = source.config
+        padding = zero_padding(source.config, V3_MULTIPLE) if engine == "exllamav3" else None
+        config = padding.outer if padding else source.config
         size = _group_size(config, engine, kind, group_size)
         _check(config, source, engine, kind, size)
-        tensors = list(_planned(config, source, size if kind == "gptq" else None))
+        read = _reader(source, padding)
+        tensors = list(_planned(config, read, size if kind == "gptq" else None))
+        document = _document(ref, config, source, kind, size)
+        if padding:
+            document[OURS]["padding"] = padding.text
         total = sum(tensor.n_bytes for tensor in tensors)
         with new_folder(target, total) as folder:
-            write_json(folder / "config.json", _document(ref, config, source, kind, size))
+            write_json(folder / "config.json", document)
             write_safetensors(
                 folder / "model.safetensors",
                 tensors,
@@ -100,7 +112,8 @@ def prepare(
             missing = _tokenizer(ref, folder)
     finally:
         source.close()
-    return Prepared(total, kind, size if kind == "gptq" else None, missing)
+    why = f"{padding.text}; {engine} needs multiples of {V3_MULTIPLE}" if padding else None
+    return Prepared(total, kind, size if kind == "gptq" else None, missing, why)
 
 
 def _group_size(
@@ -128,24 +141,22 @@ def _check(
         )
 
 
-def _planned(
-    config: LlamaConfig, source: WeightSource, group_size: int | None
-) -> Iterator[PlannedTensor]:
+def _planned(config: LlamaConfig, read: Read, group_size: int | None) -> Iterator[PlannedTensor]:
     shapes = config.tensor_shapes()
     for name, shape in shapes.items():
         if group_size is not None and name.endswith("_proj.weight"):
-            yield from _quantised(source, name, shape, group_size)
+            yield from _quantised(read, name, shape, group_size)
         else:
-            yield _copied(source, name, name, shape)
+            yield _copied(read, name, name, shape)
     if HEAD not in shapes:
         # Written on its own: ExLlama v1 and v2 look for it even where it is tied.
-        yield _copied(source, HEAD, EMBEDDING, shapes[EMBEDDING])
+        yield _copied(read, HEAD, EMBEDDING, shapes[EMBEDDING])
 
 
-def _copied(source: WeightSource, name: str, read_as: str, shape: tuple[int, ...]) -> PlannedTensor:
+def _copied(read: Read, name: str, read_as: str, shape: tuple[int, ...]) -> PlannedTensor:
     def make() -> list[NDArray[np.float16]]:
         with np.errstate(over="ignore"):  # looked for right below
-            values = _values(source, read_as).astype(np.float16)
+            values = read(read_as).astype(np.float16)
         if not np.isfinite(values).all():
             raise ModelError(f"tensor {read_as} has a value that fp16 cannot hold")
         return [values]
@@ -154,7 +165,7 @@ def _copied(source: WeightSource, name: str, read_as: str, shape: tuple[int, ...
 
 
 def _quantised(
-    source: WeightSource, name: str, shape: tuple[int, ...], group_size: int
+    read: Read, name: str, shape: tuple[int, ...], group_size: int
 ) -> Iterator[PlannedTensor]:
     """``qweight``, then ``qzeros`` and ``scales`` of the same quantisation."""
     key = name.removesuffix(".weight")
@@ -164,7 +175,7 @@ def _quantised(
     small: dict[str, NDArray[Any]] = {}
 
     def weight() -> list[Any]:
-        values = _values(source, name)
+        values = read(name)
         if not np.isfinite(values).all():
             raise ModelError(f"tensor {name} has a value that is not finite")
         packed = gptq.round_to_nearest(values, group_size)
@@ -176,9 +187,12 @@ def _quantised(
     yield PlannedTensor(f"{key}.scales", "F16", (groups, n), lambda: [small.pop("scales")])
 
 
-def _values(source: WeightSource, name: str) -> NDArray[np.float32]:
-    values: NDArray[np.float32] = source.read(name).float().numpy()
-    return values
+def _reader(source: WeightSource, padding: ZeroPadding | None) -> Read:
+    def read(name: str) -> NDArray[np.float32]:
+        values: NDArray[np.float32] = source.read(name).float().numpy()
+        return padding.apply(name, values) if padding else values
+
+    return read
 
 
 def _document(

@@ -1,4 +1,4 @@
-"""Llama weights out of a Hugging Face folder of safetensors, fp16, bf16 or fp32."""
+"""Llama weights out of a Hugging Face folder of safetensors: fp16, bf16, fp32, or 4-bit GPTQ."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from llmprof.errors import MissingPackage, ModelError
+from llmprof.models.gptq_reader import check_projection, is_gptq, read_projection
+from llmprof.models.hf_config import our_notes
 from llmprof.models.locate import read_json
 from llmprof.models.presets import HEAD, LlamaConfig
 from llmprof.plaintext import one_line
@@ -36,8 +38,12 @@ class SafetensorsWeights:
             ) from None
         folder = Path(path)
         self.rope_factors: Any | None = None
-        self.notes: list[str] = []
         settings = read_json(folder / "config.json")
+        self.notes = our_notes(settings)
+        self._gptq = is_gptq(settings)
+        if self._gptq:
+            self.notes.append("GPTQ weights are dequantised on load: a step reads them whole")
+            settings.pop("quantization_config")
         self.config = LlamaConfig.from_hf(settings)
         digest = hashlib.sha256()
         self._stack = ExitStack()
@@ -56,20 +62,34 @@ class SafetensorsWeights:
         if self.config.tie_word_embeddings and HEAD in self._shard_of:
             self.notes.append("lm_head.weight is in the file but tied by config.json: not loaded")
         dtypes = {self._check(name, shape) for name, shape in self.config.tensor_shapes().items()}
-        self.format = "safetensors " + "+".join(sorted(dtypes))
+        self.format = "safetensors " + ("gptq" if self._gptq else "+".join(sorted(dtypes)))
         # A folder that ``llmprof model prepare`` made says whose weights it holds.
         ours = settings.get("llmprof")
         known = ours.get("weights_id") if isinstance(ours, dict) else None
         self.weights_id = known if isinstance(known, str) else digest.hexdigest()
 
     def read(self, name: str) -> Any:
+        if self._packed(name):
+            return read_projection(self._tensor, name.removesuffix(".weight"))
         return self._shard_of[name][1].get_tensor(name)
 
     def close(self) -> None:
         self._shard_of.clear()
         self._stack.close()
 
+    def _packed(self, name: str) -> bool:
+        return self._gptq and name.endswith("_proj.weight")
+
+    def _tensor(self, name: str) -> Any:
+        return self._shard_of[name][1].get_tensor(name) if name in self._shard_of else None
+
+    def _slice(self, name: str) -> Any:
+        return self._shard_of[name][1].get_slice(name) if name in self._shard_of else None
+
     def _check(self, name: str, shape: tuple[int, ...]) -> str:
+        if self._packed(name):
+            check_projection(self._slice, name.removesuffix(".weight"), shape)
+            return "gptq"
         if name not in self._shard_of:
             raise ModelError(f"tensor {name} is in none of the model's safetensors files")
         shown, shard = self._shard_of[name]
