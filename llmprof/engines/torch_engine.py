@@ -233,8 +233,10 @@ def _describe(
     model_format, notes = f"random {chosen.dtype}", list(source.notes if source else ())
     if source is not None:
         model_format = f"{source.format} as {chosen.dtype}"
-        if source.format.startswith("gguf"):
-            notes.append(f"GGUF weights are dequantised on load: a step reads {chosen.dtype}")
+        packing = {"gguf": "GGUF", "safetensors gptq": "GPTQ"}
+        for start, word in packing.items():
+            if source.format.startswith(start):
+                notes.append(f"{word} weights are dequantised on load: a step reads {chosen.dtype}")
     if chosen.cuda_graph:
         notes.append(
             "one CUDA graph for each 256 KV positions; attention reads to the bucket's end"

@@ -42,7 +42,6 @@ class SafetensorsWeights:
         self.notes = our_notes(settings)
         self._gptq = is_gptq(settings)
         if self._gptq:
-            self.notes.append("GPTQ weights are dequantised on load: a step reads them whole")
             settings.pop("quantization_config")
         self.config = LlamaConfig.from_hf(settings)
         digest = hashlib.sha256()
