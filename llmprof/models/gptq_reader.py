@@ -1,5 +1,5 @@
 """GPTQ projections of a safetensors folder, dequantised: an engine without GPTQ kernels computes
-with the very weights that one with them holds. Uses numpy and torch.
+with the very weights that one with them holds. numpy and torch are imported when one is read.
 """
 
 from __future__ import annotations
@@ -7,13 +7,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
-
 from llmprof.errors import ModelError
-from llmprof.models import gptq
 
 Find = Callable[[str], Any]
 """Name → what is stored under it (a slice, or a torch tensor); ``None`` where nothing is."""
+_BITS = 4
 _FLOATS = ("F16", "BF16", "F32")
 
 
@@ -23,7 +21,7 @@ def is_gptq(document: Mapping[str, Any]) -> bool:
     return (
         isinstance(stated, Mapping)
         and stated.get("quant_method") == "gptq"
-        and stated.get("bits") == gptq.BITS
+        and stated.get("bits") == _BITS
         and not stated.get("desc_act")
         and stated.get("checkpoint_format", "gptq") == "gptq"
     )
@@ -52,6 +50,8 @@ def read_projection(tensor_of: Find, key: str) -> Any:
     """
     import torch
 
+    from llmprof.models import gptq
+
     packed = gptq.Quantised(
         tensor_of(f"{key}.qweight").numpy(),
         tensor_of(f"{key}.qzeros").numpy(),
@@ -79,5 +79,7 @@ def _part(slice_of: Find, name: str, shape: tuple[int | None, int], dtypes: tupl
 
 def _in_order(found: Any, rows: int, groups: int) -> bool:
     """All zero stands for no order at all."""
+    import numpy as np
+
     wanted = np.arange(rows) // (rows // groups)
     return not found.any() or bool(np.array_equal(found, wanted))
