@@ -223,6 +223,12 @@ def test_call_names(name: str, cause: str) -> None:
 def test_stacks_and_whose_frames_they_are() -> None:
     assert kind_of([FRAMES[8], FRAMES[2]]) == "allocator"
     assert kind_of([FRAMES[4]]) == "host"
+    # Native frames between a library and the Python line that called it are never in the way.
+    deep = [HostFrame(n, f"at::native::part{n}", "libtorch_cpu.so", 0, "") for n in range(20)]
+    line = HostFrame(90, "forward", "/site-packages/engine/model.py", 9, "y = F.linear(x, w)")
+    assert kind_of([*deep, line]) == "launch"
+    wait = HostFrame(91, "cudaStreamSynchronize", "libcudart.so.13", 0, "")
+    assert kind_of([*deep, wait, line]) == "sync"
     assert [origin(FRAMES[n]) for n in (1, 2, 7, 8, 9)] == [
         "engine", "library", "llmprof", "native", "python",
     ]  # fmt: skip

@@ -110,6 +110,37 @@ def test_samples_are_on_the_monotonic_clock(tracer: PySpyTracer) -> None:
 
 
 @needs_pyspy
+@pytest.mark.parametrize("native", [False, True])
+def test_samples_that_stop_the_worker_are_dated_too(tmp_path: Path, native: bool) -> None:
+    """They may take many ticks: the worker stands still meanwhile, so its stack is the tick's."""
+    tracer = PySpyTracer(HostPlan(100, native=native, blocking=True), tmp_path)
+    assert tracer.open_board() is None
+    target = Target(tracer, 3.0)
+    try:
+        assert tracer.start(target.process.pid, target.metronome) is None
+        marks = target.marks()
+        found = tracer.stop()
+    finally:
+        target.process.kill()
+        target.process.wait()
+        tracer.close()
+    assert not isinstance(found, Unavailable)
+    assert len(found.samples) > 4 * found.undated
+    times = [t for t, _ in marks]
+    checked = wrong = 0
+    for sample in found.samples:
+        stack = dict(sample.stacks).get(target.process.pid, ())
+        shown = next((f[0] for f in stack if f[0] in ("busy", "idle")), None)
+        at = bisect_right(times, sample.time_ns) - 1
+        if shown is not None and 0 <= at < len(marks) - 1:
+            checked += 1
+            near = min(sample.time_ns - times[at], times[at + 1] - sample.time_ns)
+            wrong += marks[at][1] != shown and near > 2_000_000
+    assert checked > 50
+    assert wrong <= checked * 0.05
+
+
+@needs_pyspy
 def test_a_dying_worker_leaves_its_samples(tracer: PySpyTracer) -> None:
     target = Target(tracer, 60.0)
     assert tracer.start(target.process.pid, target.metronome) is None

@@ -27,7 +27,7 @@ Origin = Literal["engine", "library", "python", "native", "llmprof"]
 ORIGINS: tuple[Origin, ...] = get_args(Origin)
 
 DEPTH = 4
-"""Frames looked at, from the innermost outwards."""
+"""Python frames looked at, from the innermost outwards."""
 _LIBRARIES = re.compile(r"/(?:site|dist)-packages/(?:torch|numpy|triton|nvtx|functorch|tvm)/")
 _STDLIB = re.compile(r"/lib/python3\.\d+/(?!(?:site|dist)-packages/)|^<frozen")
 _NATIVE = re.compile(r"\.so(?:\.|$)|^\[|^$")
@@ -64,12 +64,19 @@ def shipped_rules() -> tuple[Rule, ...]:
 
 
 def kind_of(stack: Sequence[HostFrame], rules: Sequence[Rule] | None = None) -> Kind:
-    """The kind of a stack, innermost frame first; ``host`` where no rule knows better."""
-    python_seen = False
-    for frame in stack[:DEPTH]:
-        is_python = origin(frame) != "native"
-        innermost = is_python and not python_seen
-        python_seen = python_seen or is_python
+    """The kind of a stack, innermost frame first; ``host`` where no rule knows better.
+
+    Native frames do not count for the depth: 10 to 30 of them lie between a library's kernel and
+    the Python line that called it.
+    """
+    python_seen = 0
+    for frame in stack:
+        innermost = False
+        if origin(frame) != "native":
+            python_seen += 1
+            innermost = python_seen == 1
+            if python_seen > DEPTH:
+                break
         for rule in shipped_rules() if rules is None else rules:
             if rule.matches(frame, innermost):
                 return rule.kind

@@ -190,7 +190,7 @@ class PySpyTracer:
         if process.returncode or not self._output.exists():
             return Unavailable(self._death(process.returncode))
         try:
-            found = decode(self._output, *self._pids, board.ticks())
+            found = decode(self._output, *self._pids, board.ticks(), self.plan.blocks)
         except (OSError, ValueError) as why:
             slow = "; the worker stood still for each stack: give a lower --host-rate"
             return Unavailable(one_line(str(why)) + (slow if self.plan.blocks else ""))

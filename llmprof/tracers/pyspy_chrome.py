@@ -27,6 +27,10 @@ from llmprof.worker.metronome import BEATS, FILE_NAME, PREFIX
 
 SAME_SAMPLE_US = 100
 """py-spy writes the threads of one sample one after the other, within this."""
+LONGEST_STOP_US = 50_000
+"""The most that a sample may take where py-spy stops both processes while it reads them, each in
+turn: the worker cannot go on meanwhile, so its stack is still that of the tick. Unwinding torch's
+native frames takes 5–30 ms, those of the metronome a few."""
 LONGEST_TICK = 4
 """A tick this many times the median says too little about when: the metronome had no processor."""
 _THREAD = re.compile(r"^thread \((0x)?([0-9a-fA-F]+)\)(?:: (.*))?$", re.DOTALL)
@@ -64,11 +68,14 @@ class HostSamples:
     thread_names: dict[int, str] = field(default_factory=dict)
 
 
-def decode(path: Path, pid: int, metronome_pid: int, ticks: Sequence[int]) -> HostSamples:
+def decode(
+    path: Path, pid: int, metronome_pid: int, ticks: Sequence[int], stopped: bool = False
+) -> HostSamples:
     """The samples of process ``pid``.
 
     Args:
         ticks: begin of every tick of the metronome, CLOCK_MONOTONIC ns.
+        stopped: py-spy stopped each process while it read it.
 
     Raises:
         ValueError: not such a file, or nothing in it can be dated.
@@ -90,18 +97,25 @@ def decode(path: Path, pid: int, metronome_pid: int, ticks: Sequence[int]) -> Ho
     lengths = [b - a for a, b in pairwise(ticks)]
     found.tick_ns = int(median(lengths))
     replay = _Replay(rows, pid, found.thread_names)
+    longest_ns = LONGEST_STOP_US * 1000 if stopped else LONGEST_TICK * found.tick_ns
+    slack_ns = (LONGEST_STOP_US if stopped else SAME_SAMPLE_US) * 1000
     for (at, ts, _), tick in zip(beats, numbers, strict=True):
         stacks = replay.up_to(at, ts, metronome_pid)
-        if tick is None or tick >= len(lengths) or lengths[tick] > LONGEST_TICK * found.tick_ns:
+        if tick is None or tick >= len(lengths) or lengths[tick] > longest_ns:
             found.undated += 1
             continue
+        begin, end = ticks[tick], ticks[tick + 1]
         written = start_ns + ts * 1000
-        if written > ticks[tick + 1] + SAME_SAMPLE_US * 1000:
+        if written > end + slack_ns:
             # Drawn out: the worker may have been read long after the metronome was.
             found.undated += 1
         elif stacks:
-            found.error_ns = max(found.error_ns, lengths[tick])
-            when = min(max(written, ticks[tick]), ticks[tick + 1])
+            # The metronome was stopped within its nap, whatever the tick took with the stop in it.
+            latest = min(end, begin + found.tick_ns) if stopped else end
+            when = min(max(written, begin), latest)
+            found.error_ns = max(
+                found.error_ns, max(written, end) - begin if stopped else end - begin
+            )
             found.samples.append(HostSample(when, stacks))
     found.samples.sort(key=lambda sample: sample.time_ns)
     found.error_ns += SAME_SAMPLE_US * 1000
