@@ -190,7 +190,7 @@ def _nearest(ticks: Sequence[int], when_ns: int, number: int) -> int | None:
     at = max(0, bisect_right(ticks, when_ns) - 1)
     offset = (number - at + BEATS // 2) % BEATS - BEATS // 2
     tick = at + offset
-    return tick if 0 <= tick < len(ticks) and abs(offset) <= BEATS // 16 else None
+    return tick if 0 <= tick < len(ticks) and abs(offset) <= BEATS // 4 else None
 
 
 class _Replay:
