@@ -291,6 +291,24 @@ def test_every_sample_gets_its_tick(
             assert ticks[tick] <= sample.time_ns <= ticks[tick + 1]
 
 
+def test_a_first_sample_that_took_long_costs_only_itself(tmp_path: Path) -> None:
+    """py-spy reads the libraries of a large process when it first unwinds it: seconds."""
+    ticks = uneven(6 * BEATS)
+    seen = [(100, "a"), *((3 * BEATS + 30 * n, "ba"[n % 2]) for n in range(59))]
+    events = recording(ticks, seen)
+    begun = events[0]["ts"]
+    for e in events:
+        if e["ts"] <= begun + 3:
+            e["ts"] += (ticks[3 * BEATS] - ticks[100]) // 1000 - 10  # written 0.8 s late
+    path = tmp_path / "made.json"
+    path.write_text(json.dumps(events))
+    found = decode(path, WORKER, CLOCK, ticks)
+    assert found.undated <= 1 and len(found.samples) >= 59
+    for sample, (tick, function) in zip(found.samples[-59:], seen[-59:], strict=True):
+        assert ticks[tick] <= sample.time_ns <= ticks[tick + 1]
+        assert sample.stacks[0][1][0][0] == function
+
+
 KEYS = st.sampled_from(["pid", "tid", "ph", "ts", "name", "args", "filename", "line"])
 VALUES = st.recursive(
     st.none() | st.integers() | st.text(), lambda x: st.lists(x) | st.dictionaries(KEYS, x)

@@ -33,6 +33,8 @@ turn: the worker cannot go on meanwhile, so its stack is still that of the tick.
 native frames takes 5–30 ms, those of the metronome a few."""
 LONGEST_TICK = 4
 """A tick this many times the median says too little about when: the metronome had no processor."""
+ANCHORS = 8
+"""Beats tried, at the most, to find out from when py-spy counts."""
 _THREAD = re.compile(r"^thread \((0x)?([0-9a-fA-F]+)\)(?:: (.*))?$", re.DOTALL)
 
 Frame = tuple[str, str, int]
@@ -155,34 +157,44 @@ def _place(
 ) -> tuple[list[int | None], int]:
     """The tick of every beat seen, and the moment from which py-spy counts.
 
-    The first beat may be of any tick with its number. The right one is that with which the stamps
-    lie closest behind the begins of their ticks: ticks are of unequal length, so a whole turn of
-    the functions more or less does not fit. A stamp is written after its sample was taken, and that
-    was after its tick began: so py-spy's zero is not before ``ticks[n] - ts`` for any beat, and the
-    largest of these is next to it.
+    The first beat may be of any tick with its number; where its own sample took too long, as the
+    first one of a large process can, another beat is tried in its place. The right tick is that
+    with which the stamps lie closest behind the begins of their ticks: ticks are of unequal length,
+    so a whole turn of the functions more or less does not fit. A stamp is written after its sample
+    was taken, and that was after its tick began: so py-spy's zero is not before ``ticks[n] - ts``
+    for any beat, and the largest of these is next to it. A twentieth of them is passed over: a beat
+    that was written a turn late looks like one of a later tick. It is left out below.
     """
     some = beats[:: max(1, len(beats) // 200)]
-    first_ts, first = beats[0][1], beats[0][2]
     best: tuple[int, int] | None = None
-    for candidate in range(first, len(ticks), BEATS):
-        rough = ticks[candidate] - first_ts * 1000
-        numbers = [_nearest(ticks, rough + ts * 1000, number) for _, ts, number in some]
-        apart = [
-            rough + ts * 1000 - ticks[n]
-            for (_, ts, _), n in zip(some, numbers, strict=True)
-            if n is not None
-        ]
-        if len(apart) * 2 > len(some):
-            middle = int(median(apart))
-            spread = int(median(abs(x - middle) for x in apart))
-            best = min(best or (spread, rough), (spread, rough))
+    for _, anchor_ts, anchor in beats[:: max(1, len(beats) // ANCHORS)]:
+        for candidate in range(anchor, len(ticks), BEATS):
+            rough = ticks[candidate] - anchor_ts * 1000
+            numbers = [_nearest(ticks, rough + ts * 1000, number) for _, ts, number in some]
+            apart = [
+                rough + ts * 1000 - ticks[n]
+                for (_, ts, _), n in zip(some, numbers, strict=True)
+                if n is not None
+            ]
+            if len(apart) * 2 > len(some):
+                middle = int(median(apart))
+                spread = int(median(abs(x - middle) for x in apart))
+                best = min(best or (spread, rough), (spread, rough))
+        if best is not None:
+            break
     if best is None:
         raise ValueError("the times of py-spy's samples do not fit those of the metronome")
     found = [_nearest(ticks, best[1] + ts * 1000, number) for _, ts, number in beats]
-    start = max(
+    begins = sorted(
         ticks[n] - ts * 1000 for (_, ts, _), n in zip(beats, found, strict=True) if n is not None
     )
-    return found, start
+    start_ns = begins[-1 - len(begins) // 20]
+    latest_ns = [start_ns + (ts + SAME_SAMPLE_US) * 1000 for _, ts, _ in beats]
+    placed = [
+        n if n is not None and ticks[n] <= late else None
+        for n, late in zip(found, latest_ns, strict=True)
+    ]
+    return placed, start_ns
 
 
 def _nearest(ticks: Sequence[int], when_ns: int, number: int) -> int | None:
