@@ -343,7 +343,7 @@ async def test_the_trace_is_read_once_when_a_live_run_ends() -> None:
     reads = []
 
     class Ending(FixedSource):
-        def trace(self):
+        def trace(self, tell):
             reads.append(self.now.state)
             return source().trace()
 
@@ -363,7 +363,7 @@ async def test_the_trace_is_read_once_when_a_live_run_ends() -> None:
 
 async def test_a_mistake_while_reading_does_not_look_like_reading() -> None:
     class Broken(FixedSource):
-        def trace(self):
+        def trace(self, tell):
             raise ValueError("a mistake in the program")
 
     with pytest.raises(WorkerFailed, match="a mistake in the program"):

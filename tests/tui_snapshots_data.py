@@ -245,7 +245,10 @@ class FixedSource:
     def snapshot(self) -> Snapshot:
         return self.now
 
-    def trace(self) -> Unavailable:
+    def outline(self) -> None:
+        return None
+
+    def trace(self, tell: object = None) -> Unavailable:
         return Unavailable("no traced pass")
 
     def stop(self) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from llmprof.analysis.frame import Activity, build_snapshot
 from llmprof.analysis.report import Report, build
 from llmprof.analysis.snapshot import Snapshot
-from llmprof.analysis.traced import RunTrace
+from llmprof.analysis.traced import RunTrace, Tell, quiet
 from llmprof.errors import LlmprofError
 from llmprof.records import (
     EngineRecord,
@@ -184,13 +184,16 @@ class LiveFold:
             data, self._built[1], now_ns, activities, log=log, gpu_unavailable=unavailable
         )
 
-    def trace(self) -> RunTrace | Unavailable:
+    def outline(self) -> RunTrace | None:
+        return None
+
+    def trace(self, tell: Tell = quiet) -> RunTrace | Unavailable:
         with self._lock:
             data, live = self._data, self.live
         if data is None or live:
             return Unavailable("the trace is read when the run is over")
         if self._trace is None:
-            self._trace = _read_trace(data.path)
+            self._trace = _read_trace(data.path, None, tell)
         return self._trace
 
     def stop(self) -> None:
@@ -220,18 +223,22 @@ class RunDataSource:
             self._snapshot = build_snapshot(data, build(data), now_ns, {})
         return self._snapshot
 
-    def trace(self) -> RunTrace | Unavailable:
+    def outline(self) -> RunTrace | None:
+        data = self._data
+        return RunTrace.outline(Path(data.path), data) if data.path else None
+
+    def trace(self, tell: Tell = quiet) -> RunTrace | Unavailable:
         if self._trace is None:
             # Steps of a file that nsys made are those that were chosen when it was read.
             known = self._data if self._data.origin_ns == 0 else None
-            self._trace = _read_trace(self._data.path, known)
+            self._trace = _read_trace(self._data.path, known, tell)
         return self._trace
 
     def stop(self) -> None:
         """Nothing runs."""
 
 
-def _read_trace(path: str, known: RunData | None = None) -> RunTrace | Unavailable:
+def _read_trace(path: str, known: RunData | None, tell: Tell) -> RunTrace | Unavailable:
     """``known``: what was read from the file before."""
     if not path:
         return Unavailable("the run was not saved")
@@ -239,6 +246,6 @@ def _read_trace(path: str, known: RunData | None = None) -> RunTrace | Unavailab
         if known is None:
             with RunFileReader(path) as reader:
                 known = reader.run_data()
-        return RunTrace(Path(path), known)
+        return RunTrace(Path(path), known, tell)
     except LlmprofError as why:
         return Unavailable(str(why))

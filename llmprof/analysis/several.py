@@ -11,7 +11,7 @@ from pathlib import Path
 from llmprof.analysis.compare import compare_runs
 from llmprof.analysis.live import RunDataSource
 from llmprof.analysis.snapshot import EngineView, PairView, Snapshot
-from llmprof.analysis.traced import RunTrace
+from llmprof.analysis.traced import RunTrace, Tell, quiet
 from llmprof.errors import LlmprofError
 from llmprof.plaintext import one_line
 from llmprof.records import RunData, Unavailable
@@ -83,10 +83,14 @@ class SeveralRuns:
             file=", ".join(one_line(data.path) for data in self._runs),
         )
 
-    def trace(self) -> RunTrace | Unavailable:
+    def outline(self) -> RunTrace | None:
+        traces = [RunTrace.outline(Path(data.path), data) for data in self._runs]
+        return RunTrace.joined(traces, self._labels)
+
+    def trace(self, tell: Tell = quiet) -> RunTrace | Unavailable:
         if self._trace is None:
             try:
-                traces = [RunTrace(Path(data.path), data) for data in self._runs]
+                traces = [RunTrace(Path(data.path), data, tell) for data in self._runs]
             except LlmprofError as why:
                 self._trace = Unavailable(str(why))
             else:

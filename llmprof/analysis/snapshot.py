@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 from llmprof.records import EngineState, GpuDevice, GpuSample, Maybe, RunState, Unavailable
 
 if TYPE_CHECKING:
-    from llmprof.analysis.traced import RunTrace
+    from llmprof.analysis.traced import RunTrace, Tell
 
 NOT_YET = Unavailable("not measured yet")
 
@@ -123,7 +123,10 @@ class SnapshotSource(Protocol):
     def snapshot(self) -> Snapshot:
         """The current frame's value; cheap enough for 4 Hz, thread-safe."""
 
-    def trace(self) -> RunTrace | Unavailable:
+    def outline(self) -> RunTrace | None:
+        """What is known of the trace at once: the steps. ``None``: nothing yet."""
+
+    def trace(self, tell: Tell = ...) -> RunTrace | Unavailable:
         """The traced pass of a run that is over; may take a second, from any one thread."""
 
     def stop(self) -> None:

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from llmprof.analysis.timeline_lod import Curve, LaneWork
 from llmprof.records import PassName, RoundRecord, Unavailable
+from llmprof.runfile.overview import Cells
 from llmprof.runfile.trace_rows import ApiRows, Ints
 
 Floats = NDArray[np.float64]
@@ -47,9 +48,10 @@ class Track:
         """Decode steps by latency."""
         return [int(i) + 1 for i in np.argsort(-self.wall_ns[1:], kind="stable")]
 
-    def median_step(self) -> int:
-        """The decode step whose latency is nearest to the median."""
-        return int(np.argmin(np.abs(self.wall_ns[1:] - self.median_ns))) + 1
+    def median_step(self, first: int | None = None) -> int:
+        """The decode step, of the ``first`` ones, whose latency is nearest to the median."""
+        wall = self.wall_ns[1:] if first is None else self.wall_ns[1 : first + 1]
+        return int(np.argmin(np.abs(wall - self.median_ns))) + 1
 
     def step_at(self, time_ns: int) -> int:
         at = int(np.searchsorted(self.bounds_ns, time_ns, "right")) - 1
@@ -125,6 +127,36 @@ class Lane:
     """Known a decode step, from another round: (name, unit, values from step 1, note)."""
     samples: dict[RoundKey, tuple[Series, ...]] = field(default_factory=dict)
     """Finer than a step, of one round."""
+    cells: Cells | None = None
+    """Kernel time behind what ``work`` holds."""
+
+    def analysed_steps(self, track: Track) -> int:
+        """The first so many decode steps have all their kernels in ``work``."""
+        if self.cells is None:
+            return track.steps
+        return int(np.searchsorted(track.bounds_ns, self.cells.start_ns, "right")) - 2
+
+    def spent(self, edges_ns: Ints) -> dict[str, Ints]:
+        """Category → ns of it between neighbouring edges: of single kernels where they are
+        analysed, else of cells."""
+        found: dict[str, Ints] = {}
+        if not isinstance(self.work, Unavailable):
+            found = {name: curve.between(edges_ns) for name, curve in self.work.curves.items()}
+        if self.cells is not None:
+            for name, ns in self.cells.between(edges_ns).items():
+                found[name] = found[name] + ns if name in found else ns
+        return found
+
+    def inside(self, edges_ns: Ints) -> Ints:
+        """ns between neighbouring edges that lie in the traced round, as far as it is known."""
+        track = self.traced
+        if track is None:
+            return np.zeros(len(edges_ns) - 1, np.int64)
+        begin, end = int(track.bounds_ns[0]), int(track.bounds_ns[-1])
+        if self.cells is not None:
+            end = max(begin, min(end, self.cells.known_ns))
+        inside: Ints = np.clip(edges_ns, begin, end)
+        return np.diff(inside)
 
     def track(self, key: RoundKey) -> Track | None:
         return next((t for t in self.tracks if t.key == key), None)

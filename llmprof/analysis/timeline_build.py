@@ -39,6 +39,7 @@ def build_lane(
         series=tuple(_nvml(data, engine)),
         step_series=tuple(_per_step(trace)),
         samples=dict(_samples(data, rounds, reader)),
+        cells=trace.cells,
     )
 
 
@@ -51,7 +52,8 @@ def _work(trace: EngineTrace) -> LaneWork | Unavailable:
             trace.copy_rows.stream[trace.copy_rows.pid == trace.pid],
         ]
     )
-    return LaneWork(trace.round.work, trace.round.categories, streams)
+    complete_ns = None if trace.cells is None else trace.cells.start_ns
+    return LaneWork(trace.round.work, trace.round.categories, streams, complete_ns)
 
 
 def _track(record: RoundRecord, trace: EngineTrace) -> Track | None:
@@ -59,7 +61,10 @@ def _track(record: RoundRecord, trace: EngineTrace) -> Track | None:
     if mine and not isinstance(trace.round, Unavailable):
         timeline = trace.round.timeline
         if not isinstance(timeline, Unavailable):
-            return track_of(record, timeline.bounds_ns)
+            # Of steps that are not analysed the stamps are known.
+            beyond = np.array(record.stamps_ns[len(timeline.bounds_ns) :], np.int64)
+            bounds = np.concatenate([timeline.bounds_ns, beyond])
+            return track_of(record, np.maximum.accumulate(bounds))
     return track_of(record)
 
 

@@ -90,8 +90,15 @@ class Spread:
 class LaneWork:
     """Kernels, copies and sets of one round, ordered by start; an item is an index into them."""
 
-    def __init__(self, work: Work, categories: dict[int, str], streams: Ints) -> None:
-        """``streams``: of every row of ``work``."""
+    def __init__(
+        self,
+        work: Work,
+        categories: dict[int, str],
+        streams: Ints,
+        complete_ns: int | None = None,
+    ) -> None:
+        """``streams``: of every row of ``work``; ``complete_ns``: what runs later is left out."""
+        self.complete_ns = complete_ns
         self.order = np.argsort(work.start_ns, kind="stable")
         """Item → row of ``work``."""
         self.start_ns = work.start_ns[self.order]
@@ -160,7 +167,10 @@ class LaneWork:
         return int(np.searchsorted(self.start_ns, time_ns, "right")) - 1
 
     def gaps(self, step: int, start_ns: int, end_ns: int) -> list[Gap]:
-        """Where the device waits in step ``step`` from ``start_ns`` to ``end_ns``, in order."""
+        """Where the device waits in step ``step`` from ``start_ns`` to ``end_ns``, in order; none
+        where not all of its work is known."""
+        if self.complete_ns is not None and end_ns > self.complete_ns:
+            return []
         first, last = self.within(start_ns, end_ns)
         starts = np.append(self.start_ns[first:last], end_ns)
         before = self.covered_ns[first - 1] if first else start_ns

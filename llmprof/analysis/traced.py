@@ -7,15 +7,16 @@ called ``short_name``.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING
 
 from llmprof.analysis.attribution import attribute
-from llmprof.analysis.categories import Rule, load_rules
+from llmprof.analysis.categories import OTHER, Rule, categorise, load_rules
 from llmprof.analysis.gap_causes import GapCauses, gap_causes
 from llmprof.analysis.gaps import GapReport, idle_gaps
 from llmprof.analysis.host import open_host
@@ -30,8 +31,10 @@ from llmprof.analysis.waterfall import (
     timing_waterfall,
     waterfall,
 )
-from llmprof.records import Maybe, RoundRecord, RunData, Unavailable
+from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable, Warned
+from llmprof.runfile.chunks import Advance, silent
 from llmprof.runfile.nvtx import OpTotal
+from llmprof.runfile.overview import Cells, walk
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace_rows import ApiRows
 
@@ -39,24 +42,51 @@ if TYPE_CHECKING:
     from llmprof.analysis.timeline_axis import RunLanes
 
 
+MAX_KERNELS = 1_000_000
+"""Of one run file that are analysed one by one; a longer trace is cut at a step."""
+LEAST_KERNELS = 100_000
+"""Of one engine, however many there are."""
+PENDING = Unavailable("the kernels are being read")
+
+Tell = Callable[[str, float | None], None]
+"""Told what is being read and the share of it that is done, ``None``: unknown; may raise to stop."""
+
+
+def quiet(_what: str, _share: float | None) -> None:
+    """Nobody looks on."""
+
+
 class EngineTrace:
-    """The traced round of one engine; everything is computed once, when first asked for."""
+    """The traced round of one engine; everything is computed once, when first asked for.
+
+    Args:
+        reader: ``None``: nothing is read, the steps alone are known.
+        limit: kernels that are analysed at most, from the round's first on.
+    """
 
     def __init__(
         self,
         label: str,
         engine: str,
         record: RoundRecord | None,
-        reader: RunFileReader,
+        reader: RunFileReader | None,
         clock_error_ns: int,
         rules: Sequence[Rule],
         operators: tuple[OpTotal, ...],
         no_kernels: str,
         sampled: SampledSteps | Unavailable,
         no_host: str = "host stacks were not sampled",
+        limit: int = MAX_KERNELS,
+        advance: Advance = silent,
     ) -> None:
         self.label = label
-        self.host = open_host(reader.host_rows(record) if record else None, record, no_host)
+        self.cut = ""
+        """What of the round is analysed, where that is not all."""
+        self.cells: Cells | None = None
+        """Kernel time of what is not analysed."""
+        self.host = open_host(
+            reader.host_rows(record) if record and reader else None, record, no_host
+        )
         """Sampled host stacks of the decode steps."""
         self.sampled = sampled
         """Measured bandwidth of single steps."""
@@ -69,10 +99,27 @@ class EngineTrace:
         if record is None:
             self.round = Unavailable("no traced pass")
             return
-        rows = reader.trace_rows(record)
+        if reader is None:
+            self.round = PENDING
+            return
+        rows = reader.trace_rows(record, limit, advance)
         if not len(rows.kernels):
             self.round = Unavailable(no_kernels)
             return
+        if rows.complete_ns is not None:
+            whole, record = record, _shortened(record, rows.complete_ns)
+            self.record = record
+            rows = rows.until(record.end_ns)
+            self.cut = _cut(whole, record, limit)
+            self.cells = Cells(
+                record.pid,
+                record.end_ns,
+                whole.end_ns,
+                lambda name: categorise({0: name}, engine, rules).get(0, OTHER),
+            )
+            if whole.steps and not record.steps:
+                self.round = Unavailable(self.cut)
+                return
         self.kernel_rows = rows.kernels
         self.copy_rows = rows.copies
         self.api_rows = rows.api
@@ -123,18 +170,23 @@ class RunTrace:
         RunFileError: the file is damaged.
     """
 
-    def __init__(self, path: Path, data: RunData) -> None:
+    def __init__(self, path: Path, data: RunData, tell: Tell = quiet) -> None:
         rules = load_rules()
+        traced = {r.engine_id for r in data.rounds if r.pass_name == "traced"}
+        limit = max(LEAST_KERNELS, MAX_KERNELS // max(1, len(traced)))
         with RunFileReader(path) as reader:
+            total, done = max(1, reader.trace_size() * len(traced)), 0
+
+            def advance(rows: int) -> None:
+                nonlocal done
+                done += rows
+                tell("reading kernels", min(1.0, done / total))
+
             self.engines = tuple(
                 EngineTrace(
                     label=engine.label,
                     engine=engine.name,
-                    record=max(
-                        data.rounds_of(engine.engine_id, "traced"),
-                        key=lambda record: record.steps,
-                        default=None,
-                    ),
+                    record=_longest(data, engine),
                     reader=reader,
                     clock_error_ns=max(
                         (c.error_ns for c in data.clocks if c.engine_id == engine.engine_id),
@@ -145,11 +197,52 @@ class RunTrace:
                     no_kernels=_why_no_kernels(data, engine.label),
                     no_host=_why_no_host(data, engine.label),
                     sampled=sampled_steps(reader, data, engine),
+                    limit=limit,
+                    advance=advance,
                 )
                 for engine in data.engines
             )
         self._parts: tuple[tuple[Path, RunData, tuple[EngineTrace, ...]], ...]
         self._parts = ((path, data, self.engines),)
+
+    @classmethod
+    def outline(cls, path: Path, data: RunData) -> RunTrace:
+        """The steps alone: nothing is read for it."""
+        made = cls.__new__(cls)
+        made.engines = tuple(
+            EngineTrace(
+                label=engine.label,
+                engine=engine.name,
+                record=_longest(data, engine),
+                reader=None,
+                clock_error_ns=0,
+                rules=(),
+                operators=(),
+                no_kernels="",
+                sampled=PENDING,
+                no_host=PENDING.reason,
+            )
+            for engine in data.engines
+        )
+        made._parts = ((path, data, made.engines),)
+        return made
+
+    @property
+    def cuts(self) -> tuple[Warned, ...]:
+        """What was not analysed, by engine."""
+        return tuple(Warned(engine.label, engine.cut) for engine in self.engines if engine.cut)
+
+    def refine(self, tell: Tell = quiet) -> Iterator[None]:
+        """Add up the kernels that are not analysed one by one, for the timeline; yields whenever
+        there is more to be seen.
+
+        Raises:
+            RunFileError: the file is damaged.
+        """
+        for path, _, traces in self._parts:
+            wanted = [trace.cells for trace in traces if trace.cells is not None]
+            if wanted:
+                yield from walk(path, wanted, lambda share: tell("adding up kernels", share))
 
     @classmethod
     def joined(cls, traces: Sequence[RunTrace], labels: Sequence[Sequence[str]]) -> RunTrace:
@@ -206,6 +299,29 @@ class RunTrace:
                 if trace is wanted:
                     return timing_step_ns(data, engine.label, trace)
         return Unavailable(f"no traced steps of {wanted.label}")
+
+
+def _longest(data: RunData, engine: EngineRecord) -> RoundRecord | None:
+    """The traced round with the most steps."""
+    rounds = data.rounds_of(engine.engine_id, "traced")
+    return max(rounds, key=lambda record: record.steps, default=None)
+
+
+def _shortened(record: RoundRecord, end_ns: int) -> RoundRecord:
+    """Only the steps that ended by ``end_ns``; a round without steps ends there."""
+    kept = array("q", (stamp for stamp in record.stamps_ns if stamp <= end_ns))
+    return replace(record, stamps_ns=kept, end_ns=kept[-1] if kept else end_ns)
+
+
+def _cut(whole: RoundRecord, kept: RoundRecord, limit: int) -> str:
+    if not whole.steps:
+        return f"the first {limit:,} kernels are analysed, there are more"
+    if not kept.steps:
+        return f"its first step has more than {limit:,} kernels: too many to analyse"
+    return (
+        f"kernels are analysed for the first {kept.steps:,} of {whole.steps:,} steps:"
+        f" there are more than {limit:,}"
+    )
 
 
 def timing_step_ns(data: RunData, label: str, trace: EngineTrace) -> Maybe:

@@ -39,8 +39,6 @@ KERNELS, CALLS, RANGES = (
 )
 MAX_RANGES = 1_000_000
 """NVTX ranges looked at; more than that are operators, not steps."""
-MAX_KERNELS = 1_000_000
-"""Kernels of the stretch that is analysed in full; the rest of a longer file is left out."""
 PAUSE = 10
 """A pause between two ranges of so many median steps ends a round."""
 _RANGE_TYPES = (59, 60, 70, 71)
@@ -186,19 +184,8 @@ def _add_rounds(
         if span is not None:
             data.rounds.append(_round(len(data.rounds) + 1, engine, process, 0, [], span))
         return
-    cut = _time_of_row(sql, tables, MAX_KERNELS)
     for index, part in enumerate(parts):
-        kept = part if cut is None else [r for r in part if r.end <= part[0].start + cut]
-        if len(kept) < len(part):
-            kept = kept or part[:1]
-            data.warnings.append(
-                Warned(
-                    engine.label,
-                    f"{len(kept)} of {len(part)} steps are analysed: the file holds more than"
-                    f" {MAX_KERNELS:,} kernels",
-                )
-            )
-        data.rounds.append(_round(len(data.rounds) + 1, engine, process, index, kept, None))
+        data.rounds.append(_round(len(data.rounds) + 1, engine, process, index, part, None))
     if len(parts) > 1:
         longest = max(len(part) for part in parts)
         data.warnings.append(
@@ -397,15 +384,6 @@ def _kernel_span(sql: sqlite3.Connection, tables: set[str]) -> tuple[int, int] |
         (edge, total - edge),
     ).fetchone()
     return (_int(rows[0]), _int(rows[1])) if rows[1] is not None else None
-
-
-def _time_of_row(sql: sqlite3.Connection, tables: set[str], row: int) -> int | None:
-    """Time from the first kernel to kernel ``row``; ``None`` where there are not so many."""
-    if last_row(sql, tables, KERNELS) <= row:
-        return None
-    query = f"SELECT start FROM {KERNELS} WHERE rowid >= ? LIMIT 1"
-    first, then = (sql.execute(query, (at,)).fetchone()[0] for at in (1, row))
-    return max(1, _int(then) - _int(first))
 
 
 def _facts(sql: sqlite3.Connection, tables: set[str]) -> dict[str, str]:

@@ -1,226 +1,185 @@
 """Kernels of a file too large to hold: added up in cells of time, by one walk over the table.
 
-No index is needed and the file is never written to. Rows come about in order of time, so a block of
-rows covers a short stretch; a view of little time reads the few blocks that touch it.
+No index is needed and the file is never written to. SQLite adds up a stretch of rows by itself, so
+that Python holds neither its rows nor its own lock for long.
 """
 
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import TracebackType
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.runfile.foreign import KERNELS, columns_of, last_row
+from llmprof.runfile import schema
+from llmprof.runfile.chunks import size, stretches
+from llmprof.runfile.foreign import KERNELS, columns_of
 from llmprof.runfile.opening import OpenFile, damaged
 from llmprof.runfile.trace_rows import Ints
 
-BLOCK = 8192
-"""Rows whose first start and last end are kept together."""
+Floats = NDArray[np.float64]
+Share = Callable[[float], None]
 CELLS = 1 << 16
-"""Cells of the whole file."""
-EXACT = 60_000
-"""Rows that a view reads one by one at most; a larger view is shown by its cells."""
+"""Of one stretch of time."""
 
 
-@dataclass(frozen=True, eq=False)
-class Window:
-    """What one frame shows: busy share of each column, and the kernel with the most time in it."""
+class Cells:
+    """Kernel time of one process in equal cells of a stretch of time, by kind of kernel.
 
-    edges_ns: Ints
-    """columns + 1 values."""
-    busy: NDArray[np.float64]
-    """Share of the column, 0–1 (sum over streams, at most 1)."""
-    name_id: Ints
-    """StringIds id of the name with the most time; -1 where nothing ran."""
-    exact: bool
-    """From single kernels, not from cells."""
+    A kernel shorter than a cell counts in the cell of its middle. Kernels that ran at the same time
+    both count, but no cell is more than full. One thread writes, any number read.
 
-
-@dataclass(frozen=True, eq=False)
-class _Block:
-    first_row: int
-    last_row: int
-    start_ns: int
-    end_ns: int
-
-
-class KernelOverview:
-    """Opens at once; ``refine`` walks over the kernels and may be called from another thread.
-
-    Until then ``window`` shows what was walked over so far. One writer, any number of readers.
-
-    Raises:
-        RunFileError: damaged, or no kernels with ``start`` and ``end``.
+    Args:
+        pid: as ``RoundRecord.pid``.
+        kind_of: name of a kernel → kind.
     """
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._file = OpenFile(path)
-        try:
-            tables = {
-                str(n) for (n,) in self._file.sql.execute(
-                    "SELECT name FROM sqlite_master WHERE type = 'table'")
-            }  # fmt: skip
-            self.rows = last_row(self._file.sql, tables, KERNELS)
-            """About how many kernels there are."""
-            self._named = bool(tables & {KERNELS}) and "demangledName" in columns_of(
-                self._file.sql, KERNELS
-            )
-            self.start_ns, self.end_ns = self._span() if self.rows else (0, 1)
-        except sqlite3.Error as why:
-            self._file.close()
-            raise damaged(path, why) from why
-        self.done_rows = 0
-        """Rows walked over: the progress of ``refine``."""
-        self._cell_ns = max(1, -(-(self.end_ns - self.start_ns) // CELLS))
-        self._busy = np.zeros(CELLS, np.float64)
-        self._top_ns = np.zeros(CELLS, np.float64)
-        self._top = np.full(CELLS, -1, np.int64)
-        self._blocks: list[_Block] = []
-        self.totals: dict[int, tuple[int, int]] = {}
-        """Name id → (kernels, total ns) so far."""
+    def __init__(self, pid: int, start_ns: int, end_ns: int, kind_of: Callable[[str], str]) -> None:
+        self.pid = pid
+        self.start_ns = start_ns
+        self.end_ns = max(end_ns, start_ns + 1)
+        self.width_ns = max(1, -(-(self.end_ns - start_ns) // CELLS))
+        self.kind_of = kind_of
+        self.known_ns = start_ns
+        """Up to here the walk has come; what lies behind is not known yet."""
+        self._sums: dict[str, Floats] = {}
+        self._before: dict[str, Floats] = {}
 
-    def __enter__(self) -> KernelOverview:
-        return self
+    def add(self, kind: str, cell: Ints, ns: Floats) -> None:
+        sums = self._sums.get(kind)
+        if sums is None:
+            sums = self._sums[kind] = np.zeros(CELLS)
+        inside = (cell >= 0) & (cell < CELLS)
+        np.add.at(sums, cell[inside], ns[inside])
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        why: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._file.close()
+    def add_long(self, kind: str, spans: Ints) -> None:
+        """Kernels as rows (start, end), cut at the borders of the cells."""
+        ends = np.clip(spans, self.start_ns, self.end_ns) - self.start_ns
+        cell = np.minimum(ends // self.width_ns, CELLS - 1)
+        inside = (ends - cell * self.width_ns).astype(np.float64)
+        # A kernel covers what lies before its end less what lies before its start.
+        whole = np.zeros(CELLS + 1)
+        np.add.at(whole, cell[:, 0], self.width_ns)
+        np.add.at(whole, cell[:, 1], -self.width_ns)
+        self.add(kind, np.arange(CELLS), np.cumsum(whole)[:CELLS])
+        self.add(kind, cell[:, 0], -inside[:, 0])
+        self.add(kind, cell[:, 1], inside[:, 1])
 
-    def _span(self) -> tuple[int, int]:
-        """By the rows at both ends of the table: times beyond it count in the outer cells."""
-        edge = 2000
-        low, high = self._file.sql.execute(
-            f'SELECT min(start), max("end") FROM {KERNELS} WHERE rowid <= ? OR rowid > ?',
-            (edge, self.rows - edge),
-        ).fetchone()
-        if type(low) is not int or type(high) is not int:
-            return 0, 1
-        return low, max(high, low + 1)
+    def publish(self, known_ns: int) -> None:
+        """Let readers see what was added."""
+        total = np.sum(list(self._sums.values()), axis=0) if self._sums else np.zeros(CELLS)
+        full = np.maximum(1.0, total / self.width_ns)
+        self._before = {
+            kind: np.concatenate([[0.0], np.cumsum(sums / full)])
+            for kind, sums in self._sums.items()
+        }
+        self.known_ns = max(self.known_ns, known_ns)
 
-    def refine(
-        self,
-        progress: Callable[[float], None] = lambda _: None,
-        cancelled: Callable[[], bool] = lambda: False,
-    ) -> None:
-        """Walk over all kernels once.
+    def between(self, edges_ns: Ints) -> dict[str, Ints]:
+        """Kind → ns of it between neighbouring edges."""
+        at = (np.clip(edges_ns, self.start_ns, self.end_ns) - self.start_ns) / self.width_ns
+        border = np.arange(CELLS + 1)
+        return {
+            kind: np.diff(np.interp(at, border, before)).astype(np.int64)
+            for kind, before in self._before.items()
+        }
 
-        Raises:
-            RunFileError: the file is damaged.
-        """
-        # A connection of its own: SQLite's belong to the thread that made them.
-        file = OpenFile(self._path)
-        name = "coalesce(demangledName, -1)" if self._named else "-1"
-        try:
-            at = self.done_rows
-            while at < self.rows and not cancelled():
-                rows = file.sql.execute(
-                    f'SELECT start, "end", {name} FROM {KERNELS} WHERE rowid > ? AND rowid <= ?',
-                    (at, at + BLOCK),
-                ).fetchall()
-                good = [r for r in rows if type(r[0]) is int and type(r[1]) is int]
-                if good:
-                    self._add(np.array(good, np.int64), at)
-                at += BLOCK
-                self.done_rows = min(at, self.rows)
-                progress(self.done_rows / self.rows)
-        except (sqlite3.Error, OverflowError) as why:
-            error = why if isinstance(why, sqlite3.Error) else sqlite3.DataError(str(why))
-            raise damaged(self._path, error) from why
-        finally:
-            file.close()
-
-    def _add(self, rows: Ints, first_row: int) -> None:
-        start, end, name = rows[:, 0], np.maximum(rows[:, 0], rows[:, 1]), rows[:, 2]
-        self._blocks.append(_Block(first_row, first_row + BLOCK, int(start.min()), int(end.max())))
-        ids, inverse, counts = np.unique(name, return_inverse=True, return_counts=True)
-        lengths = np.bincount(inverse, weights=end - start)
-        for number, count, ns in zip(ids.tolist(), counts.tolist(), lengths.tolist(), strict=True):
-            before = self.totals.get(number, (0, 0))
-            self.totals[number] = (before[0] + count, before[1] + int(ns))
-        cell, part, owner = _cut(start, end, self.start_ns, self._cell_ns, CELLS)
-        np.add.at(self._busy, cell, part)
-        _keep_top(cell, part, name[owner], self._top_ns, self._top)
-
-    def window(self, start_ns: int, end_ns: int, columns: int) -> Window:
-        """``columns`` equal columns of a stretch of time.
-
-        Raises:
-            RunFileError: the file is damaged.
-        """
-        edges = np.linspace(start_ns, max(end_ns, start_ns + columns), columns + 1).astype(np.int64)
-        touching = [b for b in self._blocks if b.end_ns >= start_ns and b.start_ns <= end_ns]
-        if len(touching) * BLOCK <= EXACT and self.done_rows >= self.rows:
-            return self._exact(edges, touching)
-        first = np.clip((edges[:-1] - self.start_ns) // self._cell_ns, 0, CELLS - 1)
-        last = np.maximum(first + 1, -(-(edges[1:] - self.start_ns) // self._cell_ns))
-        last = np.clip(last, 1, CELLS)
-        sums = np.concatenate([[0.0], np.cumsum(self._busy)])
-        busy = (sums[last] - sums[first]) / ((last - first) * self._cell_ns)
-        names = np.full(columns, -1, np.int64)
-        for i, (a, b) in enumerate(zip(first.tolist(), last.tolist(), strict=True)):
-            names[i] = self._top[a + int(np.argmax(self._top_ns[a:b]))]
-        return Window(edges, np.minimum(busy, 1.0), names, False)
-
-    def _exact(self, edges: Ints, blocks: list[_Block]) -> Window:
-        name = "coalesce(demangledName, -1)" if self._named else "-1"
-        found = []
-        try:
-            for block in blocks:
-                found += self._file.sql.execute(
-                    f'SELECT start, "end", {name} FROM {KERNELS}'
-                    ' WHERE rowid > ? AND rowid <= ? AND "end" >= ? AND start <= ?',
-                    (block.first_row, block.last_row, int(edges[0]), int(edges[-1])),
-                ).fetchall()
-        except sqlite3.Error as why:
-            raise damaged(self._path, why) from why
-        columns = len(edges) - 1
-        rows = np.array(found, np.int64).reshape(-1, 3)
-        width = max(1, int(edges[-1] - edges[0]) // columns)
-        start = np.clip(rows[:, 0], edges[0], edges[-1])
-        end = np.clip(rows[:, 1], start, edges[-1])
-        cell, part, owner = _cut(start, end, int(edges[0]), width, columns)
-        busy, top_ns = np.zeros(columns), np.zeros(columns)
-        top = np.full(columns, -1, np.int64)
-        np.add.at(busy, cell, part)
-        _keep_top(cell, part, rows[:, 2][owner], top_ns, top)
-        return Window(edges, np.minimum(busy / width, 1.0), top, True)
+    def known(self, edges_ns: Ints) -> Ints:
+        """ns between neighbouring edges that the walk has come over."""
+        known: Ints = np.clip(edges_ns, self.start_ns, min(self.known_ns, self.end_ns))
+        return np.diff(known)
 
 
-def _cut(
-    start: Ints, end: Ints, origin: int, width: int, cells: int
-) -> tuple[Ints, NDArray[np.float64], Ints]:
-    """Intervals cut at the borders of cells: (cell, ns in it, index of the interval)."""
-    first = np.clip((start - origin) // width, 0, cells - 1)
-    last = np.clip((end - origin) // width, first, cells - 1)
-    parts = last - first + 1
-    owner = np.repeat(np.arange(len(start)), parts)
-    cell = first[owner] + np.arange(len(owner)) - np.repeat(np.cumsum(parts) - parts, parts)
-    low, high = origin + cell * width, origin + (cell + 1) * width
-    inside = np.minimum(end[owner], high) - np.maximum(start[owner], low)
-    return cell, np.maximum(inside, 0).astype(np.float64), owner
+def walk(path: Path, wanted: Sequence[Cells], tell: Share = lambda _: None) -> Iterator[None]:
+    """Fill the cells by one walk over all kernels of a file; yields after each stretch.
+
+    Rows come about in order of time, so what lies before the newest row counts as known while the
+    walk goes on; when it is over, everything is.
+
+    Args:
+        tell: told the share of the kernels that was looked at; may raise to stop.
+
+    Raises:
+        RunFileError: the file is damaged.
+    """
+    # A connection of its own: SQLite's belong to the thread that made them.
+    file = OpenFile(path)
+    try:
+        yield from _walk(file.sql, wanted, tell)
+    except (sqlite3.Error, OverflowError) as why:
+        error = why if isinstance(why, sqlite3.Error) else sqlite3.DataError(str(why))
+        raise damaged(path, error) from why
+    finally:
+        file.close()
 
 
-def _keep_top(
-    cell: Ints, part: NDArray[np.float64], name: Ints, top_ns: NDArray[np.float64], top: Ints
-) -> None:
-    """Let each cell keep the name with the most time of one block (names of a cell that two blocks
-    share compete by the time they had in one of them)."""
-    if not len(cell):
-        return
-    ids, number = np.unique(name, return_inverse=True)
-    keys, at = np.unique(cell * len(ids) + number, return_inverse=True)
-    times = np.bincount(at, weights=part)
-    for order in np.argsort(times, kind="stable"):
-        where = int(keys[order] // len(ids))
-        if times[order] > top_ns[where]:
-            top_ns[where], top[where] = times[order], ids[keys[order] % len(ids)]
+_WHOLE = """ FROM CUPTI_ACTIVITY_KIND_KERNEL WHERE rowid >= ? AND rowid <= ? AND {process} = ?
+ AND start > ? AND start <= ? AND typeof(start) = 'integer' AND typeof("end") = 'integer'"""
+
+
+def _walk(sql: sqlite3.Connection, wanted: Sequence[Cells], tell: Share) -> Iterator[None]:
+    there = columns_of(sql, KERNELS)
+    if not {"start", "end"} <= there:
+        raise sqlite3.DataError(f"{KERNELS}: no column start or end")
+    tables = {str(n) for (n,) in sql.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
+    process = "coalesce(globalPid, 0) >> 24" if "globalPid" in there else "0"
+    name = "coalesce(demangledName, -1)" if "demangledName" in there else "-1"
+    rows = _WHOLE.format(process=process)
+    names = _Names(sql, "StringIds" in tables)
+    total, done = max(1, size(sql, KERNELS)), 0
+    for first, last, count in stretches(sql, KERNELS):
+        for cells in wanted:
+            owner = cells.pid
+            if "LLMPROF_RUN" in tables:
+                owner = schema.global_pid(cells.pid) >> 24
+            where = (first, last, owner, cells.start_ns, cells.end_ns)
+            width = cells.width_ns
+            found = sql.execute(
+                f'SELECT {name}, (start - {cells.start_ns} + ("end" - start) / 2) / {width},'
+                f' sum("end" - start), max(start) {rows}'
+                f' AND "end" - start BETWEEN 0 AND {width} GROUP BY 1, 2',
+                where,
+            ).fetchall()
+            by_kind: dict[str, list[tuple[int, int]]] = {}
+            known = cells.known_ns
+            for key, cell, ns, start in found:
+                by_kind.setdefault(cells.kind_of(names[key]), []).append((cell, ns))
+                known = max(known, start)
+            for kind, pairs in by_kind.items():
+                both = np.array(pairs, np.int64)
+                cells.add(kind, both[:, 0], both[:, 1].astype(np.float64))
+            longer = sql.execute(
+                f'SELECT {name}, start, "end" {rows} AND "end" - start > {width}', where
+            ).fetchall()
+            spans: dict[str, list[tuple[int, int]]] = {}
+            for key, start, end in longer:
+                spans.setdefault(cells.kind_of(names[key]), []).append((start, end))
+                known = max(known, start)
+            for kind, pairs in spans.items():
+                cells.add_long(kind, np.array(pairs, np.int64))
+            if found or longer:
+                cells.publish(known)
+        done += count
+        tell(min(1.0, done / total))
+        yield
+    for cells in wanted:
+        cells.publish(cells.end_ns)
+    yield
+
+
+class _Names(dict[int, str]):
+    """Texts of StringIds, looked up when they are first asked for."""
+
+    def __init__(self, sql: sqlite3.Connection, there: bool) -> None:
+        super().__init__()
+        self._sql = sql
+        self._there = there
+
+    def __missing__(self, key: int) -> str:
+        row = None
+        if self._there:
+            row = self._sql.execute("SELECT value FROM StringIds WHERE id = ?", (key,)).fetchone()
+        self[key] = str(row[0]) if row else f"name {key}"
+        return self[key]

@@ -29,6 +29,7 @@ from llmprof.records import (
     Warned,
 )
 from llmprof.runfile import schema
+from llmprof.runfile.chunks import Advance, silent
 from llmprof.runfile.codec import RowError, from_column, from_row
 from llmprof.runfile.foreign import KERNELS, RANGES, StepPattern, read_foreign, step_patterns
 from llmprof.runfile.host_rows import HostRows, read_samples
@@ -169,16 +170,29 @@ class RunFileReader:
             totals = self_times(_typed(tuple(row)) for row in rows)
         return totals[:limit]
 
-    def trace_rows(self, record: RoundRecord) -> TraceRows:
+    def trace_size(self) -> int:
+        """About how many rows ``trace_rows`` looks at: no scan."""
+        from llmprof.runfile.trace_reader import trace_size
+
+        with self._reading():
+            return trace_size(self._sql, self._tables())
+
+    def trace_rows(
+        self, record: RoundRecord, limit: int | None = None, advance: Advance = silent
+    ) -> TraceRows:
         """Kernels, copies and API calls of a round's process from its start to its end, in ns
-        since the start of the run; empty columns where nothing was traced."""
+        since the start of the run; empty columns where nothing was traced.
+
+        Args:
+            limit: see ``read_trace``.
+            advance: told of rows looked at, ``trace_size`` in all; may raise to stop.
+        """
         from llmprof.runfile.trace_reader import read_trace  # numpy only where it is wanted
 
         with self._reading():
             try:
-                return read_trace(
-                    self._sql, self._tables(), record.pid, record.start_ns, record.end_ns
-                )
+                window = record.start_ns, record.end_ns
+                return read_trace(self._sql, self._tables(), record.pid, window, limit, advance)
             except (TypeError, ValueError, OverflowError) as why:
                 raise RowError(f"a trace table holds something else than integers: {why}") from None
 

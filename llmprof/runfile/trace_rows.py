@@ -5,7 +5,8 @@ All columns of one table have equal length. Times are int64 ns since the start o
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -95,6 +96,24 @@ class TraceRows:
     kernels: KernelRows = field(default_factory=KernelRows)
     copies: CopyRows = field(default_factory=CopyRows)
     api: ApiRows = field(default_factory=ApiRows)
+    complete_ns: int | None = None
+    """Where there were more rows than were asked for: what begins up to then is all here."""
+
+    def until(self, end_ns: int) -> TraceRows:
+        """Only what begins by ``end_ns``, which becomes ``complete_ns``."""
+        return TraceRows(
+            _until(self.kernels, end_ns), _until(self.copies, end_ns), _until(self.api, end_ns),
+            end_ns,
+        )  # fmt: skip
+
+
+Rows = TypeVar("Rows", KernelRows, CopyRows, ApiRows)
+
+
+def _until(rows: Rows, end_ns: int) -> Rows:
+    count = int(np.searchsorted(rows.start_ns, end_ns, "right"))
+    cut = {f.name: getattr(rows, f.name)[:count] for f in fields(rows) if f.name != "names"}
+    return replace(rows, **cut)
 
 
 @dataclass

@@ -83,6 +83,8 @@ def step_parts(lane: TimeLane, step: int) -> StepParts | Unavailable:
         return work
     if track is None or step > track.steps:
         return Unavailable(f"{lane.label} has no traced step {step}")
+    if step > lane.analysed_steps(track):
+        return Unavailable(f"kernels of {lane.label}'s step {step} are not analysed: too many")
     bounds = track.bounds_ns[step : step + 2]
     parts = {name: int(curve.between(bounds)[0]) for name, curve in work.curves.items()}
     wall = int(bounds[1] - bounds[0])

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from typing import Final
 
 from llmprof.analysis.snapshot import Snapshot
 from llmprof.tui import busy, cards, compare_page, gpu, host_page, latency, pages, timeline_page
 from llmprof.tui.cells import Row, Span, clean, fit, row, rule, spread
+from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.numbers import elapsed
+from llmprof.tui.opening import Reading
+from llmprof.tui.phase import progress_bar
 from llmprof.tui.view import PAGES, View
 
 _STATE_ROLE: Final = {
@@ -19,6 +23,8 @@ _STATE_ROLE: Final = {
 _LOG_FROM: Final = 32
 """Body rows from which the log has a place of its own; below, it gets what is left over."""
 _LOG_ROWS: Final = 5
+_BAR: Final = 12
+"""Width of the bar that shows how far the reading of a file is."""
 _TABS_FROM: Final = 100
 """Width from which all pages stand in the header by name."""
 
@@ -33,6 +39,8 @@ def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
         "failed": glyphs.failed,
     }[snapshot.state]
     right: list[Span] = []
+    if view.reading is not None:
+        right += _reading(view.reading, view.glyphs)
     if snapshot.warnings:
         count = len(snapshot.warnings)
         noun = "warning" if count == 1 else "warnings"
@@ -55,6 +63,14 @@ def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
         spread(left, (Span("  "), *right), width),
         spread(row(Span(clean(snapshot.workload), "dim")), (Span("  "), *tabs), width),
     ]
+
+
+def _reading(reading: Reading, glyphs: Glyphs) -> list[Span]:
+    """``reading kernels ━━━━──── 43 %``: the share is of rows, so that it is true."""
+    share = reading.share
+    percent = "" if share is None else f"{math.floor(100 * share):3d} %"
+    bar = progress_bar(share, _BAR, glyphs, "accent0")
+    return [Span(f"{clean(reading.what)} ", "dim"), *bar, Span(f"{percent:>6}   ", "dim")]
 
 
 def body(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:

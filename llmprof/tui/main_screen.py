@@ -9,32 +9,25 @@ from typing import TYPE_CHECKING, ClassVar, cast
 from textual import work
 from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
-from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer
+from textual.worker import get_current_worker
 
 from llmprof.analysis.snapshot import Snapshot
 from llmprof.analysis.traced import RunTrace
-from llmprof.records import Unavailable
+from llmprof.plaintext import one_line
 from llmprof.tui import timeline_nav as nav
 from llmprof.tui.canvas import Canvas
 from llmprof.tui.compositor import make_compositor
 from llmprof.tui.dialogs import Ask, HelpScreen
 from llmprof.tui.frame import body, header
 from llmprof.tui.glyphs import Glyphs
+from llmprof.tui.opening import TraceRead, read
 from llmprof.tui.timeline_page import layout
 from llmprof.tui.view import BASES, HOST_RANGES, PAGES, SCALES, SORTS, TimelineView, View
 
 if TYPE_CHECKING:
     from llmprof.tui.app import LlmprofApp
-
-
-class TraceRead(Message):
-    """The traced pass of the run has been read, or why it could not be."""
-
-    def __init__(self, trace: RunTrace | Unavailable) -> None:
-        super().__init__()
-        self.trace = trace
 
 
 class MainScreen(Screen[None], inherit_bindings=False):
@@ -184,19 +177,21 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     @work(thread=True, exclusive=True, group="trace")
     def _load_trace(self) -> None:
-        """Reading a long trace takes a second: not on the UI's thread."""
-        trace = cast("LlmprofApp", self.app).source.trace()
-        if isinstance(trace, RunTrace):
-            for engine in trace.engines:
-                _ = engine.kernels  # kept by the engine, so that the first frame only draws
-                _ = engine.causes
-            trace.lanes.axis("step")
-            _ = trace.falls
-        # A message, not a call: the app may be gone by now, and nobody must wait for it.
-        self.post_message(TraceRead(trace))
+        """Reading a long trace takes its time: not on the UI's thread."""
+        # Messages, not calls: the app may be gone by now, and nobody must wait for it.
+        read(
+            cast("LlmprofApp", self.app).source,
+            self.post_message,
+            lambda: get_current_worker().is_cancelled,
+        )
 
     def on_trace_read(self, message: TraceRead) -> None:
-        self.set_view(replace(self.view, trace=message.trace))
+        trace = self.view.trace if message.trace is None else message.trace
+        self.set_view(replace(self.view, trace=trace, reading=message.reading))
+        if message.reading is None and isinstance(trace, RunTrace) and trace.cuts:
+            cuts = tuple(one_line(f"{w.scope}: {w.text}") for w in trace.cuts)
+            missing = tuple(text for text in cuts if text not in self.snapshot.warnings)
+            self.show(replace(self.snapshot, warnings=(*self.snapshot.warnings, *missing)))
 
     # The timeline.
 

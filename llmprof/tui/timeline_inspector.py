@@ -38,6 +38,8 @@ def inspector(now: Scene, view: View, lane: Lane, width: int) -> list[Row]:
         head = rule(row(Span("nothing selected", "strong")), (), width, glyphs.track)
         return [head, *(row(Span(line, "dim")) for line in wrap(_HINT, width))]
     work = now.work_of(track)
+    if work is not None and chosen.step > now.lane.analysed_steps(track):
+        work = None
     where = "prefill" if chosen.step == 0 else f"step {chosen.step} of {track.steps}"
     right = row(Span(f"{clean(lane.engine.label)} · {where}", lane.accent))
     if chosen.gap is not None and work is not None:
@@ -241,9 +243,14 @@ def _step(
         _measured(now, (int(track.bounds_ns[step]) + int(track.bounds_ns[step + 1])) // 2)
     )
     if work is None:
-        return [spread(tuple(head), row(Span(known, "dim")), width)]
+        line = spread(tuple(head), row(Span(known, "dim")), width)
+        if now.work_of(track) is None:
+            return [line]
+        upto = now.lane.analysed_steps(track)
+        why = f"kernels of the first {upto} steps are analysed; behind them, added up in cells"
+        return [line, row(Span(why, "dim"))]
     bounds = track.bounds_ns
-    middle = track.median_step() if step else step
+    middle = track.median_step(now.lane.analysed_steps(track)) if step else step
     mine = {n: int(c.between(bounds[step : step + 2])[0]) for n, c in work.curves.items()}
     other = {n: int(c.between(bounds[middle : middle + 2])[0]) for n, c in work.curves.items()}
     mine["idle"] = wall - sum(mine.values())

@@ -10,7 +10,6 @@ import numpy as np
 
 from llmprof.analysis.snapshot import Snapshot
 from llmprof.analysis.timeline_axis import RoundKey
-from llmprof.analysis.timeline_lod import Curve
 from llmprof.records import Unavailable
 from llmprof.runfile.trace_rows import Ints
 from llmprof.tui import timeline_inspector, timeline_rows
@@ -152,15 +151,19 @@ def _lane(
     else:
         work = mine.work
         traced = mine.traced
-        names = list(work.curves)
-        spent = np.stack([c.between(times) for c in work.curves.values()]) if names else None
-        inside = _inside(traced.bounds_ns if traced else None, times)
+        by_category = mine.spent(times)
+        names = list(by_category)
+        spent = np.stack(list(by_category.values())) if names else None
+        inside = mine.inside(times)
         if spent is None:
             spent, names = np.zeros((1, len(times) - 1), np.int64), ["other"]
         for category, total in zip(names, spent.sum(axis=1).tolist(), strict=True):
             if total:
                 legend[category] = legend.get(category, 0) + total
-        facts = _facts(spent, inside, work.within(int(times[0]), int(times[-1])))
+        seen: tuple[int, int] | None = work.within(int(times[0]), int(times[-1]))
+        if mine.cells is not None and times[-1] > mine.cells.start_ns:
+            seen = None  # those in cells are not counted
+        facts = _facts(spent, inside, seen)
         bars = timeline_rows.bars(spent, names, edges, tall, glyphs)
         out += [row(Span(" " * GUTTER), *line) for line in bars]
         letters = timeline_rows.letters(spent, names, inside, glyphs)
@@ -177,15 +180,8 @@ def _lane(
     return [spread(name, facts, width), *(fit(line, width) for line in out)]
 
 
-def _inside(bounds_ns: Ints | None, times: Ints) -> Ints:
-    """ns of each cell that lie in the traced round."""
-    if bounds_ns is None:
-        return np.zeros(len(times) - 1, np.int64)
-    return Curve.of(bounds_ns[:1], bounds_ns[-1:]).between(times)
-
-
-def _facts(spent: Ints, inside: Ints, items: tuple[int, int]) -> Row:
-    """Of what is in view."""
+def _facts(spent: Ints, inside: Ints, items: tuple[int, int] | None) -> Row:
+    """Of what is in view; ``items`` ``None``: not all of them are known."""
     wall, busy = int(inside.sum()), int(spent.sum())
     if not wall:
         return row(Span("not traced here", "dim"))
@@ -194,7 +190,8 @@ def _facts(spent: Ints, inside: Ints, items: tuple[int, int]) -> Row:
     return row(
         Span("GPU busy ", "dim"), Span(f"{duration(busy):>8}"), Span(f" {share:3.0f} %", "dim"),
         Span("   idle ", "dim"), Span(f"{duration(idle):>8}", "warn" if share < 70 else ""),
-        Span("   kernels ", "dim"), Span(f"{max(0, items[1] - items[0]):6d}"),
+        Span("   kernels ", "dim"),
+        Span(f"{max(0, items[1] - items[0]):6d}" if items else "   n/a", "" if items else "dim"),
     )  # fmt: skip
 
 

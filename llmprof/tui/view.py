@@ -12,6 +12,7 @@ from llmprof.analysis.traced import RunTrace
 from llmprof.records import Unavailable
 from llmprof.tui.cells import clean
 from llmprof.tui.glyphs import Glyphs
+from llmprof.tui.opening import Reading
 from llmprof.tui.palette import accent
 
 Page = Literal["steps", "summary", "timeline", "compare", "text", "log", "host"]
@@ -74,6 +75,8 @@ class View:
     scale: Scale = "auto"
     trace: RunTrace | Unavailable | None = None
     """``None``: not asked for yet."""
+    reading: Reading | None = None
+    """What is still being read of it."""
     timeline: TimelineView = field(default_factory=TimelineView)
     compare: CompareView = field(default_factory=CompareView)
     host: HostRange = "all"
