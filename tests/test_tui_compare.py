@@ -19,7 +19,7 @@ from llmprof.tui.app import LlmprofApp
 from llmprof.tui.canvas import strip
 from llmprof.tui.commands import ACTIONS
 from llmprof.tui.compare_page import entries, step_parts
-from llmprof.tui.dialogs import ExportDialog
+from llmprof.tui.dialogs import Choose
 from llmprof.tui.frame import body
 from llmprof.tui.glyphs import UNICODE
 from llmprof.tui.main_screen import MainScreen
@@ -155,7 +155,7 @@ async def test_export_asks_for_a_format_and_says_what_is_wrong(tmp_path, monkeyp
     async with app().run_test(size=(120, 40)) as pilot:
         await settled(pilot)
         await pilot.press("e", "down", "down", "down", "down", "down")
-        assert isinstance(pilot.app.screen, ExportDialog)
+        assert isinstance(pilot.app.screen, Choose)
         await pilot.pause()
         assert pilot.app.screen.query_one(Input).value.endswith("h100_graph.md")
         await typed(pilot, str(tmp_path / "there.md"))

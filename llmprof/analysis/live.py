@@ -223,6 +223,20 @@ class RunDataSource:
             self._snapshot = build_snapshot(data, build(data), now_ns, {})
         return self._snapshot
 
+    @property
+    def path(self) -> Path:
+        return Path(self._data.path)
+
+    @property
+    def picks_steps(self) -> bool:
+        """Which NVTX ranges are steps can be chosen: the file is Nsight Systems'."""
+        return self._data.info.environment.get("source") == "Nsight Systems"
+
+    @property
+    def needs_steps(self) -> bool:
+        """No ranges were sure enough to be taken for steps."""
+        return self.picks_steps and not any(r.steps for r in self._data.rounds)
+
     def outline(self) -> RunTrace | None:
         data = self._data
         return RunTrace.outline(Path(data.path), data) if data.path else None

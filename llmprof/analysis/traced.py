@@ -49,7 +49,7 @@ LEAST_KERNELS = 100_000
 PENDING = Unavailable("the kernels are being read")
 
 Tell = Callable[[str, float | None], None]
-"""Told what is being read and the share of it that is done, ``None``: unknown; may raise to stop."""
+"""Told what is read and the share of it that is done (``None``: unknown); may raise to stop."""
 
 
 def quiet(_what: str, _share: float | None) -> None:

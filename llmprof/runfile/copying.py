@@ -11,6 +11,7 @@ from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
 from llmprof.runfile import schema
 from llmprof.runfile.database import quoted
+from llmprof.runfile.foreign import KERNELS, columns_of
 from llmprof.runfile.opening import OpenFile, damaged
 
 Share = Callable[[float], None]
@@ -27,6 +28,8 @@ _TIMES = {
     "ANALYSIS_DETAILS": (),
 }
 """Where times are not in ``start`` and ``end``."""
+_STACKS = ("COMPOSITE_EVENTS", "SAMPLING_CALLCHAINS")
+"""Whose ``id`` is a sample's."""
 _CORRELATION_BITS = 44
 """Of a run's own ids: llmprof numbers engine << 32 | correlation."""
 
@@ -54,7 +57,7 @@ def merge_files(sources: Sequence[Path], target: Path, share: Share = lambda _: 
     """All nsys tables of several runs on the time axis of the one that began first.
 
     Process ids that two runs share are told apart by their hardware id (the top byte of
-    ``globalPid``), correlation ids by their top bits. The LLMPROF_* tables, which describe one run,
+    ``globalPid``), correlation ids by their top bits, stacks by numbering on. The LLMPROF_* tables, which describe one run,
     are left out: llmprof opens the result as it opens any export.
 
     Raises:
@@ -68,10 +71,10 @@ def merge_files(sources: Sequence[Path], target: Path, share: Share = lambda _: 
             sql.execute("PRAGMA journal_mode = OFF").fetchall()
             sql.execute("PRAGMA synchronous = OFF")
             sql.execute("BEGIN")
-            pids: set[int] = set()
+            hardware: set[int] = set()
             for number, (file, path) in enumerate(zip(files, sources, strict=True)):
                 shift = begins[number] - min(begins)
-                _add(sql, file.sql, path, number, shift, pids)
+                _add(sql, file.sql, path, number, shift, hardware)
                 share((number + 1) / len(files))
             sql.execute("COMMIT")
         except sqlite3.Error as why:
@@ -100,31 +103,52 @@ def _add(
     path: Path,
     number: int,
     shift_ns: int,
-    pids: set[int],
+    taken: set[int],
 ) -> None:
     """All rows of one source."""
     known = schema.statements()
     try:
         rows = source.execute("SELECT name FROM sqlite_master WHERE type = 'table'").fetchall()
         tables = [str(n) for (n,) in rows if n in known and not str(n).startswith("LLMPROF_")]
-        hardware = number << 56 if number and _shared(source, tables, pids) else 0
+        hardware = _free_hardware(source, tables, path, taken)
+        stacks = _highest_stack(sql) + 1
         strings = _strings(sql, source) if "StringIds" in tables else {}
         for table in tables:
             if table != "StringIds":
-                _copy_table(sql, source, table, number, shift_ns, hardware, strings)
+                _copy_table(sql, source, table, number, shift_ns, hardware, strings, stacks)
     except sqlite3.Error as why:
         if "full" in str(why):
             raise  # the target's trouble, not the source's
         raise damaged(path, why) from why
 
 
-def _shared(source: sqlite3.Connection, tables: list[str], pids: set[int]) -> bool:
-    mine = set()
-    if "PROCESSES" in tables:
-        mine = {row[0] for row in source.execute("SELECT globalPid FROM PROCESSES")}
-    clash = bool(mine & pids)
-    pids |= mine
-    return clash
+def _free_hardware(
+    source: sqlite3.Connection, tables: list[str], path: Path, taken: set[int]
+) -> int:
+    """What to add to every process id of a source, so that none of them is in another one.
+
+    Whole hardware ids are moved, for a merged file may hold several already.
+    """
+    mine = {0}
+    for table in ("PROCESSES", KERNELS):
+        if table in tables and "globalPid" in columns_of(source, table):
+            rows = source.execute(f"SELECT DISTINCT globalPid >> 56 FROM {table}")
+            mine |= {int(row[0]) for row in rows if type(row[0]) is int}
+    shift = next((n for n in range(128) if not {h + n for h in mine} & taken), 128)
+    if max(mine) + shift > 127 or min(mine) < 0:
+        raise RunFileError(f"{one_line(str(path))}: too many processes to be told apart: merge less")
+    taken |= {h + shift for h in mine}
+    return shift << 56
+
+
+def _highest_stack(sql: sqlite3.Connection) -> int:
+    """Of the samples that were copied so far; -1 without any."""
+    highest = -1
+    for table in _STACKS:
+        if sql.execute("SELECT 1 FROM sqlite_master WHERE name = ?", (table,)).fetchone():
+            found = sql.execute(f"SELECT coalesce(max(id), -1) FROM {table}").fetchone()
+            highest = max(highest, int(found[0]))
+    return highest
 
 
 def _strings(sql: sqlite3.Connection, source: sqlite3.Connection) -> dict[int, int]:
@@ -158,6 +182,7 @@ def _copy_table(
     shift_ns: int,
     hardware: int,
     strings: dict[int, int],
+    stacks: int,
 ) -> None:
     _require(sql, table)
     ours = [row[1] for row in sql.execute(f"PRAGMA table_info({quoted(table)})")]
@@ -185,7 +210,9 @@ def _copy_table(
         if column in times:
             name = f"{name} + {int(shift_ns)}"
         elif column in _IDS:
-            name = f"{name} | {int(hardware)}"
+            name = f"{name} + {int(hardware)}"
+        elif column == "id" and table in _STACKS:
+            name = f"{name} + {int(stacks)}"
         elif column == "correlationId":
             name = f"{name} + {number << _CORRELATION_BITS}"
         chosen.append(name)
@@ -194,7 +221,7 @@ def _copy_table(
         wanted += " WHERE name NOT LIKE 'LLMPROF%'"
     rename = [i for i, c in enumerate(columns) if c in _STRINGS]
     marks = ", ".join("?" * len(columns))
-    verb = "INSERT OR IGNORE" if table.startswith(("GENERIC_", "SAMPLING")) else "INSERT"
+    verb = "INSERT OR IGNORE" if table.startswith("GENERIC_") else "INSERT"
     insert = f"{verb} INTO {quoted(table)} ({', '.join(map(quoted, columns))}) VALUES ({marks})"
     rows = source.execute(wanted)
     while chunk := rows.fetchmany(1 << 15):

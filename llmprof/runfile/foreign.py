@@ -153,6 +153,8 @@ def _add_engines(
         label = one_line(names.get(process) or f"process {pid}", 40)
         if label in used:
             label = f"{label}#{pid}"
+        if label in used:  # files of one run, merged: the same process on other hardware
+            label = f"{label}.{process >> 32}"
         used.add(label)
         engine = EngineRecord(
             engine_id=len(data.engines),

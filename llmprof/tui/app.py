@@ -13,6 +13,7 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
 
+from llmprof.analysis.live import RunDataSource
 from llmprof.analysis.snapshot import SnapshotSource
 from llmprof.errors import (
     EXIT_ENGINE_FAILED,
@@ -24,10 +25,11 @@ from llmprof.errors import (
 from llmprof.tui import palette, refresh_rate
 from llmprof.tui.cells import clean
 from llmprof.tui.commands import RunCommands
-from llmprof.tui.dialogs import ConfirmStop, ExportDialog
+from llmprof.tui.dialogs import Choose, ConfirmStop
 from llmprof.tui.exporting import choices, write
 from llmprof.tui.glyphs import choose
 from llmprof.tui.main_screen import MainScreen
+from llmprof.tui.step_picker import Picked, RangesFound, find, reread
 
 
 class Exported(Message):
@@ -90,6 +92,8 @@ class LlmprofApp(App[int]):
             names = clean(", ".join(unknown))
             self.notify(f"[keys] knows no {names}; see docs/tui.md", severity="warning",
                         markup=False)  # fmt: skip
+        if isinstance(self.source, RunDataSource) and self.source.needs_steps:
+            self.action_pick_steps(asked=False)
         if self.source.live:
             self.set_interval(1 / self.refresh_hz, self.poll, name="poll")
 
@@ -107,7 +111,8 @@ class LlmprofApp(App[int]):
         if not paths:
             self.notify("nothing to export: the run was not saved", severity="error")
             return
-        dialog = ExportDialog(self.main.view.glyphs, choices(Path(str(paths[0]))))
+        formats = choices(Path(str(paths[0])))
+        dialog = Choose(self.main.view.glyphs, "Export to", formats, "write")
 
         def go(answer: tuple[str, str] | None) -> None:
             if answer is not None:
@@ -127,6 +132,48 @@ class LlmprofApp(App[int]):
     def on_exported(self, message: Exported) -> None:
         severity = "error" if message.failed else "information"
         self.notify(clean(message.text), severity=severity, markup=False)  # type: ignore[arg-type]
+
+    def action_pick_steps(self, asked: bool = True) -> None:
+        """Ask which NVTX ranges are the steps of an export of Nsight Systems.
+
+        Args:
+            asked: by the user, who is told where there is nothing to choose from.
+        """
+        if isinstance(self.source, RunDataSource) and self.source.picks_steps:
+            self._find_ranges(self.source, asked)
+        elif asked:
+            text = "only a single file of Nsight Systems has ranges to choose steps from"
+            self.notify(text, severity="warning")
+
+    @work(thread=True, group="ranges", exclusive=True)
+    def _find_ranges(self, source: RunDataSource, asked: bool) -> None:
+        self.post_message(RangesFound(*find(source), asked))
+
+    def on_ranges_found(self, message: RangesFound) -> None:
+        if not message.entries:
+            if message.asked or message.error:
+                text = message.error or "the file has no NVTX ranges that come more than once"
+                self.notify(clean(text), severity="warning", markup=False)
+            return
+        title = "Steps are the NVTX ranges (* is any text, DOMAIN:TEXT)"
+        dialog = Choose(self.main.view.glyphs, title, message.entries, "use")
+
+        def go(answer: tuple[str, str] | None) -> None:
+            if answer is not None and isinstance(self.source, RunDataSource):
+                self._reread(self.source, answer[1])
+
+        self.push_screen(dialog, go)
+
+    @work(thread=True, group="ranges", exclusive=True)
+    def _reread(self, source: RunDataSource, step_range: str) -> None:
+        self.post_message(reread(source, step_range))
+
+    def on_picked(self, message: Picked) -> None:
+        if message.source is None:
+            self.notify(clean(message.error), severity="error", markup=False)
+            return
+        self.source, self._step_range = message.source, message.step_range
+        self.main.reopen(message.source.snapshot())
 
     def take_screenshot(self) -> None:
         """The screen as SVG into the current folder."""

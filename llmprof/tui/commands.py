@@ -42,6 +42,7 @@ ACTIONS = {
     "basis": "Compare: timing pass, as traced, one step",
     "baseline": "Compare: engine in focus is the baseline",
     "scale": "Steps: next y scale",
+    "steps-pick": "Choose which NVTX ranges are steps (files of Nsight Systems)",
     "export": "Export the run",
     "screenshot": "Screenshot (SVG)",
     "copy": "Copy selection or page (OSC 52)",

@@ -21,6 +21,7 @@ _GENERAL: Final = (
     (("page",), "next page; 1 to 7 go to one"),
     (("engine",), "engine in focus"),
     (("pause",), "freeze the display; the run goes on"),
+    (("steps-pick",), "which NVTX ranges are steps (files of Nsight Systems)"),
     (("export", "screenshot", "copy"), "export; screenshot; copy (OSC 52)"),
     (("palette",), "command palette: actions, kernels, steps"),
     (("quit",), "quit; a live run is asked about"),
@@ -170,11 +171,12 @@ class Ask(_Dialog[str | None]):
         self.dismiss(event.value)
 
 
-class ExportDialog(_Dialog[tuple[str, str] | None]):
-    """Which format, and where to; (format, path).
+class Choose(_Dialog[tuple[str, str] | None]):
+    """One of several, and a line that goes with it; (name, line).
 
     Args:
-        formats: name → (what it is, default path), in order.
+        entries: name → (what it is, the line that it comes with), in order.
+        verb: what enter does.
     """
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -183,30 +185,36 @@ class ExportDialog(_Dialog[tuple[str, str] | None]):
         Binding("down,tab", "move(1)", show=False, priority=True),
     ]
 
-    def __init__(self, glyphs: Glyphs, formats: Mapping[str, tuple[str, str]]) -> None:
+    def __init__(
+        self, glyphs: Glyphs, title: str, entries: Mapping[str, tuple[str, str]], verb: str
+    ) -> None:
         super().__init__(glyphs)
-        self._formats = list(formats.items())
+        self._title = title
+        self._verb = verb
+        self._entries = list(entries.items())
+        self._width = max(12, *(len(name) + 2 for name in entries))
         self._index = 0
 
     def compose(self) -> ComposeResult:
         with Vertical(classes="dialog -ask"):
-            yield Static(Text("Export to", style("strong")))
-            yield Static(self._list(), id="formats")
+            yield Static(Text(self._glyphs.text(self._title), style("strong")))
+            yield Static(self._list(), id="entries")
             yield Input(self._path(), compact=True, id="answer")
-            note = "up, down: format    enter: write    esc: leave"
+            note = f"up, down: choose    enter: {self._verb}    esc: leave"
             yield Static(Text(note, style("dim")))
 
     def on_mount(self) -> None:
         self.query_one(Input).focus()
 
     def _path(self) -> str:
-        return self._formats[self._index][1][1]
+        return self._entries[self._index][1][1]
 
     def _list(self) -> Text:
         text = Text(no_wrap=True, overflow="crop")
-        for i, (name, (meaning, _)) in enumerate(self._formats):
+        for i, (name, (meaning, _)) in enumerate(self._entries):
             on = i == self._index
-            text.append(f"{self._glyphs.focus if on else ' '} {name:<12}",
+            label = f"{self._glyphs.text(name):<{self._width}}"
+            text.append(f"{self._glyphs.focus if on else ' '} {label}",
                         style("accent0 strong" if on else ""))  # fmt: skip
             text.append(f"{self._glyphs.text(meaning)}\n", style("" if on else "dim"))
         text.right_crop(1)
@@ -215,11 +223,11 @@ class ExportDialog(_Dialog[tuple[str, str] | None]):
     def action_move(self, way: int) -> None:
         entry = self.query_one(Input)
         own = entry.value != self._path()
-        self._index = (self._index + way) % len(self._formats)
-        self.query_one("#formats", Static).update(self._list())
+        self._index = (self._index + way) % len(self._entries)
+        self.query_one("#entries", Static).update(self._list())
         if not own:
             entry.value = self._path()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         if event.value.strip():
-            self.dismiss((self._formats[self._index][0], event.value.strip()))
+            self.dismiss((self._entries[self._index][0], event.value.strip()))

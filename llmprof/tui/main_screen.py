@@ -41,6 +41,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         Binding("t", "page", "Page", id="page"),
         Binding("enter", "zoom", "Zoom", key_display="enter", id="zoom"),
         Binding("e", "app.export", "Export", id="export"),
+        Binding("p", "app.pick_steps", "Pick steps", show=False, id="steps-pick"),
         Binding("s", "screenshot", "Screenshot", show=False, id="screenshot"),
         Binding("c", "copy", "Copy", show=False, id="copy"),
         Binding("ctrl+p,colon", "app.command_palette", "Palette", show=False, id="palette"),
@@ -108,6 +109,13 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self.query_one("#body", Canvas).focus()
         if self.snapshot.state != "running":
             self._load_trace()
+
+    def reopen(self, snapshot: Snapshot) -> None:
+        """The same file, read in another way."""
+        self.view = replace(self.view, trace=None, timeline=TimelineView(), focus=0, zoom=False)
+        self.show(snapshot)
+        self._draw()
+        self._load_trace()
 
     def show(self, snapshot: Snapshot) -> None:
         """Take a new snapshot; draws only where it differs and the display is not frozen."""
