@@ -11,8 +11,9 @@ from llmprof.analysis.live import RunDataSource
 from llmprof.analysis.report import build
 from llmprof.analysis.traced import RunTrace, load_trace
 from llmprof.errors import UsageError
-from llmprof.exports.collapsed import write_collapsed
-from llmprof.exports.speedscope import write_speedscope
+from llmprof.exports.collapsed import collapsed
+from llmprof.exports.host_stacks import engine_stacks
+from llmprof.exports.speedscope import speedscope
 from llmprof.runfile.reader import RunFileReader
 from llmprof.tracers import pyspy
 from llmprof.tracers.ptrace import permission
@@ -38,12 +39,10 @@ def run(llmprof, tmp_path: Path) -> Path:
 
 @needs_pyspy
 def test_exports_and_page(run: Path, llmprof, tmp_path: Path) -> None:
-    out = tmp_path / "out"
     for to in ("speedscope", "collapsed"):
         done = llmprof("export", str(run), "--to", to)
         assert done.returncode == 0, done.stderr
-    write_speedscope([run], out)
-    document = json.loads(out.read_text())
+    document = speedscope("run.sqlite", engine_stacks([run]))
     assert json.loads((tmp_path / "run.speedscope.json").read_text()) == document
     frames = [f["name"] for f in document["shared"]["frames"]]
     assert len(document["profiles"]) == 2
@@ -54,19 +53,17 @@ def test_exports_and_page(run: Path, llmprof, tmp_path: Path) -> None:
     # Outermost first.
     assert "decode_step" in frames[document["profiles"][0]["samples"][0][0]]
 
-    write_collapsed([run], out)
-    assert (tmp_path / "run.collapsed").read_text() == out.read_text()
-    write_collapsed([run], out, engine="hosts:what=sync")
-    lines = out.read_text().splitlines()
+    assert (tmp_path / "run.collapsed").read_text() == collapsed(engine_stacks([run]))
+    lines = collapsed(engine_stacks([run], engine="hosts:what=sync")).splitlines()
     assert sum(int(line.rpartition(" ")[2]) for line in lines) == 1000 * round(
         document["profiles"][1]["endValue"]
     )
     assert all(line.startswith("hosts:what=sync;") for line in lines)
     assert any("synchronize" in line for line in lines)
     with pytest.raises(UsageError, match="no engine 'x'"):
-        write_collapsed([run], out, engine="x")
+        engine_stacks([run], engine="x")
     with pytest.raises(UsageError, match="CPU"):
-        write_speedscope([run], out, select="gaps")
+        engine_stacks([run], select="gaps")
 
     with RunFileReader(run) as reader:
         data = reader.run_data()

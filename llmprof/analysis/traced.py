@@ -366,6 +366,11 @@ def _why_no_host(data: RunData, label: str) -> str:
     return "host stacks were not sampled"
 
 
+def all_warnings(report: Report, trace: RunTrace | Unavailable) -> tuple[Warned, ...]:
+    """Of the run, and what of its trace was not analysed."""
+    return (*report.warnings, *(trace.cuts if isinstance(trace, RunTrace) else ()))
+
+
 def load_trace(report: Report, data: RunData) -> RunTrace | Unavailable:
     """The trace behind a report; ``Unavailable`` for a run that is not in a file."""
     if not report.file:

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from llmprof.analysis.host_frames import label
-from llmprof.exports.formats import Progress, silent
-from llmprof.exports.host_stacks import Selection, engine_stacks
+from llmprof.exports.formats import Progress
+from llmprof.exports.host_stacks import Stacks, engine_stacks
 from llmprof.plaintext import one_line
 
 UNIT = 1000
@@ -16,37 +16,23 @@ UNIT = 1000
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
-    """As ``exports.formats`` calls it: every engine, all decode steps."""
-    write_collapsed(files, out, progress=progress, step_range=step_range)
-
-
-def write_collapsed(
-    paths: Sequence[Path],
-    out: Path,
-    *,
-    engine: str | None = None,
-    select: Selection = "all",
-    progress: Progress = silent,
-    step_range: str | None = None,
-) -> list[Path]:
-    """One ``.collapsed`` file for all engines, the engine's label as outermost frame.
-
-    Args:
-        engine: only the engine with this label.
-        select: ``gaps`` for what ran while the GPU was idle.
+    """One file for all engines, all decode steps.
 
     Raises:
-        UsageError: no such engine, or no engine has host stacks.
-        OSError: ``out`` cannot be written.
+        UsageError: no engine has host stacks.
     """
+    out.write_text(collapsed(engine_stacks(files, progress, step_range)), encoding="utf-8")
+
+
+def collapsed(engines: Iterable[tuple[str, Stacks]]) -> str:
+    """The engine's label is the outermost frame."""
     counts: Counter[str] = Counter()
-    for name, stacks in engine_stacks(paths, engine, select, progress, step_range):
+    for name, stacks in engines:
         for stack, weight in stacks:
             frames = [_clean(name), *(_clean(label(f)) for f in reversed(stack))]
             counts[";".join(frames)] += round(weight * UNIT)
     lines = [f"{stack} {count}" for stack, count in sorted(counts.items()) if count]
-    out.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return [out]
+    return "\n".join(lines) + "\n"
 
 
 def _clean(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Literal
 
 from llmprof.analysis.traced import EngineTrace, RunTrace
 from llmprof.errors import UsageError
-from llmprof.exports.formats import Progress
+from llmprof.exports.formats import Progress, silent
 from llmprof.exports.loaded import read_data
 from llmprof.plaintext import one_line
 from llmprof.records import HostFrame, Unavailable
@@ -20,12 +20,17 @@ Stacks = list[tuple[tuple[HostFrame, ...], float]]
 
 def engine_stacks(
     paths: Sequence[Path],
-    engine: str | None,
-    select: Selection,
-    progress: Progress,
-    step_range: str | None,
+    progress: Progress = silent,
+    step_range: str | None = None,
+    *,
+    engine: str | None = None,
+    select: Selection = "all",
 ) -> list[tuple[str, Stacks]]:
     """(label, stacks) of every engine that has some; several files put their name before it.
+
+    Args:
+        engine: only the engine with this label.
+        select: ``gaps`` for what ran while the GPU was idle.
 
     Raises:
         UsageError: no such engine, or none has host stacks.

@@ -20,7 +20,7 @@ from llmprof.analysis.conditions import Conditions
 from llmprof.analysis.report import EngineReport, Report
 from llmprof.analysis.stats import CONFIDENCE, Distribution, Estimate
 from llmprof.analysis.steps import RoundSteps
-from llmprof.analysis.traced import EngineTrace, Fall, RunTrace
+from llmprof.analysis.traced import EngineTrace, Fall, RunTrace, all_warnings
 from llmprof.exports.host_json import host_document
 from llmprof.exports.trace_json import engine_trace, fall_document, waterfalls
 from llmprof.records import GpuDevice, RunData, Unavailable
@@ -66,7 +66,7 @@ def to_document(report: Report, data: RunData, trace: RunTrace | Unavailable) ->
         "pairs": [_pair(pair) for pair in report.pairs],
         "waterfalls": waterfalls(trace),
         "agreement": [_agreement(item) for item in report.agreement],
-        "warnings": [asdict(item) for item in report.warnings],
+        "warnings": [asdict(item) for item in all_warnings(report, trace)],
         "unavailable": [asdict(item) for item in report.missing],
     }
     clean: Document = _finite(document)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from llmprof.analysis.traced import EngineTrace
+from llmprof.analysis.traced import EngineTrace, all_warnings
 from llmprof.analysis.waterfall import verdict_words
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import Loaded, load
@@ -48,7 +48,7 @@ def _run(run: Loaded) -> Iterator[str]:
             yield _text(f"{chosen.provenance}: {chosen.note}")
         for trace in run.trace.engines:
             yield from _kernels(trace)
-    notes = [f"{w.scope}: {w.text}" for w in report.warnings]
+    notes = [f"{w.scope}: {w.text}" for w in all_warnings(report, run.trace)]
     notes += [f"{m.scope}: {m.name} is not available: {m.reason}" for m in report.missing]
     if notes:
         yield from ("", "## Warnings and what was not measured", "")

@@ -16,7 +16,7 @@ from llmprof.analysis.agreement import TokenAgreement
 from llmprof.analysis.compare import Comparison
 from llmprof.analysis.report import EngineReport, Report
 from llmprof.analysis.stats import CONFIDENCE, Distribution, Estimate
-from llmprof.analysis.traced import RunTrace
+from llmprof.analysis.traced import RunTrace, all_warnings
 from llmprof.exports import trace_table
 from llmprof.exports.host_json import host_sections
 from llmprof.plaintext import one_line
@@ -97,7 +97,7 @@ def render(report: Report, width: int = 80, trace: RunTrace | Unavailable = NO_T
         "Text": [line for e in report.engines for line in _text(e, width)],
         "Warnings": [
             line
-            for item in report.warnings
+            for item in all_warnings(report, trace)
             for line in _wrapped(f"! {item.scope}: {item.text}", width, "  ", "    ")
         ],
         "Not measured": _missing(report, width),

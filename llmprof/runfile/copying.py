@@ -57,8 +57,8 @@ def merge_files(sources: Sequence[Path], target: Path, share: Share = lambda _: 
     """All nsys tables of several runs on the time axis of the one that began first.
 
     Process ids that two runs share are told apart by their hardware id (the top byte of
-    ``globalPid``), correlation ids by their top bits, stacks by numbering on. The LLMPROF_* tables, which describe one run,
-    are left out: llmprof opens the result as it opens any export.
+    ``globalPid``), correlation ids by their top bits, stacks by numbering on. The LLMPROF_* tables,
+    which describe one run, are left out: llmprof opens the result as it opens any export.
 
     Raises:
         RunFileError: a source cannot be read or says no wall clock, the target cannot be written.
@@ -136,7 +136,9 @@ def _free_hardware(
             mine |= {int(row[0]) for row in rows if type(row[0]) is int}
     shift = next((n for n in range(128) if not {h + n for h in mine} & taken), 128)
     if max(mine) + shift > 127 or min(mine) < 0:
-        raise RunFileError(f"{one_line(str(path))}: too many processes to be told apart: merge less")
+        raise RunFileError(
+            f"{one_line(str(path))}: too many processes to be told apart"
+        )
     taken |= {h + shift for h in mine}
     return shift << 56
 

@@ -1,0 +1,63 @@
+"""Which NVTX ranges of an export of Nsight Systems are its decode steps: looked up and read anew,
+both on a thread, since a file may hold a million ranges."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from textual.message import Message
+
+from llmprof.analysis.live import RunDataSource
+from llmprof.errors import LlmprofError
+from llmprof.runfile.reader import RunFileReader
+from llmprof.tui.cells import clean
+from llmprof.tui.numbers import duration
+
+MOST = 12
+"""Patterns offered; any other can be typed."""
+_NAME = 32
+
+
+class RangesFound(Message):
+    """Pattern → (what it is, pattern), the best guess first; or why there is none."""
+
+    def __init__(self, entries: Mapping[str, tuple[str, str]], error: str, asked: bool) -> None:
+        super().__init__()
+        self.entries = entries
+        self.error = error
+        self.asked = asked
+
+
+class Picked(Message):
+    """The file read with other steps, or why that went wrong."""
+
+    def __init__(self, source: RunDataSource | None, step_range: str, error: str = "") -> None:
+        super().__init__()
+        self.source = source
+        self.step_range = step_range
+        self.error = error
+
+
+def find(source: RunDataSource) -> tuple[dict[str, tuple[str, str]], str]:
+    """What ``RangesFound`` tells."""
+    try:
+        with RunFileReader(source.path) as reader:
+            patterns = reader.step_patterns()[:MOST]
+    except LlmprofError as why:
+        return {}, str(why)
+    entries: dict[str, tuple[str, str]] = {}
+    for found in patterns:
+        name = clean(found.pattern)
+        if len(name) > _NAME:
+            name = f"{name[: _NAME - 1]}…"
+        what = f"{found.ranges:,} ranges, median {duration(found.median_ns)}"
+        entries.setdefault(name, (what, found.pattern))
+    return entries, ""
+
+
+def reread(source: RunDataSource, step_range: str) -> Picked:
+    try:
+        with RunFileReader(source.path) as reader:
+            return Picked(RunDataSource(reader.run_data(step_range)), step_range)
+    except LlmprofError as why:
+        return Picked(None, step_range, str(why))
