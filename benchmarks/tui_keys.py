@@ -49,16 +49,17 @@ def drain(master: int, silence_s: float) -> tuple[float | None, bytes]:
 
 
 def loaded(master: int) -> float:
-    """Seconds until the timeline has something to show."""
+    """Seconds until the timeline shows all that there is."""
     begin = time.perf_counter()
     drain(master, 1.0)
     os.write(master, b"3")
     seen = b""
-    while b"a cell" not in seen:
+    while b"GPU busy" not in seen:
         if time.perf_counter() - begin > LOAD_S:
             raise SystemExit("the trace was not read in time")
         seen = (seen + drain(master, 0.3)[1])[-200_000:]
-    return time.perf_counter() - begin
+    last, _ = drain(master, 1.0)  # the bar of what is still being read has come to its end
+    return (last or time.perf_counter()) - begin
 
 
 def measure(file: str, cols: int, rows: int) -> tuple[list[float], float]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import sys
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +46,16 @@ def test_no_nsys_is_one_line(tmp_path: Path, llmprof: Any) -> None:
     assert not (tmp_path / "run.sqlite").exists()
 
 
+SEEN = (0, 2, 11)
+
+
+def test_the_version_of_nvtx_is_the_workers(tmp_path: Path) -> None:
+    known = nsys_capture.nvtx_version(sys.executable)
+    assert known == tuple(map(int, metadata.version("nvtx").split(".")))
+    for python in (script(tmp_path / "none", "exit 1"), str(tmp_path / "missing")):
+        assert nsys_capture.nvtx_version(python) == nsys_capture.SILENT_NVTX
+
+
 def script(path: Path, text: str) -> str:
     path.write_text(f"#!/bin/sh\n{text}\n")
     path.chmod(0o755)
@@ -52,8 +64,12 @@ def script(path: Path, text: str) -> str:
 
 def test_newer_nsys_records_the_round_only(tmp_path: Path) -> None:
     target = tmp_path / "x.nsys-rep"
-    old = nsys_capture.command(script(tmp_path / "old", "echo version 2023.4.4"), target)
-    new = nsys_capture.command(script(tmp_path / "new", "echo version 2025.1.1"), target)
+    old = nsys_capture.command(script(tmp_path / "old", "echo version 2023.4.4"), target, SEEN)
+    newer = script(tmp_path / "new", "echo version 2025.1.1")
+    new = nsys_capture.command(newer, target, SEEN)
     assert not any("capture-range" in option for option in old)
     assert "--nvtx-capture=round 0@llmprof" in new
+    # Ranges that nsys does not see would capture nothing.
+    silent = nsys_capture.command(newer, target, nsys_capture.SILENT_NVTX)
+    assert not any("capture-range" in option for option in silent)
     assert "--cuda-graph-trace=node" in old and "--cuda-graph-trace=node" in new

@@ -136,9 +136,7 @@ def _free_hardware(
             mine |= {int(row[0]) for row in rows if type(row[0]) is int}
     shift = next((n for n in range(128) if not {h + n for h in mine} & taken), 128)
     if max(mine) + shift > 127 or min(mine) < 0:
-        raise RunFileError(
-            f"{one_line(str(path))}: too many processes to be told apart"
-        )
+        raise RunFileError(f"{one_line(str(path))}: too many processes to be told apart")
     taken |= {h + shift for h in mine}
     return shift << 56
 

@@ -92,9 +92,10 @@ class EngineRun:
         self._warm_up("captured" if captured else trace)
 
     def _capture_command(self) -> list[str]:
-        from llmprof.session.nsys_capture import capture_path, command
+        from llmprof.session.nsys_capture import capture_path, command, nvtx_version
 
-        return command(self.plan.capture, capture_path(self.plan.output, self.record.label))
+        target = capture_path(self.plan.output, self.record.label)
+        return command(self.plan.capture, target, nvtx_version(self.record.python))
 
     def end_captured(self) -> None:
         """End the worker and wait for nsys to write its file; a missing one is said."""

@@ -20,8 +20,10 @@ IMPORTERS = (
     Path("/usr/lib/x86_64-linux-gnu/nsight-systems/host-linux-x64/QdstrmImporter"),
 )
 WITH_RANGE = (2024, 1)
-"""From this version on the capture is limited to the traced round by its NVTX range. nsys 2022.4
-and 2023.4 get no ranges from the Python package nvtx: they would capture nothing."""
+"""From this version on the capture is limited to the traced round by its NVTX range."""
+SILENT_NVTX = (0, 2, 12)
+"""From this version on no range of the Python package nvtx arrives at nsys 2022.4, 2023.4 or 2024.2
+(only its domain does): limited to a range, they would capture nothing. Newer nsys: not known."""
 
 
 def capture_path(output: Path, label: str) -> Path:
@@ -42,14 +44,31 @@ def version(nsys: str) -> tuple[int, int]:
     return (int(match[1]), int(match[2])) if match else (0, 0)
 
 
-def command(nsys: str, target: Path) -> list[str]:
-    """What to put before the worker's command line. Sampling is off: 2022.4 hangs with it."""
+def nvtx_version(python: str) -> tuple[int, ...]:
+    """Of the package nvtx in an engine's environment; ``SILENT_NVTX`` where that is not known."""
+    code = "import importlib.metadata as m; print(m.version('nvtx'))"
+    try:
+        done = subprocess.run(
+            [python, "-c", code], capture_output=True, text=True, timeout=60, check=False
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return SILENT_NVTX
+    match = re.match(r"(\d+)\.(\d+)\.(\d+)", done.stdout)
+    return tuple(map(int, match.groups())) if match else SILENT_NVTX
+
+
+def command(nsys: str, target: Path, nvtx: tuple[int, ...]) -> list[str]:
+    """What to put before the worker's command line. Sampling is off: 2022.4 hangs with it.
+
+    Args:
+        nvtx: ``nvtx_version`` of the worker.
+    """
     options = ["profile", "--trace=cuda,nvtx", "--sample=none", "--cpuctxsw=none"]
     options += ["--force-overwrite=true", f"--output={target.with_suffix('')}"]
     found = version(nsys)
     if found >= (2022, 1):
         options.append("--cuda-graph-trace=node")
-    if found >= WITH_RANGE:
+    if found >= WITH_RANGE and nvtx < SILENT_NVTX:
         options += ["--capture-range=nvtx", "--nvtx-capture=round 0@llmprof"]
         options += ["--capture-range-end=stop", "--kill=none"]
         options.append("--env-var=NSYS_NVTX_PROFILER_REGISTER_ONLY=0")
