@@ -199,7 +199,7 @@ def at_the_terminal(file: Path, small: Path) -> None:
         while not ready(terminal.text()):
             for key, page in (("4", "[compare]"), ("3", "[timeline]")):
                 keys.append(terminal.press(key, lambda text, page=page: page in text))
-            end = time.perf_counter() + 0.3
+            end = time.perf_counter() + 1.0
             while time.perf_counter() < end and not ready(terminal.text()):
                 terminal.read(0.05)
 
