@@ -197,6 +197,17 @@ def test_truncation(tmp_path: Path) -> None:
         reader.run_data()
 
 
+def test_a_schema_that_is_no_text(tmp_path: Path) -> None:
+    """SQLite's own message about it cannot be decoded then."""
+    file = tmp_path / "x.sqlite"
+    foreign_factory.write(file, steps=4, per_step=4)
+    damage = bytearray(file.read_bytes())
+    damage[2916:2921] = b"\0\0\0\0\x80"
+    file.write_bytes(damage)
+    with pytest.raises(RunFileError, match="damaged"):
+        RunFileReader(file)
+
+
 @settings(
     max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )

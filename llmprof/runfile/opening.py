@@ -47,9 +47,11 @@ class OpenFile:
         except OSError as why:
             self._drop_copy()
             raise RunFileError(f"{self.name}: cannot be read: {why.strerror}") from None
-        except sqlite3.Error as why:
+        except (sqlite3.Error, UnicodeDecodeError) as why:
+            # SQLite names a broken schema in its message, and the name may be no text.
             self._drop_copy()
-            raise damaged(path, why) from why
+            broken = why if isinstance(why, sqlite3.Error) else sqlite3.DatabaseError(str(why))
+            raise damaged(path, broken) from why
         except BaseException:
             self._drop_copy()
             raise
