@@ -10,7 +10,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from statistics import mean, median
 from typing import TYPE_CHECKING
@@ -115,7 +115,8 @@ class EngineTrace:
                 record.pid,
                 record.end_ns,
                 whole.end_ns,
-                lambda name: categorise({0: name}, engine, rules).get(0, OTHER),
+                # Asked for every cell: the rules are regular expressions.
+                cache(lambda name: categorise({0: name}, engine, rules).get(0, OTHER)),
             )
             if whole.steps and not record.steps:
                 self.round = Unavailable(self.cut)
