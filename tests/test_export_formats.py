@@ -22,9 +22,11 @@ import nsys_readers
 import pytest
 from nsys_truth import Truth, make
 
+from llmprof.analysis.traced import RunTrace
 from llmprof.errors import MissingPackage, RunFileError, UsageError
 from llmprof.exports import formats, schema
 from llmprof.exports.formats import FORMATS, default_output, export_runs
+from llmprof.runfile import schema as tables
 from llmprof.runfile.reader import RunFileReader
 
 H100 = Path(__file__).parent / "fixtures" / "h100_graph.sqlite"
@@ -203,6 +205,58 @@ def test_a_merge_keeps_the_wall_clock(made: tuple[Path, Truth], tmp_path: Path) 
     alone = kernels_of(truth)
     moved = Counter({(start + 5000, ns): n for (start, ns), n in alone.items()})
     assert Counter(rows) == alone + moved
+
+
+def test_every_process_of_every_input_stays_an_engine(tmp_path: Path) -> None:
+    """The same file twice, and merged files merged again: nothing falls together."""
+    before = H100
+    with closing(sqlite3.connect(H100)) as db:
+        (kernels,) = db.execute("SELECT count(*) FROM CUPTI_ACTIVITY_KIND_KERNEL").fetchone()
+        (engines,) = db.execute("SELECT count(*) FROM PROCESSES").fetchone()
+    for times in (2, 4):
+        merged = export_runs([before, before], "nsys", tmp_path / f"{times}.sqlite")
+        with RunFileReader(merged) as reader:
+            data = reader.run_data()
+        assert len({e.label for e in data.engines}) == len(data.engines) == times * engines
+        counts = [len(t.kernel_rows) for t in RunTrace(merged, data).engines if t.pid and
+                  hasattr(t, "kernel_rows")]  # fmt: skip
+        with closing(sqlite3.connect(merged)) as db:
+            found = db.execute(
+                "SELECT count(*) FROM CUPTI_ACTIVITY_KIND_KERNEL GROUP BY globalPid"
+            ).fetchall()
+        assert sum(n for (n,) in found) == times * kernels
+        assert len(counts) == len(found)
+        before = merged
+
+
+def test_a_merge_keeps_the_host_stacks_of_all(tmp_path: Path) -> None:
+    files = []
+    for number in range(2):
+        file = tmp_path / f"{number}.sqlite"
+        shutil.copyfile(H100, file)
+        with closing(sqlite3.connect(file)) as db:
+            for name in ("COMPOSITE_EVENTS", "SAMPLING_CALLCHAINS"):
+                for statement in tables.statements()[name]:
+                    if not db.execute(
+                        "SELECT 1 FROM sqlite_master WHERE name = ?", (name,)
+                    ).fetchone():
+                        db.execute(statement)
+            db.execute(
+                "INSERT INTO COMPOSITE_EVENTS (id, start, globalTid, cpuCycles) VALUES (1, 5, 7, 0)"
+            )
+            db.execute(
+                "INSERT INTO SAMPLING_CALLCHAINS (id, symbol, module, stackDepth)"
+                " VALUES (1, 1, 1, 0)"
+            )
+            db.commit()
+        files.append(file)
+    merged = export_runs(files, "nsys", tmp_path / "m.sqlite")
+    with closing(sqlite3.connect(merged)) as db:
+        rows = db.execute(
+            "SELECT e.id, e.globalTid >> 56, c.symbol FROM COMPOSITE_EVENTS e"
+            " JOIN SAMPLING_CALLCHAINS c ON c.id = e.id ORDER BY e.id"
+        ).fetchall()
+    assert len(rows) == 2 and len({r[0] for r in rows}) == 2 and [r[1] for r in rows] == [0, 1]
 
 
 def test_csv_by_the_csv_module(made: tuple[Path, Truth], tmp_path: Path) -> None:
