@@ -24,6 +24,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -32,6 +33,7 @@ from numpy.typing import NDArray
 from llmprof.analysis.gaps import between_pieces
 from llmprof.analysis.host import FrameTime, HostTrace, StepSample, frame_times
 from llmprof.analysis.kernels import TracedRound
+from llmprof.analysis.sweep import Timeline
 from llmprof.records import HostFrame, RoundRecord, Unavailable
 from llmprof.runfile.trace_rows import ApiRows, Ints, TraceRows
 
@@ -109,50 +111,132 @@ def gap_causes(
     traced: TracedRound, rows: TraceRows, record: RoundRecord, host: HostTrace | Unavailable
 ) -> GapCauses | Unavailable:
     """The idle time of a traced round's decode steps, by cause."""
+    found = judge(traced, rows, record, host)
+    return found if isinstance(found, Unavailable) else found.report
+
+
+def judge(
+    traced: TracedRound, rows: TraceRows, record: RoundRecord, host: HostTrace | Unavailable
+) -> GapJudge | Unavailable:
+    """What tells the cause of every gap of a traced round's decode steps."""
     timeline = traced.timeline
     if isinstance(timeline, Unavailable):
         return timeline
-    start, end, step, _, _ = between_pieces(timeline)
-    samples = [] if isinstance(host, Unavailable) else list(host.samples)
-    tick = READ_NS if isinstance(host, Unavailable) else min(READ_NS, host.sampled.tick_ns)
-    gaps = _Gaps(start, end, step, timeline.bounds_ns)
-    totals: defaultdict[Cause, int] = defaultdict(int)
-    begins = np.sort(traced.work.start_ns)
-    overlaps = [_overlap(gaps, s, tick) for s in samples]
-    kinds = [_kinds(s, begins) for s in samples]
-    launches = _Launches(traced, rows, record)
-    left = []
-    for n in range(len(start)):
-        if launches.queued(int(start[n]), int(end[n]), bool(end[n] == timeline.bounds_ns[step[n]])):
-            totals["device"] += int(end[n] - start[n])
+    return GapJudge(traced, timeline, rows, record, host)
+
+
+class GapJudge:
+    """Knows the gaps of one traced round, what was launched when, and what the host did."""
+
+    def __init__(
+        self,
+        traced: TracedRound,
+        timeline: Timeline,
+        rows: TraceRows,
+        record: RoundRecord,
+        host: HostTrace | Unavailable,
+    ) -> None:
+        start, end, step, _, _ = between_pieces(timeline)
+        self._gaps = _Gaps(start, end, step, timeline.bounds_ns)
+        self._host = host
+        self._steps = timeline.steps
+        samples = [] if isinstance(host, Unavailable) else list(host.samples)
+        tick = READ_NS if isinstance(host, Unavailable) else min(READ_NS, host.sampled.tick_ns)
+        begins = np.sort(traced.work.start_ns)
+        overlaps = [_overlap(self._gaps, s, tick) for s in samples]
+        self._touched = [
+            (s, w) for s, o in zip(samples, overlaps, strict=True) if (w := sum(o.values())) > 0
+        ]
+        self._inside = _by_gap(overlaps, [_kinds(s, begins) for s in samples])
+        self._launches = _Launches(traced, rows, record)
+
+    def _queued(self, n: int) -> bool:
+        gaps = self._gaps
+        at_step_end = bool(gaps.end[n] == gaps.bounds[gaps.step[n]])
+        return self._launches.queued(int(gaps.start[n]), int(gaps.end[n]), at_step_end)
+
+    def _cut(self, n: int) -> Iterator[tuple[Cause, int]]:
+        """Rule 2."""
+        start, end = int(self._gaps.start[n]), int(self._gaps.end[n])
+        return self._launches.split(start, end, self._inside.get(n, {}))
+
+    def of(self, start_ns: int, end_ns: int) -> dict[Cause, int]:
+        """The ns of one gap by cause, largest first; empty for what is no gap of a decode step.
+
+        By samples (rule 3) a gap has the parts of all gaps of its sort.
+        """
+        n = int(np.searchsorted(self._gaps.start, start_ns))
+        there = n < len(self._gaps.start) and self._gaps.start[n] == start_ns
+        if not there or self._gaps.end[n] != end_ns:
+            return {}
+        found: defaultdict[Cause, int] = defaultdict(int)
+        if self._queued(n):
+            found["device"] = end_ns - start_ns
+        elif self._launches.calls is not None:
+            for cause, ns in self._cut(n):
+                found[cause] += ns
         else:
-            left.append(n)
-    if launches.calls is not None:
-        inside = _by_gap(overlaps, kinds)
-        for n in left:
-            for cause, ns in launches.split(int(start[n]), int(end[n]), inside.get(n, {})):
-                totals[cause] += ns
-        basis = "API calls; stacks between calls that are far apart"
-    else:
-        _pooled(gaps, left, overlaps, kinds, totals)
-        basis = "sampled host stacks (--trace full adds the exact API calls)"
-    touched = [(s, w) for s, o in zip(samples, overlaps, strict=True) if (w := sum(o.values())) > 0]
-    if launches.calls is None and not touched:
+            found.update(_by_sort(end_ns - start_ns, self._weights[self._gaps.sort(n)]))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    @cached_property
+    def _left(self) -> list[int]:
+        """Gaps that are not the device's own."""
+        return [n for n in range(len(self._gaps.start)) if not self._queued(n)]
+
+    @cached_property
+    def _weights(self) -> defaultdict[tuple[int, bool], dict[Cause, float]]:
+        """Sort of gaps → what the samples in them count for."""
+        wanted = set(self._left)
+        weights: defaultdict[tuple[int, bool], dict[Cause, float]] = defaultdict(dict)
+        for n, found in self._inside.items():
+            if n in wanted:
+                mine = weights[self._gaps.sort(n)]
+                for cause, weight in found.items():
+                    mine[cause] = mine.get(cause, 0.0) + weight
+        return weights
+
+    @property
+    def basis(self) -> str:
+        """What the causes rest on, in words."""
+        if self._launches.calls is not None:
+            return "API calls; stacks between calls that are far apart"
+        if self._touched:
+            return "sampled host stacks (--trace full adds the exact API calls)"
+        host = self._host
         why = host.reason if isinstance(host, Unavailable) else "no sample fell into a gap"
-        basis = f"neither API calls nor host stacks: {why}"
-    total = int((end - start).sum())
-    stacks = tuple((s.stack, w) for s, w in touched)
-    causes = _causes(totals, total, timeline.steps)
-    return GapCauses(
-        total_ns=total,
-        ms_per_step=total / timeline.steps / 1e6,
-        causes=causes,
-        samples=len(touched),
-        basis=basis,
-        frames=frame_times(stacks, total / timeline.steps / 1e6),
-        stacks=stacks,
-        verdict=_verdict(causes, total / timeline.steps / 1e6),
-    )
+        return f"neither API calls nor host stacks: {why}"
+
+    @cached_property
+    def report(self) -> GapCauses:
+        gaps, totals = self._gaps, defaultdict[Cause, int](int)
+        length = gaps.end - gaps.start
+        total = int(length.sum())
+        totals["device"] = total - int(length[self._left].sum())
+        if self._launches.calls is not None:
+            for n in self._left:
+                for cause, ns in self._cut(n):
+                    totals[cause] += ns
+        else:
+            idle: defaultdict[tuple[int, bool], int] = defaultdict(int)
+            for n in self._left:
+                idle[gaps.sort(n)] += int(length[n])
+            for sort, ns in idle.items():
+                for cause, part in _by_sort(ns, self._weights[sort]).items():
+                    totals[cause] += part
+        stacks = tuple((s.stack, w) for s, w in self._touched)
+        causes = _causes(totals, total, self._steps)
+        ms = total / self._steps / 1e6
+        return GapCauses(
+            total_ns=total,
+            ms_per_step=ms,
+            causes=causes,
+            samples=len(self._touched),
+            basis=self.basis,
+            frames=frame_times(stacks, ms),
+            stacks=stacks,
+            verdict=_verdict(causes, ms),
+        )
 
 
 def _causes(totals: Mapping[Cause, int], total: int, steps: int) -> tuple[CauseTime, ...]:
@@ -227,31 +311,11 @@ def _by_gap(
     return {n: dict(weights) for n, weights in found.items()}
 
 
-def _pooled(
-    gaps: _Gaps,
-    left: Sequence[int],
-    overlaps: Sequence[Mapping[int, float]],
-    kinds: Sequence[Mapping[Cause, float]],
-    totals: defaultdict[Cause, int],
-) -> None:
+def _by_sort(ns: int, weights: Mapping[Cause, float]) -> dict[Cause, int]:
     """Rule 3 and 4."""
-    wanted = set(left)
-    idle: defaultdict[tuple[int, bool], int] = defaultdict(int)
-    for n in left:
-        idle[gaps.sort(n)] += int(gaps.end[n] - gaps.start[n])
-    weights: defaultdict[tuple[int, bool], defaultdict[Cause, float]] = defaultdict(
-        lambda: defaultdict(float)
-    )
-    for n, found in _by_gap(overlaps, kinds).items():
-        if n in wanted:
-            for cause, weight in found.items():
-                weights[gaps.sort(n)][cause] += weight
-    for sort, ns in idle.items():
-        if sum(weights[sort].values()) < LEAST_WEIGHT:
-            totals["unknown"] += ns
-            continue
-        for cause, part in share_out(ns, weights[sort]).items():
-            totals[cause] += part
+    if sum(weights.values()) < LEAST_WEIGHT:
+        return {"unknown": ns}
+    return share_out(ns, weights)
 
 
 def share_out(total: int, weights: Mapping[Cause, float]) -> dict[Cause, int]:
