@@ -53,7 +53,11 @@ class Terminal:
         self.raw = b""
         self.pid, self.master = pty.fork()
         if self.pid == 0:
-            env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLORTERM")}
+            env = {
+                k: v
+                for k, v in os.environ.items()
+                if k not in ("NO_COLOR", "COLORTERM", "LLMPROF_GLYPHS")
+            }
             env.update({"TERM": "xterm-256color", "LANG": "C.UTF-8", "LC_ALL": "", **environ})
             ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
             os.execvpe(command[0], command, env)

@@ -172,7 +172,7 @@ class GapJudge:
         found: defaultdict[Cause, int] = defaultdict(int)
         if self._queued(n):
             found["device"] = end_ns - start_ns
-        elif self._launches.calls is not None:
+        elif self.has_calls:
             for cause, ns in self._cut(n):
                 found[cause] += ns
         else:
@@ -197,9 +197,14 @@ class GapJudge:
         return weights
 
     @property
+    def has_calls(self) -> bool:
+        """Were API calls traced? If not, causes come from samples."""
+        return self._launches.calls is not None
+
+    @property
     def basis(self) -> str:
         """What the causes rest on, in words."""
-        if self._launches.calls is not None:
+        if self.has_calls:
             return "API calls; stacks between calls that are far apart"
         if self._touched:
             return "sampled host stacks (--trace full adds the exact API calls)"
@@ -213,7 +218,7 @@ class GapJudge:
         length = gaps.end - gaps.start
         total = int(length.sum())
         totals["device"] = total - int(length[self._left].sum())
-        if self._launches.calls is not None:
+        if self.has_calls:
             for n in self._left:
                 for cause, ns in self._cut(n):
                     totals[cause] += ns

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from llmprof.analysis.gap_causes import READ_NS
+from llmprof.analysis.gap_causes import READ_NS, WORDS, GapJudge
 from llmprof.analysis.host_frames import label
 from llmprof.analysis.timeline_axis import Track
 from llmprof.analysis.timeline_lod import AT_END, Gap, LaneWork
 from llmprof.analysis.traced import EngineTrace, RunTrace
-from llmprof.records import Unavailable
+from llmprof.records import HostFrame, Unavailable
 from llmprof.tui.cells import Row, Span, beside, clean, fit, fit_text, row, rule, spread, wrap
 from llmprof.tui.marks import category_letter, category_role
 from llmprof.tui.numbers import duration, plain
@@ -22,7 +23,8 @@ from llmprof.tui.view import Lane, View
 
 _HISTOGRAM: Final = 24
 _GAPS: Final = 3
-_STACKS: Final = 3
+_PARTS: Final = 7
+"""Categories of a step that a narrow terminal shows, small ones as one."""
 _HINT: Final = (
     "n slowest step · m median · g go to · w widest gap · [ ] item · / search · + - zoom"
     " · a align · r round"
@@ -171,22 +173,42 @@ def _gap(now: Scene, track: Track, work: LaneWork, gap: Gap, view: View, width: 
     wall = _wall(track, gap.step)
     head = row(
         Span(f"{duration(length)} idle", "warn strong"),
-        Span(f"  {100 * length / wall:.2f} % of the step · ", "dim"),
-        Span(f"{100 * length / max(1, idle):.0f} % of its idle time · ", "dim"),
-        Span(f"number {rank} of {len(gaps)} · ", "dim"),
+        Span(f"  {100 * length / wall:.2f} % of step · ", "dim"),
+        Span(f"{100 * length / max(1, idle):.0f} % of its idle · ", "dim"),
+        Span(f"rank {rank} of {len(gaps)} · ", "dim"),
         Span(f"at {duration(gap.start_ns - int(track.bounds_ns[gap.step]))}", "dim"),
     )
     after = "the step's begin" if gap.after == AT_END else clean(work.short_name(gap.after))
     before = "the step's end" if gap.before == AT_END else clean(work.short_name(gap.before))
     names = row(Span("between ", "dim"), Span(after), Span("  and  ", "dim"), Span(before))
     engine = view.trace.engines[now.index] if isinstance(view.trace, RunTrace) else None
-    known = filter(None, (_cause(now, gap), _stacks(engine, gap)))
-    cause = [row(Span(line)) for text in known for line in wrap(text, width)]
+    known = (*_cause(now, engine, gap, width), _stacks(engine, gap, 2 * width))
+    cause = [row(Span(line)) for text in known if text for line in wrap(text, width)]
     return [fit(head, width), fit(names, width), *cause]
 
 
-def _cause(now: Scene, gap: Gap) -> str:
-    """What the host did meanwhile where its calls were traced; else what such a gap means."""
+def _cause(now: Scene, engine: EngineTrace | None, gap: Gap, width: int) -> list[str]:
+    """The gap's time by cause, and the calls in it; where nothing is known, what it means."""
+    calls = _calls(now, gap)
+    judge = None if engine is None else engine.judge
+    parts = judge.of(gap.start_ns, gap.end_ns) if isinstance(judge, GapJudge) else {}
+    if not isinstance(judge, GapJudge) or not parts or next(iter(parts)) == "unknown":
+        return [calls or _place(now, gap)]
+    length = gap.end_ns - gap.start_ns
+    first = next(iter(parts))
+    if first == "device" or judge.has_calls:
+        amounts = ", ".join(f"{cause} {duration(ns)}" for cause, ns in parts.items())
+        said = f"cause: {amounts}"
+    else:
+        shares = ((cause, 100 * ns / length) for cause, ns in parts.items())
+        said = "cause, by the samples in gaps like it: "
+        said += ", ".join(f"{cause} {share:.0f} %" for cause, share in shares if share >= 1)
+    longer = f"{said} ({WORDS[first]})"
+    return [longer if len(longer) <= width else said, *filter(None, (calls,))]
+
+
+def _calls(now: Scene, gap: Gap) -> str:
+    """What the host did meanwhile where its calls were traced."""
     api = now.lane.api
     last = int(np.searchsorted(api.start_ns, gap.end_ns, "left"))
     first = max(0, last - 4096)
@@ -203,29 +225,54 @@ def _cause(now: Scene, gap: Gap) -> str:
         left = gap.end_ns - gap.start_ns - sum(spent.values())
         own = f", {duration(left)} in no CUDA call" if left > 0 else ""
         return f"host meanwhile: {calls}{own}"
+    return ""
+
+
+def _place(now: Scene, gap: Gap) -> str:
+    """What a gap there means."""
     if gap.after == AT_END and gap.before == AT_END:
         return "the device did nothing in this step"
     if gap.after == AT_END:
         return "from the step's begin to its first work: the host had not launched it yet"
     if gap.before == AT_END:
         return "from the last work to the step's end: the token goes to the host and wakes it"
-    hint = "" if len(api) else " (record with --trace full to see its calls)"
+    hint = "" if len(now.lane.api) else " (record with --trace full to see its calls)"
     return f"the next launch came late, or waited for the host{hint}"
 
 
-def _stacks(engine: EngineTrace | None, gap: Gap) -> str:
-    """Where the host was: the innermost functions of the stacks sampled in the gap."""
+def _stacks(engine: EngineTrace | None, gap: Gap, room: int) -> str:
+    """Where the host was: the most frequent stack sampled in the gap, else the nearest one.
+
+    Innermost function first, as many as fit into ``room`` characters.
+    """
     if engine is None or isinstance(engine.host, Unavailable):
         return ""
     width = min(READ_NS, engine.host.sampled.tick_ns)
-    inside = [
-        s for s in engine.host.samples if gap.start_ns < s.time_ns < gap.end_ns + width and s.stack
-    ]
-    if not inside:
+    there = [s for s in engine.host.samples if s.stack and s.step == gap.step]
+    # A sample behind the gap may have been taken in it: its time is known to a tick.
+    inside = [s for s in there if gap.start_ns < s.time_ns < gap.end_ns + width]
+    if inside:
+        count = Counter((s.stack, s.kind) for s in inside)
+        (stack, kind), n = count.most_common(1)[0]
+        return _chain(f"host stack sampled there, {n} of {len(inside)} ({kind}): ", stack, room)
+    if not there:
         return ""
-    count = Counter(f"{clean(label(s.stack[0]))} ({s.kind})" for s in inside)
-    most = ", ".join(f"{name} {n}×" for name, n in count.most_common(_STACKS))
-    return f"host stacks sampled there: {most}"
+    middle = (gap.start_ns + gap.end_ns) // 2
+    near = min(there, key=lambda s: abs(s.time_ns - middle))
+    way = "before" if near.time_ns <= gap.start_ns else "behind"
+    apart = gap.start_ns - near.time_ns if way == "before" else near.time_ns - gap.end_ns
+    return _chain(f"nearest host stack, {duration(apart)} {way} ({near.kind}): ", near.stack, room)
+
+
+def _chain(text: str, stack: Sequence[HostFrame], room: int) -> str:
+    """``text`` and the innermost function, each with its caller behind it."""
+    text += clean(label(stack[0]))
+    for frame in stack[1:]:
+        longer = f"{text} ← {clean(label(frame))}"
+        if len(longer) > room - 2:
+            return f"{text} …"
+        text = longer
+    return text
 
 
 def _step(
@@ -246,26 +293,34 @@ def _step(
     middle = track.median_step() if step else step
     mine = {n: int(c.between(bounds[step : step + 2])[0]) for n, c in work.curves.items()}
     other = {n: int(c.between(bounds[middle : middle + 2])[0]) for n, c in work.curves.items()}
+    known_names = {*mine, "idle"}
     mine["idle"] = wall - sum(mine.values())
     other["idle"] = _wall(track, middle) - sum(other.values())
-    parts = sorted(mine, key=lambda n: -mine[n])
+    parts = [n for n in sorted(mine, key=lambda n: -mine[n]) if mine[n] or other[n]]
+    columns = max(1, min(3, width // 48))
+    if columns == 1 and len(parts) > _PARTS:
+        small = parts[_PARTS - 1 :]
+        parts = [*parts[: _PARTS - 1], f"{len(small)} smaller ones"]
+        mine[parts[-1]], other[parts[-1]] = (
+            sum(mine[n] for n in small),
+            sum(other[n] for n in small),
+        )
     cells = []
     for name in parts:
-        if not mine[name] and not other[name]:
-            continue
         delta = mine[name] - other[name]
+        letter = category_letter(name) if name in known_names else " "
+        role = category_role(name) if name in known_names else "dim"
         cells.append(
             row(
-                Span(f"{category_letter(name)} {fit_text(clean(name), 20)}", category_role(name)),
+                Span(f"{letter} {fit_text(clean(name), 20)}", role),
                 Span(f"{mine[name] / 1e6:8.3f}"),
                 Span(f"{100 * mine[name] / wall:5.0f} %", "dim"),
                 Span(
-                    f"{delta / 1e6:+9.3f}",
+                    f"{round(delta / 1e6, 3) + 0.0:+9.3f}",
                     "dim" if abs(delta) < wall / 200 else "fail" if delta > 0 else "good",
                 ),
             )
         )
-    columns = max(1, min(3, width // 48))
     each = width // columns
     tall = -(-len(cells) // columns)
     blocks = [cells[i * tall : (i + 1) * tall] for i in range(columns)]
