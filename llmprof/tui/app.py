@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual import work
-from textual.app import App
 from textual.binding import Binding, BindingType
+from textual.command import CommandPalette
 from textual.message import Message
 from textual.screen import Screen
 
@@ -24,6 +24,7 @@ from llmprof.errors import (
 from llmprof.tui import palette, refresh_rate
 from llmprof.tui.cells import clean
 from llmprof.tui.commands import RunCommands
+from llmprof.tui.compositor import CellApp
 from llmprof.tui.dialogs import ConfirmStop, ExportDialog
 from llmprof.tui.exporting import choices, write
 from llmprof.tui.glyphs import choose
@@ -39,7 +40,7 @@ class Exported(Message):
         self.failed = failed
 
 
-class LlmprofApp(App[int]):
+class LlmprofApp(CellApp[int]):
     """Shows a running session or replayed runs; ``run()`` returns the exit code.
 
     Args:
@@ -99,6 +100,14 @@ class LlmprofApp(App[int]):
         self.main.show(snapshot)
         if snapshot.state != "running" and getattr(self.source, "leave", False):
             self.exit(self._exit_code())
+
+    def action_command_palette(self) -> None:
+        """Textual's, in ASCII where it must be."""
+        if not CommandPalette.is_open(self):  # type: ignore[arg-type]
+            classes = "-ascii" if self.main.view.glyphs.ascii else ""
+            self.push_screen(
+                CommandPalette(placeholder="search", id="--command-palette", classes=classes)
+            )
 
     def action_export(self) -> None:
         """Ask for a format and write it on a thread."""

@@ -7,9 +7,9 @@ role looks like). No widget here: everything that a frame shows can be tested as
 from __future__ import annotations
 
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby, zip_longest
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 from rich.cells import cell_len, chop_cells, set_cell_size
 
@@ -28,6 +28,8 @@ class Span(NamedTuple):
 
 Row = tuple[Span, ...]
 Cell = tuple[str, str]
+Look = TypeVar("Look")
+Runs = list[tuple[int, int]]
 
 
 def clean(text: str) -> str:
@@ -132,10 +134,13 @@ def rule(title: Row, right: Row, width: int, line: str) -> Row:
     return fit((*head, Span(" "), Span(line * fill, "track"), *tail), width)
 
 
-def cells_of(line: Row) -> list[Cell]:
+def cells_of(line: Iterable[tuple[str, Look]]) -> list[tuple[str, Look]]:
     """One (character, role) a column; the second column of a wide character is empty."""
-    out: list[Cell] = []
+    out: list[tuple[str, Look]] = []
     for text, role in line:
+        if text.isascii():
+            out.extend([(char, role) for char in text])
+            continue
         for char in text:
             size = cell_len(char)
             if size == 0 and out:
@@ -146,19 +151,23 @@ def cells_of(line: Row) -> list[Cell]:
     return out
 
 
-def changed_runs(old: Row, new: Row) -> list[tuple[int, int]]:
+def changed_runs(old: Row, new: Row) -> Runs:
     """Column ranges [start, end) in which two rows differ; near ones are merged.
 
     Past a third of the row the whole row is one range: cursor moves would cost more.
     """
     before, after = cells_of(old), cells_of(new)
     size = max(len(before), len(after))
-    runs: list[tuple[int, int]] = []
-    changed = 0
+    changed = sum(a != b for a, b in zip_longest(before, after))
+    return [(0, size)] if changed * 3 > size else runs_of(before, after)
+
+
+def runs_of(before: Sequence[tuple[str, Look]], after: Sequence[tuple[str, Look]]) -> Runs:
+    """Column ranges [start, end) in which two lines of cells differ; near ones are merged."""
+    runs: Runs = []
     for x, (a, b) in enumerate(zip_longest(before, after)):
         if a == b:
             continue
-        changed += 1
         start, end = x, x + 1
         # A wide character is repainted with both its columns.
         for line in (before, after):
@@ -170,7 +179,7 @@ def changed_runs(old: Row, new: Row) -> list[tuple[int, int]]:
             runs[-1] = (min(start, runs[-1][0]), max(end, runs[-1][1]))
         else:
             runs.append((start, end))
-    return [(0, size)] if changed * 3 > size else runs
+    return runs
 
 
 def merged(line: Row) -> Row:

@@ -18,7 +18,6 @@ from llmprof.analysis.traced import RunTrace
 from llmprof.records import Unavailable
 from llmprof.tui import timeline_nav as nav
 from llmprof.tui.canvas import Canvas
-from llmprof.tui.compositor import make_compositor
 from llmprof.tui.dialogs import Ask, HelpScreen
 from llmprof.tui.frame import body, header
 from llmprof.tui.glyphs import Glyphs
@@ -80,6 +79,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         Binding("b", "basis", show=False, id="basis"),
         Binding("A", "baseline", show=False, id="baseline"),
         Binding("escape", "out", show=False, id="out"),
+        Binding("ctrl+l", "app.redraw", show=False, id="redraw"),
         Binding("y", "scale", show=False, id="scale"),
         *(
             Binding(str(i), f"page('{page}')", show=False, id=f"page-{page}")
@@ -89,7 +89,6 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def __init__(self, first: Snapshot, glyphs: Glyphs, live: bool) -> None:
         super().__init__()
-        self._compositor = make_compositor()
         self.snapshot = first
         """The newest snapshot, also while the display is frozen."""
         self._shown = first
