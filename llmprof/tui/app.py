@@ -9,7 +9,6 @@ from typing import ClassVar
 
 from textual import work
 from textual.binding import Binding, BindingType
-from textual.command import CommandPalette
 from textual.message import Message
 from textual.screen import Screen
 
@@ -23,7 +22,7 @@ from llmprof.errors import (
 )
 from llmprof.tui import palette, refresh_rate
 from llmprof.tui.cells import clean
-from llmprof.tui.commands import RunCommands
+from llmprof.tui.commands import Palette, RunCommands
 from llmprof.tui.compositor import CellApp
 from llmprof.tui.dialogs import ConfirmStop, ExportDialog
 from llmprof.tui.exporting import choices, write
@@ -103,11 +102,8 @@ class LlmprofApp(CellApp[int]):
 
     def action_command_palette(self) -> None:
         """Textual's, in ASCII where it must be."""
-        if not CommandPalette.is_open(self):  # type: ignore[arg-type]
-            classes = "-ascii" if self.main.view.glyphs.ascii else ""
-            self.push_screen(
-                CommandPalette(placeholder="search", id="--command-palette", classes=classes)
-            )
+        if not isinstance(self.screen, Palette):
+            self.push_screen(Palette(self.main.view.glyphs.ascii))
 
     def action_export(self) -> None:
         """Ask for a format and write it on a thread."""

@@ -9,7 +9,8 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.command import CommandPalette, DiscoveryHit, Hit, Hits, Provider
+from textual.widgets import Input
 
 from llmprof.analysis.timeline_lod import LaneWork
 from llmprof.analysis.traced import RunTrace
@@ -50,6 +51,18 @@ ACTIONS = {
 }
 _MOST = 12
 """Hits of kernels and of steps."""
+
+
+class Palette(CommandPalette):
+    """Textual's, in the app's own dress (``llmprof.tcss``)."""
+
+    def __init__(self, ascii_only: bool) -> None:
+        super().__init__(
+            placeholder="search", id="--command-palette", classes="-ascii" if ascii_only else ""
+        )
+
+    def on_mount(self) -> None:
+        self.query_one(Input).cursor_blink = False  # each turn would be sent
 
 
 class RunCommands(Provider):

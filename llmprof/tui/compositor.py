@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import inspect
 from functools import lru_cache
-from typing import Any
+from typing import Any, ClassVar
 
 from rich.console import Console
 from rich.control import Control
@@ -23,6 +23,7 @@ from rich.style import Style
 from textual import events, on
 from textual._compositor import ChopsUpdate, Compositor, CompositorUpdate, LayoutUpdate
 from textual.app import App, ReturnType
+from textual.binding import Binding, BindingType
 from textual.driver import Driver
 from textual.screen import Screen
 from textual.strip import Strip
@@ -164,6 +165,10 @@ def fits() -> bool:
 
 class CellApp(App[ReturnType]):
     """An app whose frames cost what they change."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("ctrl+l", "redraw", show=False, priority=True, system=True),
+    ]
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)

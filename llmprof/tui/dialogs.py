@@ -22,7 +22,6 @@ _GENERAL: Final = (
     (("engine",), "engine in focus"),
     (("pause",), "freeze the display; the run goes on"),
     (("export", "screenshot", "copy"), "export; screenshot; copy (OSC 52)"),
-    (("redraw",), "send the whole screen again"),
     (("palette",), "command palette: actions, kernels, steps"),
     (("quit",), "quit; a live run is asked about"),
 )
@@ -169,7 +168,9 @@ class Ask(_Dialog[str | None]):
             )
 
     def on_mount(self) -> None:
-        self.query_one(Input).focus()
+        entry = self.query_one(Input)
+        entry.cursor_blink = False  # each turn would be sent
+        entry.focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)
@@ -202,7 +203,9 @@ class ExportDialog(_Dialog[tuple[str, str] | None]):
             yield Static(Text(note, style("dim")))
 
     def on_mount(self) -> None:
-        self.query_one(Input).focus()
+        entry = self.query_one(Input)
+        entry.cursor_blink = False  # each turn would be sent
+        entry.focus()
 
     def _path(self) -> str:
         return self._formats[self._index][1][1]

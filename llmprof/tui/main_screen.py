@@ -79,7 +79,6 @@ class MainScreen(Screen[None], inherit_bindings=False):
         Binding("b", "basis", show=False, id="basis"),
         Binding("A", "baseline", show=False, id="baseline"),
         Binding("escape", "out", show=False, id="out"),
-        Binding("ctrl+l", "app.redraw", show=False, id="redraw"),
         Binding("y", "scale", show=False, id="scale"),
         *(
             Binding(str(i), f"page('{page}')", show=False, id=f"page-{page}")

@@ -340,7 +340,6 @@ class SetupApp(CellApp[Choice]):
     ALLOW_SELECT = False
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("ctrl+c,ctrl+q", "leave", show=False, priority=True, system=True),
-        Binding("ctrl+l", "redraw", show=False),
     ]
 
     def __init__(
