@@ -124,14 +124,14 @@ def test_what_was_sent_adds_up_to_the_whole_screen(terminal) -> None:
     walk += ["+", "/", "el", "\r", "2", "7", "1", "3", "0", "\t", "n", "\r", "++", "hhl", "?"]
     for number, keys in enumerate(walk):
         shell.press(keys)
-        take(shell, 0.5)
+        take(shell, 0.3)
         if number % 6 == 5 or number == len(walk) - 1:
             sent_anew_is_the_same(shell)
     assert "Keys of" in "\n".join(shell.screen.display)
     for cols, rows in ((80, 24), (100, 30)):
         shell.resize(cols, rows)
         shell.until("q Quit")
-        take(shell, 0.5)
+        take(shell, 0.3)
         sent_anew_is_the_same(shell)
 
 
@@ -145,7 +145,7 @@ def take(shell: Terminal, seconds: float) -> int:
 def sent_anew_is_the_same(shell: Terminal) -> None:
     before = cells(shell.screen)
     shell.press("\x0c")
-    assert take(shell, 0.6) > 5_000
+    assert take(shell, 0.4) > 5_000
     assert cells(shell.screen) == before
 
 

@@ -17,12 +17,13 @@ sys.path.insert(0, str(ROOT / "tests"))
 os.environ.update(LLMPROF_GLYPHS="unicode", COLORTERM="truecolor", TERM="xterm-256color")
 os.environ.pop("NO_COLOR", None)
 
-from test_tui_setup import DEFAULTS, FACTS  # noqa: E402
+from test_tui_setup import FACTS  # noqa: E402
 from textual.widgets import Input  # noqa: E402
 from tui_snapshots_data import LIVE, FixedSource  # noqa: E402
 
 from llmprof.analysis.live import RunDataSource  # noqa: E402
 from llmprof.analysis.snapshot import Snapshot  # noqa: E402
+from llmprof.cli.setup_command import _DEFAULTS  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
 from llmprof.tui.app import LlmprofApp  # noqa: E402
 from llmprof.tui.setup import Choice, Facts, SetupApp  # noqa: E402
@@ -84,7 +85,7 @@ async def main() -> None:
             await shot(replay(file), keys, size, name)
         await shot(LlmprofApp(FixedSource(LIVE)), "1", size, "live")
         await shot(LlmprofApp(FixedSource(LIVE)), "1 q", size, "stop")
-        await shot(SetupApp(lambda: facts, lambda _: "", Choice(), DEFAULTS), "", size, "setup")
+        await shot(SetupApp(lambda: facts, lambda _: "", Choice(), _DEFAULTS), "", size, "setup")
 
 
 if __name__ == "__main__":

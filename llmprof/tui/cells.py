@@ -6,10 +6,11 @@ role looks like). No widget here: everything that a frame shows can be tested as
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Iterable, Sequence
 from itertools import groupby, zip_longest
-from typing import NamedTuple, TypeVar
+from typing import Final, NamedTuple, TypeVar
 
 from rich.cells import cell_len, chop_cells, set_cell_size
 
@@ -27,6 +28,8 @@ class Span(NamedTuple):
 
 
 Row = tuple[Span, ...]
+_NUMBER: Final = re.compile(r"(?<!\S)[-+−(\[]?\d[\d.,–]*[ ](?=\S)")
+"""A number that something follows."""
 Cell = tuple[str, str]
 Look = TypeVar("Look")
 Runs = list[tuple[int, int]]
@@ -109,11 +112,15 @@ def beside(blocks: Sequence[Sequence[Row]], widths: Sequence[int], gap: int = 0)
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Lines of at most ``width`` cells, broken at spaces where there are any."""
+    """Lines of at most ``width`` cells, broken at spaces where there are any.
+
+    A number stays with its unit.
+    """
     width = max(2, width)
     lines: list[str] = []
     line = ""
-    for word in text.split(" "):
+    for word in _NUMBER.sub(lambda found: f"{found[0][:-1]}\0", text).split(" "):
+        word = word.replace("\0", " ")
         joined = f"{line} {word}" if line else word
         if cell_len(joined) <= width:
             line = joined
@@ -123,6 +130,17 @@ def wrap(text: str, width: int) -> list[str]:
         *full, line = chop_cells(word, width) or [""]
         lines.extend(full)
     return [*lines, line]
+
+
+def wrap_facts(facts: Sequence[str], width: int) -> list[str]:
+    """Facts with dots between them, as many on a line as fit."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and cell_len(lines[-1]) + 3 + cell_len(fact) <= width:
+            lines[-1] += f" · {fact}"
+        else:
+            lines += wrap(fact, width)
+    return lines
 
 
 def rule(title: Row, right: Row, width: int, line: str) -> Row:

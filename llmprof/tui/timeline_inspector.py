@@ -14,7 +14,21 @@ from llmprof.analysis.timeline_axis import Track
 from llmprof.analysis.timeline_lod import AT_END, Gap, LaneWork
 from llmprof.analysis.traced import EngineTrace, RunTrace
 from llmprof.records import HostFrame, Unavailable
-from llmprof.tui.cells import Row, Span, beside, clean, fit, fit_text, row, rule, spread, wrap
+from llmprof.runfile.trace_rows import Ints
+from llmprof.tui.cells import (
+    Row,
+    Span,
+    beside,
+    clean,
+    fit,
+    fit_text,
+    row,
+    rule,
+    spread,
+    width_of,
+    wrap,
+    wrap_facts,
+)
 from llmprof.tui.marks import category_letter, category_role
 from llmprof.tui.numbers import duration, plain
 from llmprof.tui.timeline_nav import Scene, step_gaps
@@ -26,9 +40,9 @@ _GAPS: Final = 3
 _PARTS: Final = 7
 """Categories of a step that a narrow terminal shows, small ones as one."""
 _HINT: Final = (
-    "n slowest step · m median · g go to · w widest gap · [ ] item · / search · + - zoom"
-    " · a align · r round"
-)
+    "n slowest step", "m median", "g go to", "w widest gap", "[ ] item", "/ search", "+ - zoom",
+    "a align", "r round",
+)  # fmt: skip
 
 
 def inspector(now: Scene, view: View, lane: Lane, width: int) -> list[Row]:
@@ -38,7 +52,7 @@ def inspector(now: Scene, view: View, lane: Lane, width: int) -> list[Row]:
     track = None if chosen is None else now.lane.track(chosen.key)
     if chosen is None or track is None or chosen.step > track.steps:
         head = rule(row(Span("nothing selected", "strong")), (), width, glyphs.track)
-        return [head, *(row(Span(line, "dim")) for line in wrap(_HINT, width))]
+        return [head, *(row(Span(line, "dim")) for line in wrap_facts(_HINT, width))]
     work = now.work_of(track)
     where = "prefill" if chosen.step == 0 else f"step {chosen.step} of {track.steps}"
     right = row(Span(f"{clean(lane.engine.label)} · {where}", lane.accent))
@@ -116,7 +130,9 @@ def _item(
         facts += _launch(now, int(k.correlation[i]), start)
     facts += _measured(now, start)
     out = [fit(head, width), fit((*lead, *bars, Span("  "), *tail), width)]
-    out += [row(Span(line)) for line in wrap(" · ".join(facts), width)]
+    if width_of((*lead, *bars, *tail)) + 2 > width:
+        out = [fit(head, width), fit((*lead, *bars), width), fit(tail, width)]
+    out += [row(Span(line)) for line in wrap_facts(facts, width)]
     return [*out, _around(work, item, width)]
 
 
@@ -131,7 +147,14 @@ def _launch(now: Scene, correlation: int, start_ns: int) -> list[str]:
     return [f"{api_name(now.lane, i)} {duration(ahead)} earlier"]
 
 
+def _means(now: Scene, edges_ns: Ints) -> list[str]:
+    """What is known of a stretch of time."""
+    found = [(s, float(s.means(edges_ns)[0])) for s in series_of(now, now.index)]
+    return [f"{s.name} {plain(mean)} {s.unit}" for s, mean in found if mean == mean]
+
+
 def _measured(now: Scene, time_ns: int) -> list[str]:
+    """What is known of a moment."""
     found = []
     for series in series_of(now, now.index):
         value = series.at(time_ns)
@@ -284,11 +307,12 @@ def _step(
         rank = int(np.count_nonzero(track.wall_ns[1:] > wall)) + 1
         head.append(Span(f"  {wall / max(1.0, track.median_ns):.2f}× median", "dim"))
         head.append(Span(f" · {rank}. slowest of {track.steps}", "dim"))
-    known = " · ".join(
-        _measured(now, (int(track.bounds_ns[step]) + int(track.bounds_ns[step + 1])) // 2)
-    )
+    facts = _means(now, track.bounds_ns[step : step + 2])
+    known = " · ".join(facts)
     if work is None:
-        return [spread(tuple(head), row(Span(known, "dim")), width)]
+        fits = width_of(tuple(head)) + len(known) + 2 <= width
+        apart = [tuple(head), *(row(Span(line, "dim")) for line in wrap_facts(facts, width))]
+        return [spread(tuple(head), row(Span(known, "dim")), width)] if fits else apart
     bounds = track.bounds_ns
     middle = track.median_step() if step else step
     mine = {n: int(c.between(bounds[step : step + 2])[0]) for n, c in work.curves.items()}

@@ -25,7 +25,7 @@ _AROUND: Final = 3
 """Title, axis, legend."""
 _INSPECTOR: Final = 7
 """Rows that are the inspector's in any case: the lanes keep their height most of the time."""
-_TALLEST: Final = 8
+_TALLEST: Final = 14
 
 RowKind = Literal["name", "steps", "bars", "kernels", "streams", "api", "host", "series"]
 _LaneRows = list[tuple[RowKind, Row]]
