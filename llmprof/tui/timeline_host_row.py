@@ -45,7 +45,10 @@ def _names(line: list[Cell], cells: Cells, lane: HostLane, known: np.ndarray) ->
         if any(line[x][0] != HOST_LETTERS[kind] for x in range(a, b)):
             continue  # another kind takes most of a cell: its letter stays
         short = _short(clean(name), b - a - 3)
-        write(line, a, fit_text(f"{HOST_LETTERS[kind]} {short}", b - a - 1), host_role(kind))
+        text = f"{HOST_LETTERS[kind]} {short}"
+        # The last letter stays as the end of the run where a blank stands before it.
+        width = b - a - 1 if len(text) < b - a - 1 else b - a
+        write(line, a, fit_text(f"{fit_text(text, b - a - 1)} ", width), host_role(kind))
 
 
 def _short(name: str, room: int) -> str:
