@@ -84,23 +84,20 @@ def repainted(screen: pyte.Screen, stream: pyte.ByteStream, burst: bytes) -> dic
 
 def test_a_live_session_of_two_engines_does_not_flicker(terminal, tmp_path: Path) -> None:
     """No cell is painted twice in an update, so none goes blank and comes back; nothing erases."""
-    pytest.importorskip("torch")
-    pytest.importorskip("llama_cpp")
-    engines = ["--engine", "torch:threads=1", "--engine", "llamacpp:threads=1", "--model", "tiny"]
+    engines = ["--engine", "fake:step_us=3000", "--engine", "fake:step_us=5000"]
     load = ["--prompt-len", "16", "--decode-len", "64", "--rounds", "100000"]
     command = [sys.executable, "-m", "llmprof", *engines, *load, "-o", str(tmp_path / "r.sqlite")]
-    shell = Terminal(command, COLORTERM="truecolor", SSH_CONNECTION="test")
+    plugin = str(Path(__file__).parent / "plugin")
+    shell = Terminal(command, COLORTERM="truecolor", SSH_CONNECTION="test", PYTHONPATH=plugin)
     terminal.append(shell)
-    shell.until("timing", "tok/s")
-    shell.raw = b""
+    shell.until("round 2/", "tok/s")
     updates = bursts(shell, 8.0)
-    shown = "\n".join(shell.screen.display)
-    assert "torch" in shown and "llamacpp" in shown and len(updates) >= 8
+    assert len(updates) >= 8
     for update in updates:
         assert not ERASES.search(update)
         assert repainted(shell.screen, shell.stream, update) == {}
-    text = [line for line in shell.screen.display if line.strip()]
-    assert len(text) > 20 and "running" in text[0]
+    shown = "\n".join(shell.screen.display)
+    assert "running" in shown and "fake:step_us=3000" in shown and "failed" not in shown
 
 
 def test_the_recording_would_show_a_flicker() -> None:
