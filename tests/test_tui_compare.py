@@ -72,7 +72,7 @@ async def test_compare_keys_change_basis_baseline_and_filter() -> None:
         assert "traced step 1" in shown(screen)
         await pilot.press("slash")
         await typed(pilot, "silu")
-        assert "1 kernels" in shown(screen) or "2 kernels" in shown(screen)
+        assert "1 kernel ─" in shown(screen) or "2 kernels ─" in shown(screen)
         await pilot.press("escape", "tab", "A")
         assert shown(screen).startswith("A torch:cuda_graph=1 → B torch")
         await pilot.press("o", "o", "o")
