@@ -21,6 +21,7 @@ processor time of both.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -150,10 +151,13 @@ class GapJudge:
         self._inside = _by_gap(overlaps, [_kinds(s, begins) for s in samples])
         self._launches = _Launches(traced, rows, record)
 
-    def _queued(self, n: int) -> bool:
+    @cached_property
+    def _queued(self) -> NDArray[np.bool_]:
+        """Of every gap: is it the device's own (rule 1)?"""
         gaps = self._gaps
-        at_step_end = bool(gaps.end[n] == gaps.bounds[gaps.step[n]])
-        return self._launches.queued(int(gaps.start[n]), int(gaps.end[n]), at_step_end)
+        inside: NDArray[np.bool_] = gaps.end != gaps.bounds[gaps.step]
+        found: NDArray[np.bool_] = self._launches.queued(gaps.start, gaps.end) & inside
+        return found
 
     def _cut(self, n: int) -> Iterator[tuple[Cause, int]]:
         """Rule 2."""
@@ -170,7 +174,7 @@ class GapJudge:
         if not there or self._gaps.end[n] != end_ns:
             return {}
         found: defaultdict[Cause, int] = defaultdict(int)
-        if self._queued(n):
+        if self._queued[n]:
             found["device"] = end_ns - start_ns
         elif self.has_calls:
             for cause, ns in self._cut(n):
@@ -180,17 +184,11 @@ class GapJudge:
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     @cached_property
-    def _left(self) -> list[int]:
-        """Gaps that are not the device's own."""
-        return [n for n in range(len(self._gaps.start)) if not self._queued(n)]
-
-    @cached_property
     def _weights(self) -> defaultdict[tuple[int, bool], dict[Cause, float]]:
         """Sort of gaps → what the samples in them count for."""
-        wanted = set(self._left)
         weights: defaultdict[tuple[int, bool], dict[Cause, float]] = defaultdict(dict)
         for n, found in self._inside.items():
-            if n in wanted:
+            if not self._queued[n]:
                 mine = weights[self._gaps.sort(n)]
                 for cause, weight in found.items():
                     mine[cause] = mine.get(cause, 0.0) + weight
@@ -217,18 +215,18 @@ class GapJudge:
         gaps, totals = self._gaps, defaultdict[Cause, int](int)
         length = gaps.end - gaps.start
         total = int(length.sum())
-        totals["device"] = total - int(length[self._left].sum())
+        totals["device"] = int(length[self._queued].sum())
         if self.has_calls:
-            for n in self._left:
+            for n in np.flatnonzero(~self._queued).tolist():
                 for cause, ns in self._cut(n):
                     totals[cause] += ns
         else:
-            idle: defaultdict[tuple[int, bool], int] = defaultdict(int)
-            for n in self._left:
-                idle[gaps.sort(n)] += int(length[n])
-            for sort, ns in idle.items():
-                for cause, part in _by_sort(ns, self._weights[sort]).items():
-                    totals[cause] += part
+            place, short = gaps.sorts
+            for sort in itertools.product(range(4), (False, True)):
+                mine = ~self._queued & (place == sort[0]) & (short == sort[1])
+                if ns := int(length[mine].sum()):
+                    for cause, part in _by_sort(ns, self._weights[sort]).items():
+                        totals[cause] += part
         stacks = tuple((s.stack, w) for s, w in self._touched)
         causes = _causes(totals, total, self._steps)
         ms = total / self._steps / 1e6
@@ -271,11 +269,18 @@ class _Gaps:
     step: Ints
     bounds: Ints
 
-    def sort(self, n: int) -> tuple[int, bool]:
+    @cached_property
+    def sorts(self) -> tuple[Ints, NDArray[np.bool_]]:
         """Where in the step, and whether short: gaps of one sort share their samples."""
-        first = self.start[n] == self.bounds[self.step[n] - 1]
-        last = self.end[n] == self.bounds[self.step[n]]
-        return int(first) + 2 * int(last), bool(self.end[n] - self.start[n] <= SHORT_NS)
+        first = self.start == self.bounds[self.step - 1]
+        last = self.end == self.bounds[self.step]
+        place: Ints = first.astype(np.int64) + 2 * last.astype(np.int64)
+        return place, self.end - self.start <= SHORT_NS
+
+    def sort(self, n: int) -> tuple[int, bool]:
+        """Of one gap."""
+        place, short = self.sorts
+        return int(place[n]), bool(short[n])
 
 
 def _overlap(gaps: _Gaps, sample: StepSample, width: int) -> dict[int, float]:
@@ -335,6 +340,12 @@ def share_out(total: int, weights: Mapping[Cause, float]) -> dict[Cause, int]:
     return parts
 
 
+def _found(ordered: Ints, wanted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """(place of each wanted value in a row that is not empty, is it there at all?)."""
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return at, ordered[at] == wanted
+
+
 class _Launches:
     """Which call launched what, and what the launching thread did when."""
 
@@ -371,20 +382,20 @@ class _Launches:
             return int(self._begin[n])
         return None
 
-    def queued(self, start: int, end: int, at_step_end: bool) -> bool:
-        """Rule 1."""
-        if at_step_end:
-            return False
-        after = self._next(end)
-        before = int(np.searchsorted(self._ends, start))
-        if after is None:
-            return False
-        if before < len(self._ends) and self._ends[before] == start:
-            same = self._end_correlation[before] == self._correlation[after]
-            if same and self._end_node[before] and self._node[after]:
-                return True
-        launched = self.launched_ns(end)
-        return launched is not None and launched <= start
+    def queued(self, start: Ints, end: Ints) -> NDArray[np.bool_]:
+        """Rule 1: was the work behind each gap there before the gap began?"""
+        if not len(self._starts):
+            return np.zeros(len(start), np.bool_)
+        after, follows = _found(self._starts, end)
+        before, precedes = _found(self._ends, start)
+        graph = (self._end_correlation[before] == self._correlation[after]) & precedes
+        graph &= (self._end_node[before] != 0) & (self._node[after] != 0)
+        ahead = np.zeros(len(start), np.bool_)
+        if len(self._ids):
+            call, known = _found(self._ids, self._correlation[after])
+            ahead = known & (self._begin[call] <= start)
+        found: NDArray[np.bool_] = follows & (graph | ahead)
+        return found
 
     def split(
         self, start: int, end: int, weights: Mapping[Cause, float]
