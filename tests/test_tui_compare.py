@@ -240,3 +240,20 @@ def test_colours_follow_the_terminal(environ, depth, opened, trace) -> None:
             assert all(s.color.number is not None and s.color.number < 16 for s in styles)
     finally:
         palette.use("full")
+
+
+@pytest.mark.parametrize("key", ["question_mark", "e", "colon", "slash", "g"])
+async def test_a_dialog_that_is_left_twice_is_left_once(key: str) -> None:
+    """Keys that come faster than frames did that: the app ended with ScreenStackError."""
+    async with app().run_test(size=(80, 24)) as pilot:
+        screen = await settled(pilot)
+        await pilot.press("3", key)
+        await pilot.pause()
+        box = pilot.app.screen
+        assert box is not screen
+        box.dismiss(None)
+        box.dismiss(None)
+        await pilot.pause()
+        assert pilot.app.screen is screen
+        await pilot.press("n")
+        assert screen.view.timeline.selected is not None

@@ -17,6 +17,7 @@ from llmprof.analysis.traced import RunTrace
 from llmprof.tui import timeline_nav as nav
 from llmprof.tui.canvas import BlockBar
 from llmprof.tui.cells import clean
+from llmprof.tui.dialogs import Once
 
 if TYPE_CHECKING:
     from llmprof.tui.app import LlmprofApp
@@ -54,7 +55,7 @@ _MOST = 12
 """Hits of kernels and of steps."""
 
 
-class Palette(CommandPalette):
+class Palette(Once, CommandPalette):
     """Textual's, in the app's own dress (``llmprof.tcss``)."""
 
     def __init__(self, ascii_only: bool) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
@@ -71,7 +72,21 @@ def key_text(keys: str) -> str:
     return next((n for n in names if len(n) == 1), names[0])
 
 
-class _Dialog(ModalScreen[Answer]):
+class Once:
+    """For a screen that is left once: keys that come fast can ask for it twice, and Textual would
+    then pop the page below, or fail where there is none."""
+
+    _left = False
+
+    def dismiss(self, result: Any = None) -> AwaitComplete:
+        if self._left:
+            return AwaitComplete()
+        self._left = True
+        done: AwaitComplete = super().dismiss(result)  # type: ignore[misc]
+        return done
+
+
+class _Dialog(Once, ModalScreen[Answer]):
     """A box over the page."""
 
     def __init__(self, glyphs: Glyphs) -> None:
