@@ -1,9 +1,11 @@
-"""Bytes a second that the live screen sends: 120×40, two engines, 2 Hz, against a budget.
+"""Bytes that the screen sends: live, two engines, 2 Hz, and what opens and closes over it.
 
     python benchmarks/tui_bytes.py [--seconds 10] [--hz 2] [--cols 120] [--rows 40]
 
 Runs the app in a pseudo-terminal over a scripted source that grows as a session does: the engines
-take turns, a step every 26 and 16 ms, a GPU sample every 100 ms. Exit status 1: over the budget.
+take turns, a step every 26 and 16 ms, a GPU sample every 100 ms. Then opens and closes
+dialogs and turns pages on the timeline of a recorded run. Exit status 1: over a budget (4 kB/s
+live, 16 kB a dialog).
 """
 
 from __future__ import annotations
@@ -22,6 +24,14 @@ from pathlib import Path
 
 BUDGET = 4000
 """Bytes a second; a slow SSH line carries ten times that."""
+DIALOG_BUDGET = 16_000
+"""Bytes of opening or closing one at 120×40: what it covers, cell by cell, and not the screen."""
+FILE = Path(__file__).parent.parent / "tests" / "fixtures" / "h100_graph.sqlite"
+KEYS = (
+    ("open help", b"?"), ("close it", b"\x1b"), ("open export", b"e"), ("close it", b"\x1b"),
+    ("open palette", b":"), ("close it", b"\x1b"), ("ask for a step", b"g"), ("close it", b"\x1b"),
+    ("page compare", b"4"), ("page timeline", b"3"), ("slowest step", b"n"), ("widest gap", b"w"),
+)  # fmt: skip
 SETTLE_S = 2.0
 """The first frame is not counted."""
 
@@ -72,6 +82,38 @@ def measure(cols: int, rows: int, seconds: float, hz: float) -> tuple[int, int]:
     return first, counted
 
 
+def drain(master: int, silence_s: float = 0.5) -> bytes:
+    data = b""
+    while select.select([master], [], [], silence_s)[0]:
+        data += os.read(master, 1 << 16)
+    return data
+
+
+def keys(cols: int, rows: int) -> list[tuple[str, int]]:
+    """Bytes of every one of ``KEYS`` on the timeline of a recorded run."""
+    pid, master = pty.fork()
+    if pid == 0:
+        size = struct.pack("HHHH", rows, cols, 0, 0)
+        fcntl.ioctl(sys.stdout.fileno(), termios.TIOCSWINSZ, size)
+        os.environ.update(TERM="xterm-256color", COLORTERM="truecolor", LANG="C.UTF-8")
+        os.execvp(sys.executable, [sys.executable, "-m", "llmprof", "open", str(FILE)])
+    try:
+        seen = b""
+        while b"GPU busy" not in seen:
+            seen += drain(master)
+        os.write(master, b"3")
+        drain(master)
+        found = []
+        for name, key in KEYS:
+            os.write(master, key)
+            found.append((name, len(drain(master))))
+        return found
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+        os.close(master)
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", type=float, default=10.0)
@@ -84,7 +126,13 @@ def main() -> int:
     print(f"first frames   {first:7d} B")
     print(f"live           {rate:7.0f} B/s  ({rate / args.hz:.0f} B a frame at {args.hz:g} Hz)")
     print(f"budget         {BUDGET:7d} B/s  {'kept' if rate <= BUDGET else 'EXCEEDED'}")
-    return 0 if rate <= BUDGET else 1
+    kept = rate <= BUDGET
+    for name, size in keys(args.cols, args.rows):
+        dialog = name.startswith(("open", "close", "ask"))
+        over = dialog and size > DIALOG_BUDGET
+        kept = kept and not over
+        print(f"{name:<14} {size:7d} B  {'EXCEEDED' if over else ''}")
+    return 0 if kept else 1
 
 
 if __name__ == "__main__":

@@ -18,6 +18,16 @@ def pytest_configure(config: pytest.Config) -> None:
     sys.path.insert(0, str(PLUGIN))
 
 
+@pytest.fixture(autouse=True)
+def a_known_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures must not depend on the terminal that the tests were started from."""
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.setenv("LLMPROF_GLYPHS", "unicode")
+    for name in ("NO_COLOR", "FORCE_COLOR", "TEXTUAL_THEME"):
+        monkeypatch.delenv(name, raising=False)
+
+
 @pytest.fixture
 def clean_env(tmp_path: Path) -> dict[str, str]:
     """An environment with its own home, so that no test reads or writes the user's files."""

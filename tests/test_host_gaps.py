@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -14,15 +15,17 @@ from llmprof.analysis.attribution import attribute
 from llmprof.analysis.gap_causes import (
     CauseTime,
     GapCauses,
+    GapJudge,
     _verdict,
     call_cause,
     gap_causes,
+    judge,
     share_out,
 )
-from llmprof.analysis.gaps import idle_gaps
+from llmprof.analysis.gaps import between_pieces, idle_gaps
 from llmprof.analysis.host import HostTrace, flame, frame_times, open_host
 from llmprof.analysis.host_frames import kind_of, origin
-from llmprof.analysis.kernels import prepare
+from llmprof.analysis.kernels import TracedRound, prepare
 from llmprof.records import HostFrame, HostRound, Unavailable
 from llmprof.runfile.host_rows import HostRows, HostSample
 from llmprof.runfile.trace_rows import ApiRows
@@ -75,7 +78,24 @@ def causes_of(made: Made, host: HostTrace | Unavailable) -> GapCauses:
     assert not isinstance(gaps, Unavailable)
     assert sum(c.total_ns for c in found.causes) == found.total_ns == gaps.total_ns
     assert sum(c.share for c in found.causes) == pytest.approx(1)
+    _each_gap_adds_up(made, traced, host, found)
     return found
+
+
+def _each_gap_adds_up(
+    made: Made, traced: TracedRound, host: HostTrace | Unavailable, found: GapCauses
+) -> None:
+    judged = judge(traced, made.rows, made.record, host)
+    assert isinstance(judged, GapJudge) and not isinstance(traced.timeline, Unavailable)
+    start, end, *_ = between_pieces(traced.timeline)
+    totals: Counter[str] = Counter()
+    for a, b in zip(start.tolist(), end.tolist(), strict=True):
+        parts = judged.of(a, b)
+        assert sum(parts.values()) == b - a and list(parts.values()) == sorted(parts.values())[::-1]
+        totals.update(parts)
+        assert judged.of(a, b + 1) == {} == judged.of(a + 1, b)
+    for c in found.causes:  # a pool is shared out to whole ns, a single gap too
+        assert totals[c.cause] == pytest.approx(c.total_ns, abs=len(start))
 
 
 def test_launch_bound() -> None:

@@ -33,13 +33,6 @@ FACTS = Facts(
 DEFAULTS = {"prompt_len": "text", "decode_len": "64", "rounds": "16"}
 
 
-@pytest.fixture(autouse=True)
-def plain_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMPROF_GLYPHS", "unicode")
-    monkeypatch.delenv("NO_COLOR", raising=False)
-    monkeypatch.setenv("COLORTERM", "truecolor")
-
-
 def app(check=lambda choice: "", remembered: Choice | None = None) -> SetupApp:
     return SetupApp(lambda: FACTS, check, remembered or Choice(), DEFAULTS)
 

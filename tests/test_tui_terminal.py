@@ -22,9 +22,6 @@ from pathlib import Path
 
 import pyte
 import pytest
-from textual._compositor import ChopsUpdate, Compositor
-
-from llmprof.tui import compositor
 
 ROOT = Path(__file__).parent.parent
 FIXTURE = ROOT / "tests" / "fixtures" / "h100_graph.sqlite"
@@ -53,7 +50,11 @@ class Terminal:
         self.raw = b""
         self.pid, self.master = pty.fork()
         if self.pid == 0:
-            env = {k: v for k, v in os.environ.items() if k not in ("NO_COLOR", "COLORTERM")}
+            env = {
+                k: v
+                for k, v in os.environ.items()
+                if k not in ("NO_COLOR", "COLORTERM", "LLMPROF_GLYPHS")
+            }
             env.update({"TERM": "xterm-256color", "LANG": "C.UTF-8", "LC_ALL": "", **environ})
             ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
             os.execvpe(command[0], command, env)
@@ -237,18 +238,6 @@ def test_a_live_screen_keeps_its_byte_budget() -> None:
     budget = [sys.executable, str(ROOT / "benchmarks" / "tui_bytes.py"), "--seconds", "5"]
     done = subprocess.run(budget, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stdout + done.stderr
-
-
-def test_the_compositor_knows_this_textual_and_gives_way_to_another(monkeypatch) -> None:
-    assert compositor.fits()
-    assert isinstance(compositor.make_compositor(), compositor.CellCompositor)
-
-    def otherwise(self, chops, spans, crop, chop_ends, extra):
-        self.chops = chops
-
-    monkeypatch.setattr(ChopsUpdate, "__init__", otherwise)
-    assert not compositor.fits()
-    assert type(compositor.make_compositor()) is Compositor
 
 
 # --- tmux and ssh -----------------------------------------------------------------------------

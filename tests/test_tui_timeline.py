@@ -5,8 +5,6 @@ from __future__ import annotations
 import shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import numpy as np
 import pytest
@@ -14,11 +12,9 @@ from textual.widgets import Input
 from textual.worker import WorkerFailed
 from tui_snapshots_data import FixedSource
 
-from llmprof.analysis.host import StepSample
 from llmprof.analysis.live import RunDataSource
-from llmprof.analysis.timeline_lod import Gap, LaneWork
+from llmprof.analysis.timeline_lod import LaneWork
 from llmprof.analysis.traced import EngineTrace, RunTrace
-from llmprof.records import HostFrame, Unavailable
 from llmprof.runfile.reader import RunFileReader
 from llmprof.tui import timeline_nav as nav
 from llmprof.tui.app import LlmprofApp
@@ -29,7 +25,6 @@ from llmprof.tui.dialogs import Ask
 from llmprof.tui.frame import body
 from llmprof.tui.glyphs import ASCII, UNICODE
 from llmprof.tui.main_screen import MainScreen
-from llmprof.tui.timeline_inspector import _stacks
 from llmprof.tui.timeline_page import layout
 from llmprof.tui.view import TimelineView, View
 
@@ -395,21 +390,3 @@ def test_an_engine_on_a_cpu_shows_its_operators_instead(tmp_path: Path) -> None:
     assert all(isinstance(engine, EngineTrace) for engine in trace.engines)
     rows = [text_of(r) for r in section(found.snapshot(), View(UNICODE, trace=trace), 118)]
     assert "aten::addmm" in rows[1] and "GPU n/a: the trace holds no kernel" in rows[2]
-
-
-def test_a_gap_names_the_stacks_that_were_sampled_in_it() -> None:
-    frames = [
-        HostFrame(1, "copy_to_host", "/x/model.py", 7, ""),
-        HostFrame(2, "f", "/x/a.py", 1, ""),
-    ]
-    taken = [(500, 1), (1_000, 0), (1_500, 0), (2_050, 0), (2_500, 1)]
-    samples = [
-        StepSample(at, 1, (frames[n],), "sync" if n == 0 else "host", 0.0) for at, n in taken
-    ]
-    host = SimpleNamespace(samples=samples, sampled=SimpleNamespace(tick_ns=100))
-    gap = Gap(900, 2_000, 1, 0, 1)
-    # The sample after the gap may have been taken in it: its time is known to a tick.
-    said = _stacks(cast("EngineTrace", SimpleNamespace(host=host)), gap)
-    assert said == "host stacks sampled there: copy_to_host (model.py:7) (sync) 3×"
-    assert _stacks(cast("EngineTrace", SimpleNamespace(host=Unavailable("no"))), gap) == ""
-    assert _stacks(None, gap) == ""

@@ -1,4 +1,4 @@
-"""Screenshots of every screen at three sizes, from the run recorded on an H100.
+"""Screenshots of every screen at three sizes, from runs recorded on an H100.
 
 python docs/tui/make.py
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 HERE = Path(__file__).parent
@@ -16,25 +17,51 @@ sys.path.insert(0, str(ROOT / "tests"))
 os.environ.update(LLMPROF_GLYPHS="unicode", COLORTERM="truecolor", TERM="xterm-256color")
 os.environ.pop("NO_COLOR", None)
 
-from test_tui_setup import DEFAULTS, FACTS  # noqa: E402
+from test_tui_setup import FACTS  # noqa: E402
+from textual.widgets import Input  # noqa: E402
 from tui_snapshots_data import LIVE, FixedSource  # noqa: E402
 
 from llmprof.analysis.live import RunDataSource  # noqa: E402
+from llmprof.analysis.snapshot import Snapshot  # noqa: E402
+from llmprof.cli.setup_command import _DEFAULTS  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
 from llmprof.tui.app import LlmprofApp  # noqa: E402
 from llmprof.tui.setup import Choice, Facts, SetupApp  # noqa: E402
 
 SIZES = ((80, 24), (120, 40), (200, 60))
+GRAPH, HOST = "h100_graph.sqlite", "h100_host.sqlite"
 SCREENS = {
-    "steps": "1", "summary": "2", "timeline": "3", "step": "3 n", "gap": "3 n w w",
-    "kernel": "3 n w right_square_bracket enter", "time": "3 a", "sampled": "3 r n",
-    "compare": "4", "help": "3 question_mark", "export": "3 e",
-}  # fmt: skip
+    "steps": (GRAPH, "1"),
+    "summary": (GRAPH, "2"),
+    "timeline": (GRAPH, "3"),
+    "step": (GRAPH, "3 n"),
+    "gap": (GRAPH, "3 n w w"),
+    "kernel": (GRAPH, "3 n w right_square_bracket enter"),
+    "time": (GRAPH, "3 a"),
+    "sampled": (GRAPH, "3 r n"),
+    "compare": (GRAPH, "4"),
+    "text": (GRAPH, "5"),
+    "log": (GRAPH, "6"),
+    "host": (HOST, "7"),
+    "host-gaps": (HOST, "7 g g"),
+    "host-lane": (HOST, "3 tab n w"),
+    "help": (GRAPH, "3 question_mark"),
+    "export": (GRAPH, "3 e"),
+    "palette": (GRAPH, "3 colon s i l u"),
+}
 
 
-def replay() -> LlmprofApp:
-    with RunFileReader(ROOT / "tests" / "fixtures" / "h100_graph.sqlite") as reader:
-        return LlmprofApp(RunDataSource(reader.run_data()))
+class Replay(RunDataSource):
+    """Shows the file's name only: its folder is that of whoever makes the pictures."""
+
+    def snapshot(self) -> Snapshot:
+        found = super().snapshot()
+        return replace(found, file=Path(found.file).name)
+
+
+def replay(file: str) -> LlmprofApp:
+    with RunFileReader(ROOT / "tests" / "fixtures" / file) as reader:
+        return LlmprofApp(Replay(reader.run_data()))
 
 
 async def shot(app: LlmprofApp | SetupApp, keys: str, size: tuple[int, int], name: str) -> None:
@@ -42,7 +69,10 @@ async def shot(app: LlmprofApp | SetupApp, keys: str, size: tuple[int, int], nam
         await app.workers.wait_for_complete()
         await pilot.pause()
         await pilot.press(*keys.split())
+        await app.workers.wait_for_complete()
         await pilot.pause()
+        for entry in app.screen.query(Input):
+            entry.cursor_blink = False
         svg = app.export_screenshot(title="llmprof")
     (HERE / f"{name}-{size[0]}x{size[1]}.svg").write_text(svg, encoding="utf-8")
 
@@ -51,10 +81,11 @@ async def main() -> None:
     os.chdir("/")
     facts = Facts(FACTS.engines[:3], FACTS.models, FACTS.machine)
     for size in SIZES:
-        for name, keys in SCREENS.items():
-            await shot(replay(), keys, size, name)
+        for name, (file, keys) in SCREENS.items():
+            await shot(replay(file), keys, size, name)
         await shot(LlmprofApp(FixedSource(LIVE)), "1", size, "live")
-        await shot(SetupApp(lambda: facts, lambda _: "", Choice(), DEFAULTS), "", size, "setup")
+        await shot(LlmprofApp(FixedSource(LIVE)), "1 q", size, "stop")
+        await shot(SetupApp(lambda: facts, lambda _: "", Choice(), _DEFAULTS), "", size, "setup")
 
 
 if __name__ == "__main__":

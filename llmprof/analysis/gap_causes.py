@@ -21,9 +21,11 @@ processor time of both.
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal, get_args
 
 import numpy as np
@@ -32,6 +34,7 @@ from numpy.typing import NDArray
 from llmprof.analysis.gaps import between_pieces
 from llmprof.analysis.host import FrameTime, HostTrace, StepSample, frame_times
 from llmprof.analysis.kernels import TracedRound
+from llmprof.analysis.sweep import Timeline
 from llmprof.records import HostFrame, RoundRecord, Unavailable
 from llmprof.runfile.trace_rows import ApiRows, Ints, TraceRows
 
@@ -109,50 +112,134 @@ def gap_causes(
     traced: TracedRound, rows: TraceRows, record: RoundRecord, host: HostTrace | Unavailable
 ) -> GapCauses | Unavailable:
     """The idle time of a traced round's decode steps, by cause."""
+    found = judge(traced, rows, record, host)
+    return found if isinstance(found, Unavailable) else found.report
+
+
+def judge(
+    traced: TracedRound, rows: TraceRows, record: RoundRecord, host: HostTrace | Unavailable
+) -> GapJudge | Unavailable:
+    """What tells the cause of every gap of a traced round's decode steps."""
     timeline = traced.timeline
     if isinstance(timeline, Unavailable):
         return timeline
-    start, end, step, _, _ = between_pieces(timeline)
-    samples = [] if isinstance(host, Unavailable) else list(host.samples)
-    tick = READ_NS if isinstance(host, Unavailable) else min(READ_NS, host.sampled.tick_ns)
-    gaps = _Gaps(start, end, step, timeline.bounds_ns)
-    totals: defaultdict[Cause, int] = defaultdict(int)
-    begins = np.sort(traced.work.start_ns)
-    overlaps = [_overlap(gaps, s, tick) for s in samples]
-    kinds = [_kinds(s, begins) for s in samples]
-    launches = _Launches(traced, rows, record)
-    left = []
-    for n in range(len(start)):
-        if launches.queued(int(start[n]), int(end[n]), bool(end[n] == timeline.bounds_ns[step[n]])):
-            totals["device"] += int(end[n] - start[n])
+    return GapJudge(traced, timeline, rows, record, host)
+
+
+class GapJudge:
+    """Knows the gaps of one traced round, what was launched when, and what the host did."""
+
+    def __init__(
+        self,
+        traced: TracedRound,
+        timeline: Timeline,
+        rows: TraceRows,
+        record: RoundRecord,
+        host: HostTrace | Unavailable,
+    ) -> None:
+        start, end, step, _, _ = between_pieces(timeline)
+        self._gaps = _Gaps(start, end, step, timeline.bounds_ns)
+        self._host = host
+        self._steps = timeline.steps
+        samples = [] if isinstance(host, Unavailable) else list(host.samples)
+        tick = READ_NS if isinstance(host, Unavailable) else min(READ_NS, host.sampled.tick_ns)
+        begins = np.sort(traced.work.start_ns)
+        overlaps = [_overlap(self._gaps, s, tick) for s in samples]
+        self._touched = [
+            (s, w) for s, o in zip(samples, overlaps, strict=True) if (w := sum(o.values())) > 0
+        ]
+        self._inside = _by_gap(overlaps, [_kinds(s, begins) for s in samples])
+        self._launches = _Launches(traced, rows, record)
+
+    @cached_property
+    def _queued(self) -> NDArray[np.bool_]:
+        """Of every gap: is it the device's own (rule 1)?"""
+        gaps = self._gaps
+        inside: NDArray[np.bool_] = gaps.end != gaps.bounds[gaps.step]
+        found: NDArray[np.bool_] = self._launches.queued(gaps.start, gaps.end) & inside
+        return found
+
+    def _cut(self, n: int) -> Iterator[tuple[Cause, int]]:
+        """Rule 2."""
+        start, end = int(self._gaps.start[n]), int(self._gaps.end[n])
+        return self._launches.split(start, end, self._inside.get(n, {}))
+
+    def of(self, start_ns: int, end_ns: int) -> dict[Cause, int]:
+        """The ns of one gap by cause, largest first; empty for what is no gap of a decode step.
+
+        By samples (rule 3) a gap has the parts of all gaps of its sort.
+        """
+        n = int(np.searchsorted(self._gaps.start, start_ns))
+        there = n < len(self._gaps.start) and self._gaps.start[n] == start_ns
+        if not there or self._gaps.end[n] != end_ns:
+            return {}
+        found: defaultdict[Cause, int] = defaultdict(int)
+        if self._queued[n]:
+            found["device"] = end_ns - start_ns
+        elif self.has_calls:
+            for cause, ns in self._cut(n):
+                found[cause] += ns
         else:
-            left.append(n)
-    if launches.calls is not None:
-        inside = _by_gap(overlaps, kinds)
-        for n in left:
-            for cause, ns in launches.split(int(start[n]), int(end[n]), inside.get(n, {})):
-                totals[cause] += ns
-        basis = "API calls; stacks between calls that are far apart"
-    else:
-        _pooled(gaps, left, overlaps, kinds, totals)
-        basis = "sampled host stacks (--trace full adds the exact API calls)"
-    touched = [(s, w) for s, o in zip(samples, overlaps, strict=True) if (w := sum(o.values())) > 0]
-    if launches.calls is None and not touched:
+            found.update(_by_sort(end_ns - start_ns, self._weights[self._gaps.sort(n)]))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    @cached_property
+    def _weights(self) -> defaultdict[tuple[int, bool], dict[Cause, float]]:
+        """Sort of gaps → what the samples in them count for."""
+        weights: defaultdict[tuple[int, bool], dict[Cause, float]] = defaultdict(dict)
+        for n, found in self._inside.items():
+            if not self._queued[n]:
+                mine = weights[self._gaps.sort(n)]
+                for cause, weight in found.items():
+                    mine[cause] = mine.get(cause, 0.0) + weight
+        return weights
+
+    @property
+    def has_calls(self) -> bool:
+        """Were API calls traced? If not, causes come from samples."""
+        return self._launches.calls is not None
+
+    @property
+    def basis(self) -> str:
+        """What the causes rest on, in words."""
+        if self.has_calls:
+            return "API calls; stacks between calls that are far apart"
+        if self._touched:
+            return "sampled host stacks (--trace full adds the exact API calls)"
+        host = self._host
         why = host.reason if isinstance(host, Unavailable) else "no sample fell into a gap"
-        basis = f"neither API calls nor host stacks: {why}"
-    total = int((end - start).sum())
-    stacks = tuple((s.stack, w) for s, w in touched)
-    causes = _causes(totals, total, timeline.steps)
-    return GapCauses(
-        total_ns=total,
-        ms_per_step=total / timeline.steps / 1e6,
-        causes=causes,
-        samples=len(touched),
-        basis=basis,
-        frames=frame_times(stacks, total / timeline.steps / 1e6),
-        stacks=stacks,
-        verdict=_verdict(causes, total / timeline.steps / 1e6),
-    )
+        return f"neither API calls nor host stacks: {why}"
+
+    @cached_property
+    def report(self) -> GapCauses:
+        gaps, totals = self._gaps, defaultdict[Cause, int](int)
+        length = gaps.end - gaps.start
+        total = int(length.sum())
+        totals["device"] = int(length[self._queued].sum())
+        if self.has_calls:
+            for n in np.flatnonzero(~self._queued).tolist():
+                for cause, ns in self._cut(n):
+                    totals[cause] += ns
+        else:
+            place, short = gaps.sorts
+            for sort in itertools.product(range(4), (False, True)):
+                mine = ~self._queued & (place == sort[0]) & (short == sort[1])
+                if ns := int(length[mine].sum()):
+                    for cause, part in _by_sort(ns, self._weights[sort]).items():
+                        totals[cause] += part
+        stacks = tuple((s.stack, w) for s, w in self._touched)
+        causes = _causes(totals, total, self._steps)
+        ms = total / self._steps / 1e6
+        return GapCauses(
+            total_ns=total,
+            ms_per_step=ms,
+            causes=causes,
+            samples=len(self._touched),
+            basis=self.basis,
+            frames=frame_times(stacks, ms),
+            stacks=stacks,
+            verdict=_verdict(causes, ms),
+        )
 
 
 def _causes(totals: Mapping[Cause, int], total: int, steps: int) -> tuple[CauseTime, ...]:
@@ -182,11 +269,18 @@ class _Gaps:
     step: Ints
     bounds: Ints
 
-    def sort(self, n: int) -> tuple[int, bool]:
+    @cached_property
+    def sorts(self) -> tuple[Ints, NDArray[np.bool_]]:
         """Where in the step, and whether short: gaps of one sort share their samples."""
-        first = self.start[n] == self.bounds[self.step[n] - 1]
-        last = self.end[n] == self.bounds[self.step[n]]
-        return int(first) + 2 * int(last), bool(self.end[n] - self.start[n] <= SHORT_NS)
+        first = self.start == self.bounds[self.step - 1]
+        last = self.end == self.bounds[self.step]
+        place: Ints = first.astype(np.int64) + 2 * last.astype(np.int64)
+        return place, self.end - self.start <= SHORT_NS
+
+    def sort(self, n: int) -> tuple[int, bool]:
+        """Of one gap."""
+        place, short = self.sorts
+        return int(place[n]), bool(short[n])
 
 
 def _overlap(gaps: _Gaps, sample: StepSample, width: int) -> dict[int, float]:
@@ -227,31 +321,11 @@ def _by_gap(
     return {n: dict(weights) for n, weights in found.items()}
 
 
-def _pooled(
-    gaps: _Gaps,
-    left: Sequence[int],
-    overlaps: Sequence[Mapping[int, float]],
-    kinds: Sequence[Mapping[Cause, float]],
-    totals: defaultdict[Cause, int],
-) -> None:
+def _by_sort(ns: int, weights: Mapping[Cause, float]) -> dict[Cause, int]:
     """Rule 3 and 4."""
-    wanted = set(left)
-    idle: defaultdict[tuple[int, bool], int] = defaultdict(int)
-    for n in left:
-        idle[gaps.sort(n)] += int(gaps.end[n] - gaps.start[n])
-    weights: defaultdict[tuple[int, bool], defaultdict[Cause, float]] = defaultdict(
-        lambda: defaultdict(float)
-    )
-    for n, found in _by_gap(overlaps, kinds).items():
-        if n in wanted:
-            for cause, weight in found.items():
-                weights[gaps.sort(n)][cause] += weight
-    for sort, ns in idle.items():
-        if sum(weights[sort].values()) < LEAST_WEIGHT:
-            totals["unknown"] += ns
-            continue
-        for cause, part in share_out(ns, weights[sort]).items():
-            totals[cause] += part
+    if sum(weights.values()) < LEAST_WEIGHT:
+        return {"unknown": ns}
+    return share_out(ns, weights)
 
 
 def share_out(total: int, weights: Mapping[Cause, float]) -> dict[Cause, int]:
@@ -264,6 +338,12 @@ def share_out(total: int, weights: Mapping[Cause, float]) -> dict[Cause, int]:
         parts[cause] += 1
     parts[ranked[0]] += total - sum(parts.values())  # floats of more than 53 bits
     return parts
+
+
+def _found(ordered: Ints, wanted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """(place of each wanted value in a row that is not empty, is it there at all?)."""
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return at, ordered[at] == wanted
 
 
 class _Launches:
@@ -302,20 +382,20 @@ class _Launches:
             return int(self._begin[n])
         return None
 
-    def queued(self, start: int, end: int, at_step_end: bool) -> bool:
-        """Rule 1."""
-        if at_step_end:
-            return False
-        after = self._next(end)
-        before = int(np.searchsorted(self._ends, start))
-        if after is None:
-            return False
-        if before < len(self._ends) and self._ends[before] == start:
-            same = self._end_correlation[before] == self._correlation[after]
-            if same and self._end_node[before] and self._node[after]:
-                return True
-        launched = self.launched_ns(end)
-        return launched is not None and launched <= start
+    def queued(self, start: Ints, end: Ints) -> NDArray[np.bool_]:
+        """Rule 1: was the work behind each gap there before the gap began?"""
+        if not len(self._starts):
+            return np.zeros(len(start), np.bool_)
+        after, follows = _found(self._starts, end)
+        before, precedes = _found(self._ends, start)
+        graph = (self._end_correlation[before] == self._correlation[after]) & precedes
+        graph &= (self._end_node[before] != 0) & (self._node[after] != 0)
+        ahead = np.zeros(len(start), np.bool_)
+        if len(self._ids):
+            call, known = _found(self._ids, self._correlation[after])
+            ahead = known & (self._begin[call] <= start)
+        found: NDArray[np.bool_] = follows & (graph | ahead)
+        return found
 
     def split(
         self, start: int, end: int, weights: Mapping[Cause, float]

@@ -14,6 +14,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from llmprof.analysis.timeline_host import HostLane
 from llmprof.analysis.timeline_lod import Curve, LaneWork
 from llmprof.records import PassName, RoundRecord, Unavailable
 from llmprof.runfile.overview import Cells
@@ -127,6 +128,8 @@ class Lane:
     """Known a decode step, from another round: (name, unit, values from step 1, note)."""
     samples: dict[RoundKey, tuple[Series, ...]] = field(default_factory=dict)
     """Finer than a step, of one round."""
+    host: HostLane | None = None
+    """Sampled stacks of the traced round; ``None`` where there are none."""
     cells: Cells | None = None
     """Kernel time behind what ``work`` holds."""
 

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from llmprof.analysis.timeline_axis import Floats, Lane, RoundKey, Series, Track, track_of
+from llmprof.analysis.timeline_host import HostLane
 from llmprof.analysis.timeline_lod import Curve, LaneWork
 from llmprof.analysis.traced import EngineTrace
 from llmprof.records import EngineRecord, RoundRecord, RunData, Unavailable
@@ -39,6 +40,7 @@ def build_lane(
         series=tuple(_nvml(data, engine)),
         step_series=tuple(_per_step(trace)),
         samples=dict(_samples(data, rounds, reader)),
+        host=None if isinstance(trace.host, Unavailable) else HostLane.of(trace.host),
         cells=trace.cells,
     )
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from llmprof.analysis.attribution import attribute
 from llmprof.analysis.categories import OTHER, Rule, categorise, load_rules
-from llmprof.analysis.gap_causes import GapCauses, gap_causes
+from llmprof.analysis.gap_causes import GapCauses, GapJudge, judge
 from llmprof.analysis.gaps import GapReport, idle_gaps
 from llmprof.analysis.host import open_host
 from llmprof.analysis.kernels import KernelReport, TracedRound, kernel_report, prepare
@@ -139,13 +139,19 @@ class EngineTrace:
         return idle_gaps(self.round.timeline)
 
     @cached_property
-    def causes(self) -> GapCauses | Unavailable:
-        """Why the device waited; adds up to ``gaps.total_ns``."""
+    def judge(self) -> GapJudge | Unavailable:
+        """Tells the cause of every single gap."""
         if isinstance(self.round, Unavailable):
             return self.round
         if self.record is None:
             return Unavailable("no traced pass")
-        return gap_causes(self.round, self._rows, self.record, self.host)
+        return judge(self.round, self._rows, self.record, self.host)
+
+    @property
+    def causes(self) -> GapCauses | Unavailable:
+        """Why the device waited; adds up to ``gaps.total_ns``."""
+        found = self.judge
+        return found if isinstance(found, Unavailable) else found.report
 
     @cached_property
     def parts(self) -> StepParts | Unavailable:

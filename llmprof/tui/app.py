@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import ClassVar
 
 from textual import work
-from textual.app import App
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
@@ -24,7 +23,8 @@ from llmprof.errors import (
 )
 from llmprof.tui import palette, refresh_rate
 from llmprof.tui.cells import clean
-from llmprof.tui.commands import RunCommands
+from llmprof.tui.commands import Palette, RunCommands
+from llmprof.tui.compositor import CellApp
 from llmprof.tui.dialogs import Choose, ConfirmStop
 from llmprof.tui.exporting import choices, write
 from llmprof.tui.glyphs import choose
@@ -41,7 +41,7 @@ class Exported(Message):
         self.failed = failed
 
 
-class LlmprofApp(App[int]):
+class LlmprofApp(CellApp[int]):
     """Shows a running session or replayed runs; ``run()`` returns the exit code.
 
     Args:
@@ -103,6 +103,11 @@ class LlmprofApp(App[int]):
         self.main.show(snapshot)
         if snapshot.state != "running" and getattr(self.source, "leave", False):
             self.exit(self._exit_code())
+
+    def action_command_palette(self) -> None:
+        """Textual's, in ASCII where it must be."""
+        if not isinstance(self.screen, Palette):
+            self.push_screen(Palette(self.main.view.glyphs.ascii))
 
     def action_export(self) -> None:
         """Ask for a format and write it on a thread."""

@@ -27,7 +27,7 @@ Wheel = Callable[[int, int, int], bool]
 Click = Callable[[int, int], None]
 
 
-class _BlockBar(ScrollBarRender):
+class BlockBar(ScrollBarRender):
     """A scrollbar of blank cells only: its fine ends are no ASCII."""
 
     VERTICAL_BARS = (" ",) * 8  # type: ignore[assignment]
@@ -56,7 +56,7 @@ class Canvas(ScrollView, can_focus=True):
 
     def on_mount(self) -> None:
         if self._glyphs.ascii:
-            self.vertical_scrollbar.renderer = _BlockBar  # type: ignore[misc]
+            self.vertical_scrollbar.renderer = BlockBar  # type: ignore[misc]
 
     def on_resize(self, event: events.Resize) -> None:
         self.redraw()

@@ -6,10 +6,11 @@ role looks like). No widget here: everything that a frame shows can be tested as
 
 from __future__ import annotations
 
+import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import groupby, zip_longest
-from typing import NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from rich.cells import cell_len, chop_cells, set_cell_size
 
@@ -27,7 +28,11 @@ class Span(NamedTuple):
 
 
 Row = tuple[Span, ...]
+_NUMBER: Final = re.compile(r"(?<!\S)[-+−(\[]?\d[\d.,–]*[ ](?=\S)")
+"""A number that something follows."""
 Cell = tuple[str, str]
+Look = TypeVar("Look")
+Runs = list[tuple[int, int]]
 
 
 def clean(text: str) -> str:
@@ -107,11 +112,15 @@ def beside(blocks: Sequence[Sequence[Row]], widths: Sequence[int], gap: int = 0)
 
 
 def wrap(text: str, width: int) -> list[str]:
-    """Lines of at most ``width`` cells, broken at spaces where there are any."""
+    """Lines of at most ``width`` cells, broken at spaces where there are any.
+
+    A number stays with its unit.
+    """
     width = max(2, width)
     lines: list[str] = []
     line = ""
-    for word in text.split(" "):
+    for word in _NUMBER.sub(lambda found: f"{found[0][:-1]}\0", text).split(" "):
+        word = word.replace("\0", " ")
         joined = f"{line} {word}" if line else word
         if cell_len(joined) <= width:
             line = joined
@@ -123,6 +132,17 @@ def wrap(text: str, width: int) -> list[str]:
     return [*lines, line]
 
 
+def wrap_facts(facts: Sequence[str], width: int) -> list[str]:
+    """Facts with dots between them, as many on a line as fit."""
+    lines: list[str] = []
+    for fact in facts:
+        if lines and cell_len(lines[-1]) + 3 + cell_len(fact) <= width:
+            lines[-1] += f" · {fact}"
+        else:
+            lines += wrap(fact, width)
+    return lines
+
+
 def rule(title: Row, right: Row, width: int, line: str) -> Row:
     """A section's heading on a horizontal line of ``line`` characters."""
     room = width - width_of(right) - (1 if right else 0)
@@ -132,10 +152,13 @@ def rule(title: Row, right: Row, width: int, line: str) -> Row:
     return fit((*head, Span(" "), Span(line * fill, "track"), *tail), width)
 
 
-def cells_of(line: Row) -> list[Cell]:
+def cells_of(line: Iterable[tuple[str, Look]]) -> list[tuple[str, Look]]:
     """One (character, role) a column; the second column of a wide character is empty."""
-    out: list[Cell] = []
+    out: list[tuple[str, Look]] = []
     for text, role in line:
+        if text.isascii():
+            out.extend([(char, role) for char in text])
+            continue
         for char in text:
             size = cell_len(char)
             if size == 0 and out:
@@ -146,19 +169,23 @@ def cells_of(line: Row) -> list[Cell]:
     return out
 
 
-def changed_runs(old: Row, new: Row) -> list[tuple[int, int]]:
+def changed_runs(old: Row, new: Row) -> Runs:
     """Column ranges [start, end) in which two rows differ; near ones are merged.
 
     Past a third of the row the whole row is one range: cursor moves would cost more.
     """
     before, after = cells_of(old), cells_of(new)
     size = max(len(before), len(after))
-    runs: list[tuple[int, int]] = []
-    changed = 0
+    changed = sum(a != b for a, b in zip_longest(before, after))
+    return [(0, size)] if changed * 3 > size else runs_of(before, after)
+
+
+def runs_of(before: Sequence[tuple[str, Look]], after: Sequence[tuple[str, Look]]) -> Runs:
+    """Column ranges [start, end) in which two lines of cells differ; near ones are merged."""
+    runs: Runs = []
     for x, (a, b) in enumerate(zip_longest(before, after)):
         if a == b:
             continue
-        changed += 1
         start, end = x, x + 1
         # A wide character is repainted with both its columns.
         for line in (before, after):
@@ -170,7 +197,7 @@ def changed_runs(old: Row, new: Row) -> list[tuple[int, int]]:
             runs[-1] = (min(start, runs[-1][0]), max(end, runs[-1][1]))
         else:
             runs.append((start, end))
-    return [(0, size)] if changed * 3 > size else runs
+    return runs
 
 
 def merged(line: Row) -> Row:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
+from rich.cells import cell_len
+
 from llmprof.tui.cells import Row, Span, clean, fit, fit_text, row
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.numbers import interval, number, span
@@ -84,24 +86,32 @@ def split(columns: Sequence[Column], width: int) -> list[list[Column]]:
     return lines
 
 
+def name_width(lanes: Sequence[Lane], room: int) -> int:
+    """Cells for the longest label, at least ``NAME`` and at most ``room``."""
+    longest = max((cell_len(clean(lane.engine.label)) for lane in lanes), default=0)
+    return max(NAME, min(longest + 3, room))
+
+
 def tables(lanes: Sequence[Lane], width: int, glyphs: Glyphs) -> list[Row]:
     """Every number of every engine; a second table follows where one is too wide."""
     out: list[Row] = []
-    for columns in split(ALL, width - NAME):
+    lines = split(ALL, width - NAME)
+    name = name_width(lanes, width - max(sum(c.width for c in columns) for columns in lines))
+    for columns in lines:
         if out:
             out.append(())
-        out.append(_titles([c.title for c in columns], columns))
+        out.append(_titles([c.title for c in columns], columns, name))
         if any(c.unit for c in columns):
-            out.append(_titles([c.unit for c in columns], columns))
+            out.append(_titles([c.unit for c in columns], columns, name))
         for lane in lanes:
             cells = [column.render(lane, column.width) for column in columns]
-            out.append((*name_cell(lane, glyphs), *cells))
+            out.append((*name_cell(lane, glyphs, name), *cells))
     return out
 
 
-def _titles(names: Sequence[str], columns: Sequence[Column]) -> Row:
+def _titles(names: Sequence[str], columns: Sequence[Column], left: int) -> Row:
     cells = "".join(name.rjust(column.width) for name, column in zip(names, columns, strict=True))
-    return row(Span(" " * NAME + cells, "dim"))
+    return row(Span(" " * left + cells, "dim"))
 
 
 def live_table(lanes: Sequence[Lane], width: int, glyphs: Glyphs) -> list[Row]:

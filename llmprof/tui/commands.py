@@ -9,12 +9,15 @@ from collections.abc import Iterator
 from functools import partial
 from typing import TYPE_CHECKING, cast
 
-from textual.command import DiscoveryHit, Hit, Hits, Provider
+from textual.command import CommandList, CommandPalette, DiscoveryHit, Hit, Hits, Provider
+from textual.widgets import Input
 
 from llmprof.analysis.timeline_lod import LaneWork
 from llmprof.analysis.traced import RunTrace
 from llmprof.tui import timeline_nav as nav
+from llmprof.tui.canvas import BlockBar
 from llmprof.tui.cells import clean
+from llmprof.tui.dialogs import Once
 
 if TYPE_CHECKING:
     from llmprof.tui.app import LlmprofApp
@@ -51,6 +54,21 @@ ACTIONS = {
 }
 _MOST = 12
 """Hits of kernels and of steps."""
+
+
+class Palette(Once, CommandPalette):
+    """Textual's, in the app's own dress (``llmprof.tcss``)."""
+
+    def __init__(self, ascii_only: bool) -> None:
+        self._ascii_only = ascii_only
+        super().__init__(
+            placeholder="search", id="--command-palette", classes="-ascii" if ascii_only else ""
+        )
+
+    def on_mount(self) -> None:
+        self.query_one(Input).cursor_blink = False  # each turn would be sent
+        if self._ascii_only:
+            self.query_one(CommandList).vertical_scrollbar.renderer = BlockBar  # type: ignore[misc]
 
 
 class RunCommands(Provider):

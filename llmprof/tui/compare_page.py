@@ -244,7 +244,7 @@ def _table(
     compare = view.compare
     found = entries(trace, None if a is None else a.index, b.index, compare, step)
     operators = bool(found) and found[0].category.startswith("operator")
-    kind = "operators" if operators else "kernels"
+    kind = ("operator" if operators else "kernel") + "s" * (len(found) != 1)
     note = f"sorted by {compare.sort} (o) · filter (/)"
     if compare.filter:
         note = f"sorted by {compare.sort} (o) · {clean(compare.filter)!r} (/)"

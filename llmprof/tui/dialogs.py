@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final, TypeVar
+from typing import Any, ClassVar, Final, TypeVar
 
 from rich.text import Text
 from textual.app import ComposeResult
+from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
 from textual.screen import ModalScreen
@@ -32,7 +33,7 @@ _PAGES: Final[Mapping[str, Sequence[tuple[tuple[str, ...], str]]]] = {
         (("scale",), "y scale: automatic, shared, own"),
     ),
     "timeline": (
-        (("left", "right", "left-far", "right-far"), "pan"),
+        (("left", "right", "left-far", "right-far"), "pan (arrows too)"),
         (("zoom-in", "zoom-out", "whole"), "zoom in, out; all (wheel: zoom)"),
         (("slowest", "slowest-back", "median"), "slowest step, the next; median step"),
         (("goto", "zoom", "out"), "go to a step; fill the view; level up"),
@@ -67,12 +68,26 @@ _SHOWN: Final = {
 
 
 def key_text(keys: str) -> str:
-    """``+`` of ``plus,equals_sign``: the first of a binding's keys as it is written on it."""
-    first = keys.split(",")[0]
-    return _SHOWN.get(first, first)
+    """``+`` of ``plus,equals_sign``: the shortest of a binding's keys as it is written on it."""
+    names = [_SHOWN.get(key, key) for key in keys.split(",")]
+    return next((n for n in names if len(n) == 1), names[0])
 
 
-class _Dialog(ModalScreen[Answer]):
+class Once:
+    """For a screen that is left once: keys that come fast can ask for it twice, and Textual would
+    then pop the page below, or fail where there is none."""
+
+    _left = False
+
+    def dismiss(self, result: Any = None) -> AwaitComplete:
+        if self._left:
+            return AwaitComplete()
+        self._left = True
+        done: AwaitComplete = super().dismiss(result)  # type: ignore[misc]
+        return done
+
+
+class _Dialog(Once, ModalScreen[Answer]):
     """A box over the page."""
 
     def __init__(self, glyphs: Glyphs) -> None:
@@ -99,22 +114,26 @@ class HelpScreen(_Dialog[None]):
     def compose(self) -> ComposeResult:
         yield Static(self._text(), classes="dialog")
 
+    def _names(self, ids: Sequence[str]) -> str:
+        keys = " ".join(key_text(self._keys[i]) for i in ids if i in self._keys)
+        return self._glyphs.text(keys)
+
     def _text(self) -> Text:
         text = Text(no_wrap=True, overflow="crop")
         own = _PAGES.get(self._page, ())
-        sections = [(f"Keys of {self._page}", own), ("Everywhere" if own else "Keys", _GENERAL)]
+        sections = [
+            (title, [(self._names(ids), meaning) for ids, meaning in rows])
+            for title, rows in ((f"Keys of {self._page}", own),
+                                ("Everywhere" if own else "Keys", _GENERAL))
+            if rows
+        ]  # fmt: skip
+        if self._page != "timeline":
+            sections.append(("Words", [(self._glyphs.text(name), said) for name, said in _WORDS]))
+        wide = 2 + max(len(left) for _, rows in sections for left, _ in rows)
         for title, rows in sections:
-            if not rows:
-                continue
             text.append(f"{title}\n", style("strong"))
-            for ids, meaning in rows:
-                keys = " ".join(key_text(self._keys[i]) for i in ids if i in self._keys)
-                text.append(f"{self._glyphs.text(keys):<26}", style("accent0"))
-                text.append(f"{self._glyphs.text(meaning)}\n")
-        if self._page not in ("timeline",):
-            text.append("Words\n", style("strong"))
-            for name, meaning in _WORDS:
-                text.append(f"{self._glyphs.text(name):<26}", style("accent0"))
+            for left, meaning in rows:
+                text.append(left.ljust(wide), style("accent0"))
                 text.append(f"{self._glyphs.text(meaning)}\n")
         text.right_crop(1)
         return text
@@ -165,7 +184,9 @@ class Ask(_Dialog[str | None]):
             )
 
     def on_mount(self) -> None:
-        self.query_one(Input).focus()
+        entry = self.query_one(Input)
+        entry.cursor_blink = False  # each turn would be sent
+        entry.focus()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)
@@ -204,7 +225,9 @@ class Choose(_Dialog[tuple[str, str] | None]):
             yield Static(Text(note, style("dim")))
 
     def on_mount(self) -> None:
-        self.query_one(Input).focus()
+        entry = self.query_one(Input)
+        entry.cursor_blink = False  # each turn would be sent
+        entry.focus()
 
     def _path(self) -> str:
         return self._entries[self._index][1][1]

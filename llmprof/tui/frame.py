@@ -103,7 +103,9 @@ def steps(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     if left - len(strips) < least:
         strips = []
     left -= len(strips)
-    chart = latency.section(lanes, view.scale, width, max(least, left - wanted), glyphs)
+    room = max(least, left - wanted)
+    over = snapshot.state != "running"
+    chart = latency.section(lanes, view.scale, width, room, glyphs, over=over)
     left -= len(chart)
     log = _log(snapshot, view, width, left)
     # The log sits at the bottom, so that its growth moves nothing above it.

@@ -14,6 +14,8 @@ from llmprof.tui.cells import Row, Span, beside, clean, fit, fit_text, row, rule
 from llmprof.tui.view import Lane, View
 
 _BAR: Final = 12
+_NARROW: Final = 76
+"""Below this width a flame has half a bar: names need the room."""
 _SMALLEST: Final = 0.02
 """Frames below this share are left out; their time stands in their caller's."""
 _DEPTH: Final = 24
@@ -81,7 +83,7 @@ def _lane(engine: EngineTrace, lane: Lane, view: View, width: int) -> list[Row]:
         return [*out, *(row(Span(line, "dim")) for line in wrap(clean(found.reason), width))]
     stacks, ms, _ = found
     tree = flame(stacks)
-    head = f"{'with callees':>{_BAR + 9}}  {len(stacks)} samples"
+    head = f"{'with callees':>{_bar(width) + 9}}  {len(stacks)} samples"
     out.append(row(Span(head, "dim")))
     return [*out, *_flame(tree, tree.weight or 1.0, ms, view, width)]
 
@@ -95,6 +97,18 @@ def _causes(causes: GapCauses, view: View, width: int) -> list[Row]:
     return out
 
 
+def _bar(width: int) -> int:
+    return _BAR if width >= _NARROW else _BAR // 2
+
+
+def _name(label: str, room: int) -> str:
+    """``f (model.py:7)``, or ``f :7`` where there is no room for it."""
+    function, _, place = label.rpartition(" (")
+    if len(label) <= room or not function:
+        return label
+    return f"{function} :{place.rstrip(')').rpartition(':')[2]}"
+
+
 def _flame(
     node: Flame, total: float, ms: float, view: View, width: int, depth: int = 0
 ) -> list[Row]:
@@ -105,15 +119,15 @@ def _flame(
         share = child.weight / total
         if share < _SMALLEST or depth > _DEPTH:
             continue
-        bar = view.glyphs.bars[-1] * round(_BAR * share)
+        bar = view.glyphs.bars[-1] * round(_bar(width) * share)
         indent = " " * min(depth, 12)
         role = {"engine": "bright", "library": "", "native": ""}.get(child.origin, "dim")
-        room = max(8, width - _BAR - 11 - len(indent))
+        room = max(8, width - _bar(width) - 11 - len(indent))
         line = row(
-            Span(bar.ljust(_BAR), "good"),
+            Span(bar.ljust(_bar(width)), "good"),
             Span(f"{ms * share:8.3f} "),
             Span(indent),
-            Span(fit_text(clean(child.label), room), role),
+            Span(fit_text(_name(clean(child.label), room), room), role),
         )
         out.append(fit(line, width))
         out += _flame(child, total, ms, view, width, depth + 1)

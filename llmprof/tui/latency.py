@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import groupby
 from statistics import median
 from typing import Final
@@ -29,6 +30,18 @@ _AXIS: Final = 6
 _NAME: Final = 10
 _NICE: Final = (1, 1.2, 1.5, 2, 2.5, 3, 4, 5, 6, 8, 10)
 _TALLEST: Final = 16
+
+
+@dataclass(frozen=True)
+class Cells:
+    """How steps lie on cells: several share one, or one has several."""
+
+    steps: int
+    wide: int = 1
+
+    def values(self, steps: Sequence[float]) -> list[float]:
+        """Of every cell."""
+        return [v for v in buckets(steps, self.steps) for _ in range(self.wide)]
 
 
 def nice_ceiling(value: float) -> float:
@@ -111,34 +124,50 @@ def bars(
 
 
 def section(
-    lanes: Sequence[Lane], scale: Scale, width: int, height: int, glyphs: Glyphs
+    lanes: Sequence[Lane],
+    scale: Scale,
+    width: int,
+    height: int,
+    glyphs: Glyphs,
+    *,
+    over: bool = False,
 ) -> list[Row]:
-    """The heading and every engine's bars in at most ``height`` rows (at least one an engine)."""
+    """The heading and every engine's bars in at most ``height`` rows (at least one an engine).
+
+    When the run is ``over``, steps get as many cells as there are; before, they stay where they
+    are as more come.
+    """
     rounds = [lane.engine.step_ms for lane in lanes]
     limits, shared = tops(lanes, scale)
     each = (height - 1) // max(1, len(lanes))
     axis = each >= 3 and height - 1 - len(lanes) * 3 >= 1
     inline = each < 3
-    size = per_cell(rounds, width - _AXIS - (2 * _NAME if inline else 0))
-    out = [_heading(limits, shared, size, width, glyphs, any(rounds))]
+    room = width - _AXIS - (2 * _NAME if inline else 0)
+    size = per_cell(rounds, room)
+    most = max((len(r) for r in rounds), default=0)
+    cells = Cells(size, max(1, room // max(1, math.ceil(most / size))) if over else 1)
+    out = [_heading(limits, shared, cells, width, glyphs, any(rounds))]
     if inline:
         return out + [
-            _inline(lane, top, size, width, glyphs) for lane, top in zip(lanes, limits, strict=True)
+            _inline(lane, top, cells, width, glyphs)
+            for lane, top in zip(lanes, limits, strict=True)
         ]
     tall = min(_TALLEST, (height - 1 - axis) // max(1, len(lanes)) - 1)
     for lane, top in zip(lanes, limits, strict=True):
         out.append(_label(lane, width, glyphs))
-        out.extend(_plot(lane, top, size, tall, width, glyphs))
-    return out + ([_x_axis(size, width - _AXIS)] if axis else [])
+        out.extend(_plot(lane, top, cells, tall, width, glyphs))
+    return out + ([_x_axis(cells, width - _AXIS)] if axis else [])
 
 
 def _heading(
-    limits: Sequence[float], shared: bool, size: int, width: int, glyphs: Glyphs, drawn: bool
+    limits: Sequence[float], shared: bool, cells: Cells, width: int, glyphs: Glyphs, drawn: bool
 ) -> Row:
     if not drawn:
         return rule(row(Span("step latency", "strong")), (), width, glyphs.track)
     scale = f"0–{limits[0]:g} ms" if shared and limits else "own scale each"
-    cell = f"max of {size} steps a cell" if size > 1 else "1 step a cell"
+    cell = "1 step a cell" if cells.wide == 1 else f"{cells.wide} cells a step"
+    if cells.steps > 1:
+        cell = f"max of {cells.steps} steps a cell"
     mark = f"over {OUTLIER:g}× median" if width >= 100 else f">{OUTLIER:g}× median"
     right = row(
         Span(f"{cell} · {scale} · ", "dim"),
@@ -176,14 +205,14 @@ def _label(lane: Lane, width: int, glyphs: Glyphs) -> Row:
     return spread(left, (*spans, mark), width)
 
 
-def _plot(lane: Lane, top: float, size: int, tall: int, width: int, glyphs: Glyphs) -> list[Row]:
+def _plot(lane: Lane, top: float, cells: Cells, tall: int, width: int, glyphs: Glyphs) -> list[Row]:
     steps = lane.engine.step_ms
     if not steps:
         why = "failed" if lane.failed else "no steps yet"
         return [
             row(Span(f"{' ' * _AXIS} {why}" if y == tall // 2 else "", "dim")) for y in range(tall)
         ]
-    drawn = bars(buckets(steps, size), top, outlier_limit(steps), tall, glyphs, lane.accent)
+    drawn = bars(cells.values(steps), top, outlier_limit(steps), tall, glyphs, lane.accent)
     labels = {0: f"{top:g}", tall - 1: "0"} if tall > 1 else {0: f"{top:g}"}
     if tall >= 5 and tall % 2 == 0:
         # The upper edge of this row is the middle of the scale.
@@ -196,7 +225,7 @@ def _plot(lane: Lane, top: float, size: int, tall: int, width: int, glyphs: Glyp
     return rows
 
 
-def _inline(lane: Lane, top: float, size: int, width: int, glyphs: Glyphs) -> Row:
+def _inline(lane: Lane, top: float, cells: Cells, width: int, glyphs: Glyphs) -> Row:
     engine = lane.engine
     name = row(
         Span(glyphs.lane, lane.accent),
@@ -209,16 +238,19 @@ def _inline(lane: Lane, top: float, size: int, width: int, glyphs: Glyphs) -> Ro
     if not good:
         return fit((*name, Span("failed" if lane.failed else "no steps yet", "dim")), width)
     limit = outlier_limit(engine.step_ms)
-    line = bars(buckets(engine.step_ms, size), top, limit, 1, glyphs, lane.accent)[0]
+    line = bars(cells.values(engine.step_ms), top, limit, 1, glyphs, lane.accent)[0]
     return spread((*name, *line), last, width)
 
 
-def _x_axis(size: int, width: int) -> Row:
-    """Step numbers under the first and every 20th column."""
-    text = ""
-    for cell in (0, *range(19, width, 20)):
-        mark = str(cell * size + 1 if cell == 0 else (cell + 1) * size)
-        if cell + len(mark) > width:
+def _x_axis(cells: Cells, width: int) -> Row:
+    """Step numbers under the first column and about every 20th."""
+    apart = next(n for n in (1, 2, 5, 10, 20) if n * cells.wide >= 20 or n == 20)
+    text = "1"
+    for number in range(apart, width + 1, apart):
+        at = (number - 1) * cells.wide
+        mark = str(number * cells.steps)
+        if at + len(mark) > width:
             break
-        text = text.ljust(cell) + mark
+        if at > len(text):
+            text = text.ljust(at) + mark
     return row(Span(" " * (_AXIS - 5) + "step " + fit_text(text, width), "dim"))

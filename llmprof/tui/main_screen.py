@@ -18,7 +18,6 @@ from llmprof.analysis.traced import RunTrace
 from llmprof.plaintext import one_line
 from llmprof.tui import timeline_nav as nav
 from llmprof.tui.canvas import Canvas
-from llmprof.tui.compositor import make_compositor
 from llmprof.tui.dialogs import Ask, HelpScreen
 from llmprof.tui.frame import body, header
 from llmprof.tui.glyphs import Glyphs
@@ -83,7 +82,6 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def __init__(self, first: Snapshot, glyphs: Glyphs, live: bool) -> None:
         super().__init__()
-        self._compositor = make_compositor()
         self.snapshot = first
         """The newest snapshot, also while the display is frozen."""
         self._shown = first

@@ -1,4 +1,4 @@
-"""Letters and roles of kernel categories. Colour is never the only carrier: the letter says it."""
+"""Letters and roles of kernel categories and kinds of host time; colour never stands alone."""
 
 from __future__ import annotations
 
@@ -30,3 +30,20 @@ def category_letter(category: str) -> str:
 def category_role(category: str) -> str:
     """The palette's role of a category."""
     return "warn" if category == IDLE else f"category{LETTERS.get(category, OTHER)}"
+
+
+HOST_LETTERS: Final = {
+    "launch": "l",
+    "sync": "s",
+    "graph update": "u",
+    "allocator": "m",
+    "wait": "w",
+    "gil": "g",
+    "host": "h",
+}
+"""Small ones, as kernels have the capitals: one legend holds both."""
+
+
+def host_role(kind: str) -> str:
+    """The palette's role of a kind of host time."""
+    return f"host{HOST_LETTERS[kind]}"

@@ -9,7 +9,7 @@ from llmprof.analysis.snapshot import NOT_YET, PairView, Snapshot
 from llmprof.records import Unavailable
 from llmprof.tui import busy
 from llmprof.tui.cells import Row, Span, clean, clean_lines, fit_text, row, rule, wrap
-from llmprof.tui.columns import NAME, name_cell, tables
+from llmprof.tui.columns import name_cell, name_width, tables
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.numbers import interval, known, number
 from llmprof.tui.phase import progress_bar
@@ -77,7 +77,8 @@ def _speeds(lanes: Sequence[Lane], width: int, glyphs: Glyphs) -> list[Row]:
     top = max(speeds, default=0.0)
     if not top > 0:
         return []
-    room = max(4, width - NAME - 28)
+    name = name_width(lanes, width // 4)
+    room = max(4, width - name - 28)
     rows = []
     for lane, speed in zip(lanes, speeds, strict=True):
         if lane.failed and not speed:
@@ -87,7 +88,7 @@ def _speeds(lanes: Sequence[Lane], width: int, glyphs: Glyphs) -> list[Row]:
         bar = progress_bar(share, room, glyphs, lane.accent)[:1]
         gap = " " * (room - len(bar[0].text))
         spans = [
-            *name_cell(lane, glyphs),
+            *name_cell(lane, glyphs, name),
             *bar,
             Span(gap),
             Span(f" {number(e.tok_s):>6}", f"{lane.accent} strong"),
@@ -166,9 +167,13 @@ def texts(lanes: Sequence[Lane], width: int, glyphs: Glyphs, limit: int | None =
         note = ""
         if text and text is not first and first:
             note = "same text" if text == first else f"differs after {same} characters"
-        out.append((*name_cell(lane, glyphs), Span(note, "dim" if text == first else "warn")))
+        name = name_cell(lane, glyphs, name_width(lanes, width // 2))
+        out.append((*name, Span(note, "dim" if text == first else "warn")))
         if not text:
-            why = "failed" if lane.failed else "no text: the run has not decoded any yet"
+            why = "no text: the run has not decoded any yet"
+            if lane.engine.state == "finished":
+                why = "no text: the model has random weights, or no tokenizer"
+            why = "failed" if lane.failed else why
             out.append(row(Span(f"  {why}", "dim")))
             continue
         lines = [x for line in clean_lines(text) for x in wrap(line, width - 4)]
@@ -190,7 +195,8 @@ def log_page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     for text in snapshot.warnings:
         out += _bullet(view.glyphs.outlier, "warn", clean(text), width)
     out += [row(Span(part)) for line in snapshot.log for part in wrap(clean(line), width)]
-    return out if len(out) > 1 else [_nothing("nothing logged yet")]
+    running = snapshot.state == "running"
+    return out if len(out) > 1 else [_nothing("nothing logged" + " yet" * running)]
 
 
 def _nothing(text: str) -> Row:

@@ -39,6 +39,14 @@ _ROLES: Final = {
     "categoryC": Style(color="#ff6b6b"),
     "categoryZ": Style(color="#9aa5ce"),
     "categoryO": Style(color="#8b949e"),
+    # Kinds of host time (``marks.HOST_LETTERS``).
+    "hostl": Style(color="#79b8ff"),
+    "hosts": Style(color="#ffb454"),
+    "hostu": Style(color="#c792ea"),
+    "hostm": Style(color="#f48fb1"),
+    "hostw": Style(color="#8b949e"),
+    "hostg": Style(color="#ff6b6b"),
+    "hosth": Style(color="#3fd08a"),
     **{f"accent{i}": Style(color=colour) for i, colour in enumerate(ACCENTS)},
 }
 
@@ -64,6 +72,13 @@ _FEW: Final = {
     "categoryC": Style(color="red"),
     "categoryZ": Style(color="cyan"),
     "categoryO": Style(color="bright_black"),
+    "hostl": Style(color="bright_blue"),
+    "hosts": Style(color="bright_yellow"),
+    "hostu": Style(color="bright_magenta"),
+    "hostm": Style(color="magenta"),
+    "hostw": Style(color="bright_black"),
+    "hostg": Style(color="bright_red"),
+    "hosth": Style(color="bright_green"),
     **{
         f"accent{i}": Style(color=name)
         for i, name in enumerate(

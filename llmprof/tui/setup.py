@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 from typing import ClassVar, Final
 
 from textual import work
-from textual.app import App, ComposeResult
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
@@ -21,7 +21,7 @@ from textual.widgets import Footer
 from llmprof.tui import palette
 from llmprof.tui.canvas import Canvas
 from llmprof.tui.cells import Row, Span, clean, fit, fit_text, row, rule, wrap
-from llmprof.tui.compositor import make_compositor
+from llmprof.tui.compositor import CellApp
 from llmprof.tui.dialogs import Ask
 from llmprof.tui.glyphs import Glyphs, choose
 
@@ -228,7 +228,6 @@ class SetupScreen(Screen[None], inherit_bindings=False):
 
     def __init__(self, app: SetupApp) -> None:
         super().__init__()
-        self._compositor = make_compositor()
         self._setup = app
         self.glyphs = choose(os.environ)
         self.state = State(None, app.remembered)
@@ -325,7 +324,7 @@ class SetupScreen(Screen[None], inherit_bindings=False):
             self._setup.exit(self.state.choice)
 
 
-class SetupApp(App[Choice]):
+class SetupApp(CellApp[Choice]):
     """Returns the choice, ``None`` when left.
 
     Args:

@@ -3,17 +3,32 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
 
-from llmprof.analysis.gap_causes import READ_NS
+from llmprof.analysis.gap_causes import READ_NS, WORDS, GapJudge
 from llmprof.analysis.host_frames import label
 from llmprof.analysis.timeline_axis import Track
 from llmprof.analysis.timeline_lod import AT_END, Gap, LaneWork
 from llmprof.analysis.traced import EngineTrace, RunTrace
-from llmprof.records import Unavailable
-from llmprof.tui.cells import Row, Span, beside, clean, fit, fit_text, row, rule, spread, wrap
+from llmprof.records import HostFrame, Unavailable
+from llmprof.runfile.trace_rows import Ints
+from llmprof.tui.cells import (
+    Row,
+    Span,
+    beside,
+    clean,
+    fit,
+    fit_text,
+    row,
+    rule,
+    spread,
+    width_of,
+    wrap,
+    wrap_facts,
+)
 from llmprof.tui.marks import category_letter, category_role
 from llmprof.tui.numbers import duration, plain
 from llmprof.tui.timeline_nav import Scene, step_gaps
@@ -22,11 +37,12 @@ from llmprof.tui.view import Lane, View
 
 _HISTOGRAM: Final = 24
 _GAPS: Final = 3
-_STACKS: Final = 3
+_PARTS: Final = 7
+"""Categories of a step that a narrow terminal shows, small ones as one."""
 _HINT: Final = (
-    "n slowest step · m median · g go to · w widest gap · [ ] item · / search · + - zoom"
-    " · a align · r round"
-)
+    "n slowest step", "m median", "g go to", "w widest gap", "[ ] item", "/ search", "+ - zoom",
+    "a align", "r round",
+)  # fmt: skip
 
 
 def inspector(now: Scene, view: View, lane: Lane, width: int) -> list[Row]:
@@ -36,7 +52,7 @@ def inspector(now: Scene, view: View, lane: Lane, width: int) -> list[Row]:
     track = None if chosen is None else now.lane.track(chosen.key)
     if chosen is None or track is None or chosen.step > track.steps:
         head = rule(row(Span("nothing selected", "strong")), (), width, glyphs.track)
-        return [head, *(row(Span(line, "dim")) for line in wrap(_HINT, width))]
+        return [head, *(row(Span(line, "dim")) for line in wrap_facts(_HINT, width))]
     work = now.work_of(track)
     if work is not None and chosen.step > now.lane.analysed_steps(track):
         work = None
@@ -116,7 +132,9 @@ def _item(
         facts += _launch(now, int(k.correlation[i]), start)
     facts += _measured(now, start)
     out = [fit(head, width), fit((*lead, *bars, Span("  "), *tail), width)]
-    out += [row(Span(line)) for line in wrap(" · ".join(facts), width)]
+    if width_of((*lead, *bars, *tail)) + 2 > width:
+        out = [fit(head, width), fit((*lead, *bars), width), fit(tail, width)]
+    out += [row(Span(line)) for line in wrap_facts(facts, width)]
     return [*out, _around(work, item, width)]
 
 
@@ -131,7 +149,14 @@ def _launch(now: Scene, correlation: int, start_ns: int) -> list[str]:
     return [f"{api_name(now.lane, i)} {duration(ahead)} earlier"]
 
 
+def _means(now: Scene, edges_ns: Ints) -> list[str]:
+    """What is known of a stretch of time."""
+    found = [(s, float(s.means(edges_ns)[0])) for s in series_of(now, now.index)]
+    return [f"{s.name} {plain(mean)} {s.unit}" for s, mean in found if mean == mean]
+
+
 def _measured(now: Scene, time_ns: int) -> list[str]:
+    """What is known of a moment."""
     found = []
     for series in series_of(now, now.index):
         value = series.at(time_ns)
@@ -173,22 +198,42 @@ def _gap(now: Scene, track: Track, work: LaneWork, gap: Gap, view: View, width: 
     wall = _wall(track, gap.step)
     head = row(
         Span(f"{duration(length)} idle", "warn strong"),
-        Span(f"  {100 * length / wall:.2f} % of the step · ", "dim"),
-        Span(f"{100 * length / max(1, idle):.0f} % of its idle time · ", "dim"),
-        Span(f"number {rank} of {len(gaps)} · ", "dim"),
+        Span(f"  {100 * length / wall:.2f} % of step · ", "dim"),
+        Span(f"{100 * length / max(1, idle):.0f} % of its idle · ", "dim"),
+        Span(f"rank {rank} of {len(gaps)} · ", "dim"),
         Span(f"at {duration(gap.start_ns - int(track.bounds_ns[gap.step]))}", "dim"),
     )
     after = "the step's begin" if gap.after == AT_END else clean(work.short_name(gap.after))
     before = "the step's end" if gap.before == AT_END else clean(work.short_name(gap.before))
     names = row(Span("between ", "dim"), Span(after), Span("  and  ", "dim"), Span(before))
     engine = view.trace.engines[now.index] if isinstance(view.trace, RunTrace) else None
-    known = filter(None, (_cause(now, gap), _stacks(engine, gap)))
-    cause = [row(Span(line)) for text in known for line in wrap(text, width)]
+    known = (*_cause(now, engine, gap, width), _stacks(engine, gap, 2 * width))
+    cause = [row(Span(line)) for text in known if text for line in wrap(text, width)]
     return [fit(head, width), fit(names, width), *cause]
 
 
-def _cause(now: Scene, gap: Gap) -> str:
-    """What the host did meanwhile where its calls were traced; else what such a gap means."""
+def _cause(now: Scene, engine: EngineTrace | None, gap: Gap, width: int) -> list[str]:
+    """The gap's time by cause, and the calls in it; where nothing is known, what it means."""
+    calls = _calls(now, gap)
+    judge = None if engine is None else engine.judge
+    parts = judge.of(gap.start_ns, gap.end_ns) if isinstance(judge, GapJudge) else {}
+    if not isinstance(judge, GapJudge) or not parts or next(iter(parts)) == "unknown":
+        return [calls or _place(now, gap)]
+    length = gap.end_ns - gap.start_ns
+    first = next(iter(parts))
+    if first == "device" or judge.has_calls:
+        amounts = ", ".join(f"{cause} {duration(ns)}" for cause, ns in parts.items())
+        said = f"cause: {amounts}"
+    else:
+        shares = ((cause, 100 * ns / length) for cause, ns in parts.items())
+        said = "cause, by the samples in gaps like it: "
+        said += ", ".join(f"{cause} {share:.0f} %" for cause, share in shares if share >= 1)
+    longer = f"{said} ({WORDS[first]})"
+    return [longer if len(longer) <= width else said, *filter(None, (calls,))]
+
+
+def _calls(now: Scene, gap: Gap) -> str:
+    """What the host did meanwhile where its calls were traced."""
     api = now.lane.api
     last = int(np.searchsorted(api.start_ns, gap.end_ns, "left"))
     first = max(0, last - 4096)
@@ -205,29 +250,54 @@ def _cause(now: Scene, gap: Gap) -> str:
         left = gap.end_ns - gap.start_ns - sum(spent.values())
         own = f", {duration(left)} in no CUDA call" if left > 0 else ""
         return f"host meanwhile: {calls}{own}"
+    return ""
+
+
+def _place(now: Scene, gap: Gap) -> str:
+    """What a gap there means."""
     if gap.after == AT_END and gap.before == AT_END:
         return "the device did nothing in this step"
     if gap.after == AT_END:
         return "from the step's begin to its first work: the host had not launched it yet"
     if gap.before == AT_END:
         return "from the last work to the step's end: the token goes to the host and wakes it"
-    hint = "" if len(api) else " (record with --trace full to see its calls)"
+    hint = "" if len(now.lane.api) else " (record with --trace full to see its calls)"
     return f"the next launch came late, or waited for the host{hint}"
 
 
-def _stacks(engine: EngineTrace | None, gap: Gap) -> str:
-    """Where the host was: the innermost functions of the stacks sampled in the gap."""
+def _stacks(engine: EngineTrace | None, gap: Gap, room: int) -> str:
+    """Where the host was: the most frequent stack sampled in the gap, else the nearest one.
+
+    Innermost function first, as many as fit into ``room`` characters.
+    """
     if engine is None or isinstance(engine.host, Unavailable):
         return ""
     width = min(READ_NS, engine.host.sampled.tick_ns)
-    inside = [
-        s for s in engine.host.samples if gap.start_ns < s.time_ns < gap.end_ns + width and s.stack
-    ]
-    if not inside:
+    there = [s for s in engine.host.samples if s.stack and s.step == gap.step]
+    # A sample behind the gap may have been taken in it: its time is known to a tick.
+    inside = [s for s in there if gap.start_ns < s.time_ns < gap.end_ns + width]
+    if inside:
+        count = Counter((s.stack, s.kind) for s in inside)
+        (stack, kind), n = count.most_common(1)[0]
+        return _chain(f"host stack sampled there, {n} of {len(inside)} ({kind}): ", stack, room)
+    if not there:
         return ""
-    count = Counter(f"{clean(label(s.stack[0]))} ({s.kind})" for s in inside)
-    most = ", ".join(f"{name} {n}×" for name, n in count.most_common(_STACKS))
-    return f"host stacks sampled there: {most}"
+    middle = (gap.start_ns + gap.end_ns) // 2
+    near = min(there, key=lambda s: abs(s.time_ns - middle))
+    way = "before" if near.time_ns <= gap.start_ns else "behind"
+    apart = gap.start_ns - near.time_ns if way == "before" else near.time_ns - gap.end_ns
+    return _chain(f"nearest host stack, {duration(apart)} {way} ({near.kind}): ", near.stack, room)
+
+
+def _chain(text: str, stack: Sequence[HostFrame], room: int) -> str:
+    """``text`` and the innermost function, each with its caller behind it."""
+    text += clean(label(stack[0]))
+    for frame in stack[1:]:
+        longer = f"{text} ← {clean(label(frame))}"
+        if len(longer) > room - 2:
+            return f"{text} …"
+        text = longer
+    return text
 
 
 def _step(
@@ -239,40 +309,49 @@ def _step(
         rank = int(np.count_nonzero(track.wall_ns[1:] > wall)) + 1
         head.append(Span(f"  {wall / max(1.0, track.median_ns):.2f}× median", "dim"))
         head.append(Span(f" · {rank}. slowest of {track.steps}", "dim"))
-    known = " · ".join(
-        _measured(now, (int(track.bounds_ns[step]) + int(track.bounds_ns[step + 1])) // 2)
-    )
+    facts = _means(now, track.bounds_ns[step : step + 2])
+    known = " · ".join(facts)
     if work is None:
-        line = spread(tuple(head), row(Span(known, "dim")), width)
-        if now.work_of(track) is None:
-            return [line]
-        upto = now.lane.analysed_steps(track)
-        why = f"kernels of the first {upto} steps are analysed; behind them, added up in cells"
-        return [line, row(Span(why, "dim"))]
+        fits = width_of(tuple(head)) + len(known) + 2 <= width
+        apart = [tuple(head), *(row(Span(line, "dim")) for line in wrap_facts(facts, width))]
+        lines = [spread(tuple(head), row(Span(known, "dim")), width)] if fits else apart
+        if now.work_of(track) is not None:
+            upto = now.lane.analysed_steps(track)
+            why = f"kernels of the first {upto} steps are analysed; behind them, added up in cells"
+            lines.append(row(Span(why, "dim")))
+        return lines
     bounds = track.bounds_ns
     middle = track.median_step(now.lane.analysed_steps(track)) if step else step
     mine = {n: int(c.between(bounds[step : step + 2])[0]) for n, c in work.curves.items()}
     other = {n: int(c.between(bounds[middle : middle + 2])[0]) for n, c in work.curves.items()}
+    known_names = {*mine, "idle"}
     mine["idle"] = wall - sum(mine.values())
     other["idle"] = _wall(track, middle) - sum(other.values())
-    parts = sorted(mine, key=lambda n: -mine[n])
+    parts = [n for n in sorted(mine, key=lambda n: -mine[n]) if mine[n] or other[n]]
+    columns = max(1, min(3, width // 48))
+    if columns == 1 and len(parts) > _PARTS:
+        small = parts[_PARTS - 1 :]
+        parts = [*parts[: _PARTS - 1], f"{len(small)} smaller ones"]
+        mine[parts[-1]], other[parts[-1]] = (
+            sum(mine[n] for n in small),
+            sum(other[n] for n in small),
+        )
     cells = []
     for name in parts:
-        if not mine[name] and not other[name]:
-            continue
         delta = mine[name] - other[name]
+        letter = category_letter(name) if name in known_names else " "
+        role = category_role(name) if name in known_names else "dim"
         cells.append(
             row(
-                Span(f"{category_letter(name)} {fit_text(clean(name), 20)}", category_role(name)),
+                Span(f"{letter} {fit_text(clean(name), 20)}", role),
                 Span(f"{mine[name] / 1e6:8.3f}"),
                 Span(f"{100 * mine[name] / wall:5.0f} %", "dim"),
                 Span(
-                    f"{delta / 1e6:+9.3f}",
+                    f"{round(delta / 1e6, 3) + 0.0:+9.3f}",
                     "dim" if abs(delta) < wall / 200 else "fail" if delta > 0 else "good",
                 ),
             )
         )
-    columns = max(1, min(3, width // 48))
     each = width // columns
     tall = -(-len(cells) // columns)
     blocks = [cells[i * tall : (i + 1) * tall] for i in range(columns)]

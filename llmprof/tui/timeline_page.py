@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from dataclasses import dataclass, field
+from typing import Final, Literal
 
 import numpy as np
 
@@ -12,7 +12,7 @@ from llmprof.analysis.snapshot import Snapshot
 from llmprof.analysis.timeline_axis import RoundKey
 from llmprof.records import Unavailable
 from llmprof.runfile.trace_rows import Ints
-from llmprof.tui import timeline_inspector, timeline_rows
+from llmprof.tui import timeline_host_row, timeline_inspector, timeline_rows
 from llmprof.tui.cells import Row, Span, clean, fit, fit_text, row, rule, spread, wrap
 from llmprof.tui.marks import category_letter, category_role
 from llmprof.tui.numbers import duration
@@ -20,9 +20,19 @@ from llmprof.tui.timeline_nav import Scene, place, scene
 from llmprof.tui.timeline_rows import GUTTER, Cells
 from llmprof.tui.view import Lane, View
 
+_AROUND: Final = 3
+"""Title, axis, legend."""
 _INSPECTOR: Final = 7
-"""Rows that the inspector wants; it gets what the lanes leave beyond."""
-_TALLEST: Final = 8
+"""Rows that are the inspector's in any case: the lanes keep their height most of the time."""
+_TALLEST: Final = 14
+
+RowKind = Literal["name", "steps", "bars", "kernels", "streams", "api", "host", "series"]
+_LaneRows = list[tuple[RowKind, Row]]
+_GIVE_WAY: Final[tuple[tuple[bool, RowKind], ...]] = (
+    (False, "series"), (True, "series"), (False, "streams"), (False, "api"), (False, "bars"),
+    (False, "host"), (False, "steps"), (True, "streams"), (True, "bars"),
+)  # fmt: skip
+"""(of the lane in focus, kind of row) that a small terminal does without, in this order."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,43 @@ class Layout:
         return lane, (left + right) // 2
 
 
+@dataclass
+class _Legend:
+    """What is in view, ns of all lanes."""
+
+    categories: dict[str, int] = field(default_factory=dict)
+    host: dict[str, int] = field(default_factory=dict)
+
+    def rows(self, width: int) -> list[Row]:
+        """One row: categories and kinds of host time by their time, as many as fit."""
+        host = timeline_host_row.host_legend(self.host)
+        room = width - len("  host ") - sum(len(text) + 2 for text, _ in host) if host else width
+        spans = _entries(
+            [
+                (f"{category_letter(category)} {clean(category)}", category_role(category))
+                for category in sorted(self.categories, key=lambda name: -self.categories[name])
+            ],
+            room,
+        )
+        if host:
+            used = sum(len(span.text) for span in spans)
+            gap = Span("  " if spans else "")
+            spans += [gap, Span("host ", "dim"), *_entries(host, width - used - len("  host "))]
+        return [tuple(spans)] if spans else []
+
+
+def _entries(entries: Sequence[tuple[str, str]], room: int) -> list[Span]:
+    """The (text, role)s that fit into ``room`` cells, two cells between them."""
+    spans: list[Span] = []
+    used = 0
+    for text, role in entries:
+        if used + len(text) > room:
+            break
+        spans += [Span("  "), Span(text, role)]
+        used += len(text) + 2
+    return spans[1:]
+
+
 def page(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     return layout(snapshot, view, width, height).rows
 
@@ -63,36 +110,62 @@ def layout(snapshot: Snapshot, view: View, width: int, height: int) -> Layout:
     chart = max(10, width - GUTTER)
     start, end = now.window
     edges = start + np.arange(chart + 1, dtype=np.int64) * (end - start) // chart
-    rows: list[Row] = [_title(now, view, chart, width)]
     shown = view.lanes(snapshot)
-    most = 1 if height < 30 else 3
-    tall = _tall(now, view, shown, height, most)
-    spots = []
-    legend: dict[str, int] = {}
-    for lane in shown:
-        first = len(rows)
-        rows += _lane(now, view, lane, edges, (tall, most), width, legend)
-        spots.append((first, len(rows), lane.index))
-    rows.append(_axis(now, view, edges, width))
-    rows += _legend(legend, width)
     focus = next((lane for lane in shown if lane.focused or len(shown) == 1), None)
-    if focus is not None:
-        rows += timeline_inspector.inspector(now, view, focus, width)
-    return Layout(rows, tuple(spots), edges)
+    below = timeline_inspector.inspector(now, view, focus, width) if focus else []
+    room = height - _AROUND - max(len(below), _INSPECTOR)
+    most = 1 if height < 30 else 3
+    size = (_tall(now, view, shown, room, most), most)
+    legend = _Legend()
+    lanes = [_lane(now, view, lane, edges, size, width, legend) for lane in shown]
+    rows: list[Row] = [_title(now, view, chart, width)]
+    spots = []
+    at = 0 if focus is None else shown.index(focus)
+    for lane, kept in zip(shown, _fitting(lanes, at, height - _AROUND - len(below)), strict=True):
+        if kept:
+            spots.append((len(rows), len(rows) + len(kept), lane.index))
+            rows += kept
+    if len(spots) < len(shown):
+        rows[0] = _title(now, view, chart, width, f"{len(spots)} of {len(shown)} engines · ")
+    rows.append(_axis(now, view, edges, width))
+    rows += legend.rows(width)
+    return Layout(rows + below, tuple(spots), edges)
 
 
-def _tall(now: Scene, view: View, shown: Sequence[Lane], height: int, most: int) -> int:
-    """Rows of the kernel bars: what the height allows beside everything else."""
+def _tall(now: Scene, view: View, shown: Sequence[Lane], room: int, most: int) -> int:
+    """Rows of the kernel bars: what the room allows beside everything else."""
     fixed = 0
     for lane in shown:
         mine = now.lanes.lanes[lane.index]
         fixed += 2  # name, steps
         fixed += 1 if not isinstance(mine.work, Unavailable) else 0
-        fixed += bool(len(mine.api)) + min(most, len(timeline_rows.series_of(now, lane.index)))
+        fixed += bool(len(mine.api)) + (mine.host is not None)
+        fixed += min(most, len(timeline_rows.series_of(now, lane.index)))
         if view.timeline.streams and not isinstance(mine.work, Unavailable):
             fixed += min(len(mine.work.streams), timeline_rows.MOST_STREAMS)
-    room = height - 3 - _INSPECTOR - fixed
-    return max(1, min(_TALLEST, room // max(1, len(shown))))
+    return max(1, min(_TALLEST, (room - fixed) // max(1, len(shown))))
+
+
+def _fitting(lanes: Sequence[_LaneRows], focus: int, room: int) -> list[list[Row]]:
+    """The rows of every lane that fit into ``room``: the inspector below must stay in view.
+
+    Rows give way in the order of ``_GIVE_WAY``, the lane in focus last; then whole lanes, those
+    furthest from the focus first, whose rows are empty then.
+    """
+    kept = [list(lane) for lane in lanes]
+
+    def over() -> bool:
+        return sum(map(len, kept)) > room
+
+    furthest = sorted(range(len(kept)), key=lambda i: -abs(i - focus))
+    for mine, kind in _GIVE_WAY:
+        for i in furthest:
+            if over() and (i == focus) == mine:
+                kept[i] = [line for line in kept[i] if line[0] != kind]
+    for i in furthest:
+        if over() and i != focus:
+            kept[i] = []
+    return [[line for _, line in lane] for lane in kept]
 
 
 def _round_name(key: RoundKey) -> str:
@@ -100,7 +173,7 @@ def _round_name(key: RoundKey) -> str:
     return f"timing round {index + 1}" if name == "timing" else f"{name} round"
 
 
-def _title(now: Scene, view: View, chart: int, width: int) -> Row:
+def _title(now: Scene, view: View, chart: int, width: int, note: str = "") -> Row:
     start, end = now.window
     timeline = view.timeline
     if timeline.align == "time":
@@ -109,7 +182,9 @@ def _title(now: Scene, view: View, chart: int, width: int) -> Row:
         key = timeline.key if timeline.key in now.lanes.keys else now.lanes.keys[0]
         what = f"by step · {_round_name(key)}"
     left = row(Span("timeline ", "strong"), Span(what, "dim"))
-    facts = f"{duration(end - start)} in view · {duration((end - start) / chart)} a cell"
+    facts = f"{note}{duration(end - start)} in view"
+    if width >= 100 or not note:
+        facts += f" · {duration((end - start) / chart)} a cell"
     return rule(left, row(Span(facts, "dim")), width, view.glyphs.track)
 
 
@@ -120,8 +195,8 @@ def _lane(
     edges: Ints,
     size: tuple[int, int],
     width: int,
-    legend: dict[str, int],
-) -> list[Row]:
+    legend: _Legend,
+) -> _LaneRows:
     glyphs = view.glyphs
     tall, most = size
     mine = now.lanes.lanes[lane.index]
@@ -129,7 +204,7 @@ def _lane(
     name = row(Span(f"{mark}{clean(lane.engine.label)}", f"{lane.accent} strong"))
     tracks = now.axis.tracks(lane.index)
     if not tracks:
-        return [fit(name, width), row(Span("  not in this round", "dim"))]
+        return [("name", fit(name, width)), ("steps", row(Span("  not in this round", "dim")))]
     times = now.axis.times(lane.index, edges)
     cells = Cells(now, lane.index, edges, times)
     chosen = view.timeline.selected
@@ -140,14 +215,14 @@ def _lane(
     steps = timeline_rows.steps(
         cells, lane.accent, glyphs, spot if step_only else None, 1 if kernels else tall
     )
-    out = [row(Span(" " * GUTTER), *line) for line in steps[:-1]]
-    out.append(row(Span("steps".ljust(GUTTER), "dim"), *steps[-1]))
+    out: _LaneRows = [("bars", row(Span(" " * GUTTER), *line)) for line in steps[:-1]]
+    out.append(("steps", row(Span("steps".ljust(GUTTER), "dim"), *steps[-1])))
     facts: Row = ()
     if not traced_here:
         facts = row(Span("no kernels: not the traced round", "dim"))
     elif isinstance(mine.work, Unavailable):
         why = fit_text(f"kernels n/a: {clean(mine.work.reason)}", width - GUTTER)
-        out.append(row(Span(" " * GUTTER), Span(why, "dim")))
+        out.append(("kernels", row(Span(" " * GUTTER), Span(why, "dim"))))
     else:
         work = mine.work
         traced = mine.traced
@@ -159,25 +234,30 @@ def _lane(
             spent, names = np.zeros((1, len(times) - 1), np.int64), ["other"]
         for category, total in zip(names, spent.sum(axis=1).tolist(), strict=True):
             if total:
-                legend[category] = legend.get(category, 0) + total
+                legend.categories[category] = legend.categories.get(category, 0) + total
         seen: tuple[int, int] | None = work.within(int(times[0]), int(times[-1]))
         if mine.cells is not None and times[-1] > mine.cells.start_ns:
             seen = None  # those in cells are not counted
         facts = _facts(spent, inside, seen)
         bars = timeline_rows.bars(spent, names, edges, tall, glyphs)
-        out += [row(Span(" " * GUTTER), *line) for line in bars]
+        out += [("bars", row(Span(" " * GUTTER), *line)) for line in bars]
         letters = timeline_rows.letters(spent, names, inside, glyphs)
         timeline_rows.name_items(letters, cells, work, traced)
         if chosen is not None and not step_only and spot is not None:
             timeline_rows.mark(letters, edges, spot)
-        out.append(row(Span("kernels".ljust(GUTTER), "dim"), *timeline_rows.spans(letters)))
+        line = row(Span("kernels".ljust(GUTTER), "dim"), *timeline_rows.spans(letters))
+        out.append(("kernels", line))
         if view.timeline.streams:
-            out += timeline_rows.streams(cells, work, inside, glyphs)
+            streams = timeline_rows.streams(cells, work, inside, glyphs)
+            out += [("streams", line) for line in streams]
     if len(mine.api) and traced_here:
-        out.append(timeline_rows.api(cells, mine, glyphs))
+        out.append(("api", timeline_rows.api(cells, mine, glyphs)))
+    if mine.host is not None and traced_here:
+        out.append(("host", timeline_host_row.host(cells, mine.host, legend.host)))
     for series in timeline_rows.series_of(now, lane.index)[:most]:
-        out.append(timeline_rows.series_row(series, times, glyphs))
-    return [spread(name, facts, width), *(fit(line, width) for line in out)]
+        out.append(("series", timeline_rows.series_row(series, times, glyphs)))
+    head: _LaneRows = [("name", spread(name, facts, width))]
+    return head + [(kind, fit(line, width)) for kind, line in out]
 
 
 def _facts(spent: Ints, inside: Ints, items: tuple[int, int] | None) -> Row:
@@ -228,16 +308,3 @@ def _tick(value: int, apart: int) -> str:
             digits = next((d for d in range(4) if apart * 10**d >= 10 * unit), 3)
             return f"{round(value / unit, digits) + 0.0:.{digits}f} {name}"
     return f"{value} ns"
-
-
-def _legend(totals: dict[str, int], width: int) -> list[Row]:
-    """One row: categories in view by their time, as many as fit."""
-    spans: list[Span] = []
-    used = 0
-    for category in sorted(totals, key=lambda name: -totals[name]):
-        text = f"{category_letter(category)} {clean(category)}"
-        if used + len(text) > width:
-            break
-        spans += [Span(text, category_role(category)), Span("  ")]
-        used += len(text) + 2
-    return [tuple(spans[:-1])] if spans else []

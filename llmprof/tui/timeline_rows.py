@@ -22,7 +22,7 @@ from llmprof.tui.timeline_nav import Scene, step_gaps
 GUTTER: Final = 15
 """Cells left of the chart: what a row shows."""
 MOST_STREAMS: Final = 4
-_NAME_CELLS: Final = 5
+NAME_CELLS: Final = 5
 """A kernel at least this wide carries its name."""
 _GAP_CELLS: Final = 9
 _LABEL_CELLS: Final = 9
@@ -156,14 +156,15 @@ def _latency_bars(
     top = len(glyphs.bars) - 1
     rows: list[list[Cell]] = [[(" ", "")] * len(line) for _ in range(tall - 1)]
     rows.append(line)
+    taken = [cell != (" ", "") for cell in line]
     for x in np.flatnonzero(best > 0).tolist():
         level = min(top * tall, max(1, round(best[x] / 2 * top * tall)))
         role = latency_role(best[x], accent)
         for y in range(tall):
             part = min(top, max(0, level - (tall - 1 - y) * top))
-            if part and (y < tall - 1 or line[x] == (" ", "")):
+            if part and (y < tall - 1 or not taken[x]):
                 rows[y][x] = (glyphs.bars[part], role)
-        if best[x] > _OUTLIER:
+        if best[x] > _OUTLIER and not (tall == 1 and taken[x]):
             rows[0][x] = (glyphs.outlier, role)
     return rows
 
@@ -232,12 +233,12 @@ def name_items(line: list[Cell], cells: Cells, work: LaneWork, traced: Track | N
     if last - first > _MOST_NAMED:
         return
     length = work.end_ns[first:last] - work.start_ns[first:last]
-    wide = first + np.flatnonzero(length >= _NAME_CELLS * cells.cell_ns)
+    wide = first + np.flatnonzero(length >= NAME_CELLS * cells.cell_ns)
     begin = cells.columns(cells.now.axis.positions(cells.index, work.start_ns[wide]))
     finish = cells.columns(cells.now.axis.positions(cells.index, work.end_ns[wide] - 1))
     for item, left, right in zip(wide.tolist(), begin.tolist(), finish.tolist(), strict=True):
         a, b = max(0, left), min(len(line) - 1, right)
-        if b - a + 1 < _NAME_CELLS:
+        if b - a + 1 < NAME_CELLS:
             continue
         letter = category_letter(work.category(item))
         text = fit_text(f"{letter} {clean(work.short_name(item))}", b - a)
@@ -284,14 +285,14 @@ def api(cells: Cells, lane: Lane, glyphs: Glyphs) -> Row:
     last = int(np.searchsorted(rows.start_ns, cells.times[-1], "left"))
     if last - first <= _MOST_NAMED:
         length = rows.end_ns[first:last] - rows.start_ns[first:last]
-        for i in (first + np.flatnonzero(length >= _NAME_CELLS * cells.cell_ns)).tolist():
+        for i in (first + np.flatnonzero(length >= NAME_CELLS * cells.cell_ns)).tolist():
             a, b = cells.columns(
                 cells.now.axis.positions(
                     cells.index, np.array([rows.start_ns[i], rows.end_ns[i] - 1])
                 )
             ).tolist()
             a, b = max(0, a), min(len(line) - 1, b)
-            if b - a + 1 >= _NAME_CELLS:
+            if b - a + 1 >= NAME_CELLS:
                 write(line, a, fit_text(api_name(lane, i), b - a), "")
     return row(Span("API calls".ljust(GUTTER), "dim"), *spans(line))
 
