@@ -60,12 +60,16 @@ def _own_modules() -> dict[str, Any]:
 
 
 @pytest.fixture
-def double(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def none_imported() -> Iterator[None]:
     installed = _own_modules()
-    monkeypatch.syspath_prepend(str(DOUBLE))
     yield
     _own_modules()
     sys.modules.update(installed)
+
+
+@pytest.fixture
+def double(none_imported: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(DOUBLE))
 
 
 @pytest.fixture(params=["double", "installed"])
@@ -211,6 +215,7 @@ def test_without_mlc_llm_the_default_is_vm(folder: Path) -> None:
         load(folder, drive="serve")
 
 
+@pytest.mark.usefixtures("none_imported")
 def test_an_mlc_llm_without_its_library_is_said(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -117,7 +117,9 @@ class SyncMLCEngine:
         )
         batch = config.max_num_sequence or {"local": 4, "interactive": 1}.get(mode, 4)
         total = config.max_total_sequence_length or single
-        chunk = config.prefill_chunk_size or chat["prefill_chunk_size"]
+        chunk = config.prefill_chunk_size or min(
+            chat["prefill_chunk_size"], compiled["prefill_chunk_size"]
+        )
         if mode != "server":
             chunk = min(chunk, total, single)
         self._batch, self._total, self._chunk, self._single = batch, total, chunk, single
