@@ -136,7 +136,7 @@ def test_prepare_refuses(source: Path, llmprof: Any, tmp_path: Path) -> None:
     for words, wanted in (
         (["--from", "nowhere"], "no Hugging Face folder"),
         (["--from", "pickled"], "pickle"),
-        (["--from", "odd"], "reads model.safetensors.index.json or model.safetensors"),
+        (["--from", "odd"], "no model.safetensors.index.json and no model.safetensors"),
         (["--quantization", "../x"], "expected a plain name"),
         (["--python", "/nowhere/python"], "No such file"),
         (["--format", "gptq"], "--format is for the ExLlama engines"),

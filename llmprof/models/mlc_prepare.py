@@ -168,7 +168,7 @@ def _check_source(source: Path) -> list[Path]:
     # convert_weight reads by an index; for a single file it writes one (support/auto_weight.py).
     if not (source / _INDEX).is_file():
         if not (source / "model.safetensors").is_file():
-            raise ModelError(f"{shown}: MLC LLM reads {_INDEX} or model.safetensors; it has neither")
+            raise ModelError(f"{shown}: no {_INDEX} and no model.safetensors, which MLC LLM reads")
         if not os.access(source, os.W_OK):
             raise ModelError(
                 f"{shown}: MLC LLM writes {_INDEX} there, and the folder is read-only; copy it, or"
