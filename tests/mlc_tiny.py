@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import mlc_tiny_engine
 import numpy as np
 import tvm
 from tvm import relax, te, tirx
@@ -347,6 +348,13 @@ def _pipeline(build: Build, document: dict[str, Any], externs: list[Any]) -> Any
         return mod
 
     @tvm.transform.module_pass(opt_level=0)
+    def attach_engine(mod: tvm.IRModule, _: Any) -> tvm.IRModule:
+        if build.target != "llvm":
+            return mod
+        hidden = build.config.hidden_size
+        return mlc_tiny_engine.attach(mod, build.chunk, hidden, build.dtype)
+
+    @tvm.transform.module_pass(opt_level=0)
     def attach_metadata(mod: tvm.IRModule, _: Any) -> tvm.IRModule:
         builder = relax.BlockBuilder()
         with builder.function("_metadata", params=[]):
@@ -382,6 +390,7 @@ def _pipeline(build: Build, document: dict[str, Any], externs: list[Any]) -> Any
     )
     t = relax.transform
     passes = [
+        attach_engine,
         attributes,
         tirx.transform.BindTarget(build.tvm_target),
         t.LegalizeOps(),

@@ -72,6 +72,31 @@ def test_values_come_back(folder: Path) -> None:
     assert resolve(str(folder)).kind == "mlc"
 
 
+def test_a_library_for_several_gpus_cuts_the_weights_at_load(folder: Path) -> None:
+    """Its metadata has the shapes of one GPU's part, and whole ones where it cuts."""
+    cut = {"func_name": "_shard", "in_shape": ["vocab_size", 4], "out_shape": [2, 3, 4]}
+    params = [dict(p) for p in DOCUMENT["params"]]
+    params[2] |= {"shape": ["vocab_size", 2], "preprocs": [{**cut, "out_dtype": "float16"}]}
+    two = metadata(params=params, tensor_parallel_shards=2)
+    assert two.parameters[2].sizes(6) == (6, 2)
+    open_weights(folder).check_fits(two, 6, "lib.so")
+    with pytest.raises(ModelError, match=r"lm_head.weight has shape \[6, 4\].*\[6, 2\]"):
+        open_weights(folder).check_fits(metadata(params=params), 6, "lib.so")
+
+
+def test_tvms_own_loader_takes_what_is_written(folder: Path) -> None:
+    """The one that MLC LLM's engine calls (cpp/serve/function_table.cc)."""
+    tvm = pytest.importorskip("tvm", reason="apache-tvm is not installed")
+    cpu = tvm.runtime.device("cpu")
+    tvm.get_global_func("vm.builtin.tensor_cache.load")(str(folder), cpu.dlpack_device_type(), 0)
+    try:
+        found = tvm.get_global_func("vm.builtin.param_array_from_cache_by_name")(list(TENSORS))
+        for value, wanted in zip(found, TENSORS.values(), strict=True):
+            np.testing.assert_array_equal(value.numpy(), wanted)
+    finally:
+        tvm.get_global_func("vm.builtin.tensor_cache.clear")()
+
+
 def test_what_tvm_itself_writes(tmp_path: Path) -> None:
     """Its shards, and float32 kept as the upper half of its words."""
     tvmjs = pytest.importorskip("tvm.contrib.tvmjs", reason="apache-tvm is not installed")

@@ -4,6 +4,7 @@ mlc_llm's command line (tests/mlc_double), whose results are real."""
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -96,15 +97,21 @@ def test_prepare_runs_the_three_steps(source: Path, llmprof: Any, tmp_path: Path
     ran = llmprof(
         *(
             "--engine",
-            f"mlc:model={folder},drive=vm",
+            f"mlc:model={folder}",
             "--engine",
             f"torch:model={source},device=cpu",
         ),
         *("--prompt-len", "16", "--decode-len", "8", "--rounds", "2", "--traced-steps", "2"),
         *("--headless", "--json"),
+        env=PATH,
     )
     assert ran.returncode == 0, ran.stderr
-    assert json.loads(ran.stdout)["agreement"][0]["common_prefix"] == 9
+    report = json.loads(ran.stdout)
+    assert report["agreement"][0]["common_prefix"] == 9
+    # The source has no tokenizer, and MLC LLM's engine insists on one.
+    info = report["engines"][0]["info"]
+    assert info["drive"] == "serve"
+    assert "stand-in for a missing tokenizer.json" in info["notes"]
 
 
 @pytest.mark.usefixtures("source")
@@ -123,9 +130,13 @@ def test_prepare_refuses(source: Path, llmprof: Any, tmp_path: Path) -> None:
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "config.json").write_text("{}")
     (tmp_path / "pickled" / "pytorch_model.bin").touch()
+    odd = tmp_path / "odd"
+    shutil.copytree(source, odd)
+    (odd / "model.safetensors").rename(odd / "weights.safetensors")
     for words, wanted in (
         (["--from", "nowhere"], "no Hugging Face folder"),
         (["--from", "pickled"], "pickle"),
+        (["--from", "odd"], "no model.safetensors.index.json and no model.safetensors"),
         (["--quantization", "../x"], "expected a plain name"),
         (["--python", "/nowhere/python"], "No such file"),
         (["--format", "gptq"], "--format is for the ExLlama engines"),

@@ -24,9 +24,10 @@ from llmprof.records import EngineInfo
 
 DRIVES = ("auto", "serve", "vm")
 _PAGE = 16
-_SLACK = 32
-"""Positions a sequence beside the asked ones: MLC's scheduler starts a prefill only where 8 more
-decode steps and a page would fit (HasPrefillSpace in batch_prefill_base.cc)."""
+_RESERVE = {"serve": 10 * _PAGE, "vm": 0}
+"""Positions a sequence that must stay free. MLC's scheduler preempts before each decode step unless
+there are 10 free pages a sequence, for text that a grammar might dictate, grammar or not
+(CheckMemForJumpForward in engine_actions/batch_jumpforward.cc); a prefill wants less."""
 _WRONG_GPU = ("no kernel image", "no_binary_for_gpu", "invalid_ptx", "unsupported_ptx")
 
 
@@ -108,7 +109,7 @@ class MlcEngine:
             module,
             device,
             "cpu" if kind == "cpu" else f"{kind}:{index}",
-            _kv_tokens(request, kv_tokens),
+            _kv_tokens(request, kv_tokens, drive),
             kv_kind,
             phases,
         )
@@ -184,7 +185,7 @@ def _choose_drive(asked: str, model: MlcModel, vm_only: bool) -> tuple[str, str]
     """The drive and, where ``auto`` became ``vm``, the reason."""
     if asked == "vm":
         return "vm", ""
-    if asked == "auto" and (model.random or vm_only):
+    if asked == "auto" and (model.made_on_device or vm_only):
         return "vm", "drive=vm: asked for what only it has"
     if util.find_spec("mlc_llm") is None:
         why = "mlc_llm is not installed in this interpreter"
@@ -196,7 +197,7 @@ def _choose_drive(asked: str, model: MlcModel, vm_only: bool) -> tuple[str, str]
         except MissingPackage as missing:
             why = str(missing)
         else:
-            if model.random:
+            if model.made_on_device:
                 raise UsageError(
                     "mlc:drive=serve loads weights from files; make random ones with:"
                     " llmprof model synth --engine mlc, or use drive=vm"
@@ -213,22 +214,21 @@ def _choose_drive(asked: str, model: MlcModel, vm_only: bool) -> tuple[str, str]
     return "vm", f"drive=vm: {one_line(why, 120)}"
 
 
-def _kv_tokens(request: LoadRequest, asked: int | None) -> int:
+def _kv_tokens(request: LoadRequest, asked: int | None, drive: str) -> int:
     """Positions of the KV cache for all sequences.
 
     Raises:
         UsageError: fewer were asked for than the batch needs.
     """
-    least = request.batch * -(-request.max_positions // _PAGE) * _PAGE
-    if asked is None:
-        each = -(-(request.max_positions + _SLACK) // _PAGE) * _PAGE
-        return request.batch * each
-    if asked < least:
+    reserve = _RESERVE[drive]
+    least = request.batch * (-(-request.max_positions // _PAGE) * _PAGE + reserve)
+    if asked is not None and asked < least:
+        kept = f" and {reserve} that MLC's scheduler keeps free" if reserve else ""
         raise UsageError(
             f"mlc:kv_tokens={asked} is too small: batch {request.batch} with"
-            f" {request.max_positions} positions each needs {least} in pages of {_PAGE}"
+            f" {request.max_positions} positions each{kept} needs {least} in pages of {_PAGE}"
         )
-    return asked
+    return asked or least
 
 
 def _check_limits(opening: Opening, drive: str) -> None:

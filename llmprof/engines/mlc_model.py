@@ -32,6 +32,11 @@ class MlcModel:
         return self.weights is None or self.weights.random
 
     @property
+    def made_on_device(self) -> bool:
+        """Random weights without files."""
+        return self.weights is None
+
+    @property
     def weights_id(self) -> str | None:
         return None if self.weights is None else self.weights.weights_id
 

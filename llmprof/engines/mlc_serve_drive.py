@@ -13,18 +13,14 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmprof.errors import MissingPackage, ModelError, UsageError
-from llmprof.models.locate import MLC_CONFIG
+from llmprof.engines.mlc_serve_folder import as_the_engine_reads
+from llmprof.errors import EngineFailure, MissingPackage, UsageError
 from llmprof.plaintext import one_line
 
 if TYPE_CHECKING:
     from llmprof.engines.mlc_engine import Opening
-
-_TOKENIZERS = ("tokenizer.json", "tokenizer.model", "tokenizer_model", "vocab.json")
-"""``Tokenizer::FromPath`` in cpp/tokenizers/tokenizers.cc takes the first that is there."""
 
 
 @dataclass(frozen=True)
@@ -65,40 +61,54 @@ def open_serve(opening: Opening) -> tuple[ServeDrive, dict[str, Any]]:
     """The drive, and what only it knows for ``EngineInfo``.
 
     Raises:
-        ModelError: the folder lacks what MLC LLM's engine reads.
+        ModelError: the folder's config is not that of the weights.
+        EngineFailure: another MLC LLM than the one this is written for.
     """
     folder = opening.model.folder
-    assert folder is not None  # random weights take the vm drive
-    _check_folder(folder)
+    assert folder is not None  # weights made on the device take the vm drive
     mlc = import_mlc()
-    batch = opening.request.batch
-    settings = mlc.config(
-        max_num_sequence=batch,
-        max_total_sequence_length=opening.kv_tokens,
-        # A cached prefix would make the next round's prefill a look-up.
-        prefix_cache_mode="disable",
-        # Not hybrid: sequences that are through would decode along while others still prefill.
-        prefill_mode="chunked",
-        verbose=False,
-    )
-    drive = ServeDrive(mlc, opening.request.max_positions, batch)
+    metadata, request = opening.metadata, opening.request
+    batch = request.batch
+    mode = "interactive" if batch == 1 else "server"
+    # That of the library; mlc-chat-config.json may say less. Not a word about it for an RNN.
+    longest = metadata.context_window_size if metadata.kv_layers else None
+    drive = ServeDrive(mlc, request.max_positions, batch)
     opening.progress("loading weights", None)
-    drive.engine = mlc.engine(
-        str(folder),
-        opening.device,
-        model_lib=str(opening.library.path),
-        mode="interactive" if batch == 1 else "server",
-        engine_config=settings,
-        request_stream_callback=drive.heard,
-    )
+    with as_the_engine_reads(folder, metadata, opening.vocab_size) as (read, stand_ins):
+        try:
+            settings = mlc.config(
+                max_num_sequence=batch,
+                max_total_sequence_length=opening.kv_tokens,
+                max_single_sequence_length=longest,
+                # A cached prefix would make the next round's prefill a look-up.
+                prefix_cache_mode="disable",
+                # Not hybrid: sequences that are through would decode along while others prefill.
+                prefill_mode="chunked",
+                speculative_mode="disable",
+                verbose=False,
+            )
+            drive.engine = mlc.engine(
+                str(read),
+                opening.device,
+                model_lib=str(opening.library.path),
+                mode=mode,
+                engine_config=settings,
+                request_stream_callback=drive.heard,
+            )
+        except TypeError as why:  # an argument that this version does not know
+            raise EngineFailure(
+                f"mlc: MLC LLM {mlc.version} has another interface than that of July 2026"
+                f" ({one_line(str(why), 160)}); use drive=vm, or a current MLC LLM"
+            ) from None
     from llmprof.engines.mlc_vm_drive import has_graphs
 
     machine = import_module("tvm.runtime.vm").VirtualMachine(
         opening.module, opening.tvm.device("cpu", 0)
     )
     notes = [
-        f"SyncMLCEngine, mode {'interactive' if batch == 1 else 'server'}, greedy by temperature 0",
+        f"SyncMLCEngine, mode {mode}, greedy by temperature 0",
         f"KV cache: {opening.kv_tokens} positions, prefix cache off, chunked prefill",
+        *stand_ins,
     ]
     return drive, {
         "cuda_graph": has_graphs(machine),
@@ -206,23 +216,4 @@ class ServeDrive:
             max_tokens=self._positions - prompt_len + 2,
             stop_token_ids=[],
             debug_config=self._mlc.debug(ignore_eos=True),
-        )
-
-
-def _check_folder(folder: Path) -> None:
-    shown = one_line(str(folder))
-    if not (folder / MLC_CONFIG).is_file():
-        raise ModelError(
-            f"{shown}: no {MLC_CONFIG}, which drive=serve reads; write it with: mlc_llm gen_config,"
-            " or use drive=vm"
-        )
-    if not any((folder / name).is_file() for name in _TOKENIZERS):
-        raise ModelError(
-            f"{shown}: no tokenizer ({', '.join(_TOKENIZERS)}), which MLC LLM's engine loads;"
-            " copy it there, or use drive=vm"
-        )
-    if not (folder / "tensor-cache.json").is_file():
-        raise ModelError(
-            f"{shown}: no tensor-cache.json, which the current mlc_llm reads; drive=vm reads the"
-            " older ndarray-cache.json"
         )

@@ -46,12 +46,21 @@ class MlcParameter:
     shape: tuple[int | str, ...]
     """``"vocab_size"`` where the library takes any vocabulary."""
     dtype: str
+    whole_shape: tuple[int | str, ...] | None = None
+    """In the weight files, where a library for several GPUs cuts it at load."""
 
     def sizes(self, vocab_size: int) -> tuple[int, ...]:
-        return tuple(vocab_size if isinstance(s, str) else s for s in self.shape)
+        return _sizes(self.shape, vocab_size)
+
+    def stored_sizes(self, vocab_size: int) -> tuple[int, ...]:
+        return _sizes(self.shape if self.whole_shape is None else self.whole_shape, vocab_size)
 
     def n_bytes(self, vocab_size: int) -> int:
         return math.prod(self.sizes(vocab_size)) * ELEMENT_BYTES[self.dtype]
+
+
+def _sizes(shape: tuple[int | str, ...], vocab_size: int) -> tuple[int, ...]:
+    return tuple(vocab_size if isinstance(s, str) else s for s in shape)
 
 
 @dataclass(frozen=True)
@@ -165,7 +174,8 @@ def parse_metadata(text: str, shown: str) -> MlcMetadata:
     parameters = document.get("params")
     if not isinstance(parameters, list) or not parameters:
         raise ModelError(f"{shown}: its _metadata lists no params")
-    found = tuple(_parameter(entry, shown) for entry in parameters)
+    shards = look.count("tensor_parallel_shards", 1)
+    found = tuple(_parameter(entry, shards > 1, shown) for entry in parameters)
     if len({p.name for p in found}) != len(found):
         raise ModelError(f"{shown}: its _metadata names a parameter twice")
     cached = kind in ("kv_cache", "hybrid")
@@ -175,7 +185,7 @@ def parse_metadata(text: str, shown: str) -> MlcMetadata:
         context_window_size=look.optional("context_window_size"),
         prefill_chunk_size=look.count("prefill_chunk_size"),
         max_batch_size=look.count("max_batch_size", 1),
-        tensor_parallel_shards=look.count("tensor_parallel_shards", 1),
+        tensor_parallel_shards=shards,
         pipeline_parallel_stages=look.count("pipeline_parallel_stages", 1),
         sliding_window_size=look.optional("sliding_window_size"),
         seqlen_padding_factor=look.count("seqlen_padding_factor", 1),
@@ -226,7 +236,7 @@ class _Look:
         )
 
 
-def _parameter(entry: Any, shown: str) -> MlcParameter:
+def _parameter(entry: Any, cut: bool, shown: str) -> MlcParameter:
     if not isinstance(entry, dict):
         raise ModelError(f"{shown}: params of its _metadata holds something else than objects")
     name, shape, dtype = (entry.get(key) for key in ("name", "shape", "dtype"))
@@ -235,6 +245,17 @@ def _parameter(entry: Any, shown: str) -> MlcParameter:
     where = f"{shown}: parameter {one_line(name, 80)} of its _metadata"
     if not isinstance(dtype, str) or dtype not in ELEMENT_BYTES:
         raise ModelError(f"{where} has dtype {one_line(repr(dtype), 40)}, which is not known")
+    whole = None
+    if cut and entry.get("preprocs"):
+        # cpp/multi_gpu/multi_gpu_loader.cc cuts the stored one (support/tensor_parallel.py).
+        steps = entry["preprocs"]
+        if not isinstance(steps, list) or not isinstance(steps[0], dict):
+            raise ModelError(f"{where} has odd preprocs")
+        whole = _shape(steps[0].get("in_shape"), where)
+    return MlcParameter(name, _shape(shape, where), dtype, whole)
+
+
+def _shape(shape: Any, where: str) -> tuple[int | str, ...]:
     if not isinstance(shape, list):
         raise ModelError(f"{where} has no shape")
     sizes: list[int | str] = []
@@ -245,4 +266,4 @@ def _parameter(entry: Any, shown: str) -> MlcParameter:
             sizes.append(size)
         else:
             raise ModelError(f"{where} has the size {one_line(repr(size), 40)}")
-    return MlcParameter(name, tuple(sizes), dtype)
+    return tuple(sizes)

@@ -27,6 +27,7 @@ GET_MLC = (
 Told = Callable[[str, float], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _TQDM = re.compile(rb"(\d{1,3})%\|")
+_INDEX = "model.safetensors.index.json"
 _COMPILE_MARKS = (
     b"Exporting the model to TVM compiler",
     b"Running TVM Relax graph-level optimizations",
@@ -164,6 +165,15 @@ def _check_source(source: Path) -> list[Path]:
         raise ModelError(
             f"{shown}: no *.safetensors; pickle weights can run code and are not converted"
         )
+    # convert_weight reads by an index; for a single file it writes one (support/auto_weight.py).
+    if not (source / _INDEX).is_file():
+        if not (source / "model.safetensors").is_file():
+            raise ModelError(f"{shown}: no {_INDEX} and no model.safetensors, which MLC LLM reads")
+        if not os.access(source, os.W_OK):
+            raise ModelError(
+                f"{shown}: MLC LLM writes {_INDEX} there, and the folder is read-only; copy it, or"
+                " add that file"
+            )
     return files
 
 

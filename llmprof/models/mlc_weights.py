@@ -97,7 +97,7 @@ class MlcWeights:
                     f" ({len(self.stored)} stored, {len(library.parameters)} expected);"
                     " use weights and a library of one model and quantisation"
                 )
-            wanted = parameter.sizes(vocab_size)
+            wanted = parameter.stored_sizes(vocab_size)
             if stored.shape != wanted:
                 raise ModelError(
                     f"{shown}: parameter {name} has shape {list(stored.shape)},"

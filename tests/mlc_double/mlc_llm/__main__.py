@@ -25,7 +25,16 @@ def gen_config(words: list[str]) -> None:
         "quantization": given.quantization,
         "vocab_size": config["vocab_size"],
         "context_window_size": context,
-        "model_config": {**config, "max_batch_size": given.max_batch_size},
+        "sliding_window_size": -1,
+        "prefill_chunk_size": min(context, 2048),
+        "attention_sink_size": -1,
+        "tensor_parallel_shards": 1,
+        "conv_template": {"name": given.conv_template},
+        "model_config": {
+            **config,
+            "prefill_chunk_size": min(context, 2048),
+            "max_batch_size": given.max_batch_size,
+        },
     }
     (given.output / "mlc-chat-config.json").write_text(json.dumps(document))
     print("[2026-07-23 10:00:00] INFO gen_config.py:255: Dumping configuration file")
@@ -43,6 +52,8 @@ def convert_weight(words: list[str]) -> None:
     from tvm.contrib import tvmjs
 
     tensors = load_file(str(Path(given.config) / "model.safetensors"))
+    index = Path(given.config) / "model.safetensors.index.json"  # support/auto_weight.py
+    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors")}))
     weights = mlc_tiny.weights_from_hf(tensors, mlc_tiny.CONFIG, "float32")
     for share in (0, 50, 100):
         print(f"{share:3d}%|#####     | {share}/100 [00:00<00:00]", end="\r", file=sys.stderr)

@@ -5,8 +5,9 @@ The rules that matter to whoever drives it, with where they come from:
 * one action a ``step()``: prefill while requests wait, else decode (engine.cc, ``Step``)
 * a prefill takes what fits the chunk, and only where a page a sequence is left and 8 more tokens a
   sequence would fit (batch_prefill_base.cc, ``CanPrefill``, ``HasPrefillSpace``)
-* without a page for each running sequence, decode preempts the last one and goes on without it
-  (batch_decode.cc; action_commons.cc, ``PreemptLastRunningRequestStateEntry``)
+* before a decode, sequences are preempted until 10 pages are free for each that is left, for text
+  that a grammar might dictate (batch_jumpforward.cc, ``CheckMemForJumpForward``); decode itself
+  wants one (batch_decode.cc; action_commons.cc, ``PreemptLastRunningRequestStateEntry``)
 * prompt and token counts reach the metrics when a request finishes (metrics.h)
 * ``reset`` aborts: the callback hears the reason ``abort`` (engine.cc, ``AbortRequestImpl``)
 """
@@ -102,13 +103,23 @@ class SyncMLCEngine:
             raise FileNotFoundError(f"The `model_lib` you passed in is not a file: {model_lib}.\n")
         if not (folder / "tokenizer.json").is_file():
             raise RuntimeError(f"Cannot find any tokenizer under: {folder}")
+        for key in ("vocab_size", "prefill_chunk_size"):
+            if key not in chat["model_config"]:
+                raise RuntimeError(f"key `{key}` not found in the JSON object")
         if config.prefill_mode != "chunked" or config.prefix_cache_mode != "disable":
             raise NotImplementedError("the double has chunked prefill without prefix cache only")
         # cpp/serve/config.cc, EstimateMemoryUsageOnMode
-        single = chat["context_window_size"]
+        module = tvm.runtime.load_module(str(model_lib))
+        compiled = json.loads(VirtualMachine(module, device)["_metadata"]())
+        single = min(
+            compiled["context_window_size"],
+            config.max_single_sequence_length or chat["context_window_size"],
+        )
         batch = config.max_num_sequence or {"local": 4, "interactive": 1}.get(mode, 4)
         total = config.max_total_sequence_length or single
-        chunk = config.prefill_chunk_size or chat["prefill_chunk_size"]
+        chunk = config.prefill_chunk_size or min(
+            chat["prefill_chunk_size"], compiled["prefill_chunk_size"]
+        )
         if mode != "server":
             chunk = min(chunk, total, single)
         self._batch, self._total, self._chunk, self._single = batch, total, chunk, single
@@ -153,7 +164,10 @@ class SyncMLCEngine:
 
     def step(self) -> None:
         assert self._callback is not None
-        done = self._prefill() or self._decode()
+        done = self._prefill()
+        if not done:
+            self._make_room()
+            done = self._decode()
         if done:
             self._finish_step(done)
 
@@ -208,9 +222,11 @@ class SyncMLCEngine:
                 self._running.append(request)
         return [request for request, _ in chosen]
 
-    def _decode(self) -> list[_Request]:
-        while len(self._running) > self._available():
+    def _make_room(self) -> None:
+        while 10 * len(self._running) > self._available():
             self._preempt(self._running.pop())
+
+    def _decode(self) -> list[_Request]:
         if not self._running:
             return []
         pieces = [(r.sequence, [r.committed[-1]]) for r in self._running]
