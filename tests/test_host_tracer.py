@@ -32,10 +32,11 @@ needs_pyspy = pytest.mark.skipif(
 )
 
 TARGET = """
-import json, sys, time
+import json, os, sys, time
 sys.path.insert(0, sys.argv[1])
 from llmprof.worker import metronome
-child = metronome.spawn(sys.argv[2], int(sys.argv[3]))
+metronome.let_read(os.getppid())
+child = metronome.spawn(sys.argv[2], int(sys.argv[3]), os.getppid())
 def busy():
     end = time.monotonic() + 0.004
     while time.monotonic() < end: pass

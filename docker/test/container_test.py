@@ -23,7 +23,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from images import BASE, Builder
+from images import BASE, Builder, add_build_arguments, build_arguments
 from runtime import CAPABILITIES, Container, make_key
 
 QUICK = "--rounds 8 --decode-len 24 --traced-steps 8"
@@ -398,12 +398,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--target", default="cpu")
-    parser.add_argument("--work", type=Path, default=Path("/var/tmp/llmprof-container"))
-    parser.add_argument("--suite", default="bookworm")
-    parser.add_argument("--mirror", default="http://deb.debian.org/debian")
-    parser.add_argument("--torch-version", default="2.13.0")
-    parser.add_argument("--torch-index", default="https://download.pytorch.org/whl/cpu")
-    parser.add_argument("--wheels", type=Path, help="a folder of ready wheels (llama-cpp-python)")
+    add_build_arguments(parser)
     parser.add_argument("--keep-image", action="store_true", help="use the image that is there")
     parser.add_argument("--capabilities", action="store_true", help="try without each of them")
     given = parser.parse_args()
@@ -413,13 +408,7 @@ def main() -> None:
     builder, image = Builder(work), f"localhost/llmprof-test:{given.target}"
     builder.make_base(given.suite, given.mirror)
     if not (given.keep_image and builder.has(image)):
-        arguments = {
-            "BASE_IMAGE": BASE,
-            "TORCH_INDEX": given.torch_index,
-            "TORCH_VERSION": given.torch_version,
-            "MLC_INDEX": "",
-        }
-        seconds = builder.build(image, given.target, arguments, given.wheels)
+        seconds = builder.build(image, given.target, build_arguments(given), given.wheels)
         say(True, f"built {given.target} in {seconds:.0f} s")
     base, size = builder.size_mib(BASE), builder.size_mib(image)
     say(True, f"{given.target}: {size} MiB unpacked, of it {base} MiB the Debian base")
