@@ -48,7 +48,9 @@ def main() -> None:
     builder = Builder(given.work.resolve())
     builder.make_base(given.suite, given.mirror)
     base = builder.size_mib(BASE)
-    print(f"base image {given.suite}: {base} MiB\n\n| target | MiB | build, s | environments, MiB |")
+    print(
+        f"base image {given.suite}: {base} MiB\n\n| target | MiB | build, s | environments, MiB |"
+    )
     print("|---|---|---|---|", flush=True)
     for target in given.targets:
         image = f"localhost/llmprof-measure:{target}"

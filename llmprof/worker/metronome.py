@@ -65,9 +65,9 @@ class Board:
 def let_read(reader: int) -> None:
     """Let that process and its children read the memory of this one.
 
-    With Yama's ptrace_scope 1 (Ubuntu's default) only an ancestor may otherwise, and py-spy, a child
-    of llmprof like the worker, is none (kernel documentation, Yama.rst). A kernel without Yama
-    refuses, and needs no permission; the other scopes do not ask.
+    With Yama's ptrace_scope 1 (Ubuntu's default) only an ancestor may otherwise, and py-spy, which
+    llmprof starts as it starts the worker, is none (kernel documentation, Yama.rst). A kernel
+    without Yama refuses, and needs no permission; the other scopes do not ask.
     """
     import ctypes
 
