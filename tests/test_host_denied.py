@@ -74,7 +74,7 @@ class Account:
         engine = document["engines"][0]
         assert engine["state"] == "finished" and engine["tok_s"]["median"] > 0
         found: dict[str, Any] = engine["tracing"]
-        assert found["steps"] == 64
+        assert found["steps"] >= 64
         return found
 
 
@@ -161,7 +161,8 @@ def test_yama_lets_llmprof_read_its_workers(
 ) -> None:
     yama(scope)
     more = ("--host-blocking",) if way == "blocking" else ()
-    found = account(True).traced(more=more)
+    # A virtual machine without KVM needs many steps for one sample.
+    found = account(True).traced(more=("--traced-steps", "500", "--host-rate", "50", *more))
     assert found["host"] is not None, found["host_reason"]
 
 

@@ -20,6 +20,7 @@ def add_build_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--mirror", default="http://deb.debian.org/debian")
     parser.add_argument("--torch-version", default="2.13.0")
     parser.add_argument("--torch-index", default="https://download.pytorch.org/whl/cpu")
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     parser.add_argument("--wheels", type=Path, help="a folder of ready wheels (llama-cpp-python)")
 
 
@@ -30,6 +31,7 @@ def build_arguments(given: argparse.Namespace) -> dict[str, str]:
         "TORCH_INDEX": given.torch_index,
         "TORCH_VERSION": given.torch_version,
         "MLC_INDEX": "",
+        **dict(pair.split("=", 1) for pair in given.build_arg),
     }
 
 

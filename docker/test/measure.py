@@ -3,8 +3,10 @@
     sudo python3 docker/test/measure.py [TARGET…] [--work /var/tmp/llmprof-container]
 
 The same Debian base, packages and pip configuration as container_test.py. Every target is built
-from the base on: no layer of another target is used. Sizes are unpacked; an environment's is what
-its files hold.
+from the base on: no layer of another target is used. Processor seconds tell what a build costs also
+on a busy machine. Sizes are unpacked; an environment's is what its files hold. CUDA from PyPI:
+
+    measure.py torch exllama --torch-index '' --torch-version 2.11.0 --build-arg NVCC_WHEELS=13.0
 """
 
 from __future__ import annotations

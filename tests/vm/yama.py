@@ -108,6 +108,7 @@ def main() -> None:
     )
     parser.add_argument("--kernel", type=Path, help="a linux-image-….deb instead of Debian's")
     parser.add_argument("--work", type=Path, default=Path("/var/tmp/llmprof-vm"))
+    parser.add_argument("--limit", type=float, default=1800, metavar="S", help="then it is ended")
     parser.add_argument("--accel", choices=("tcg", "kvm"), default="tcg")
     given = parser.parse_args()
     if os.getuid():
@@ -128,7 +129,11 @@ def main() -> None:
     command += ["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]
     ended = False
     machine = subprocess.Popen(
-        command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace"
+        ["timeout", str(given.limit), *command],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        errors="replace",
     )
     try:
         assert machine.stdout is not None
@@ -139,7 +144,7 @@ def main() -> None:
                 break
             print(line, end="", flush=True)
     finally:
-        machine.kill()
+        machine.terminate()
         machine.wait()
     sys.exit(0 if ended else 1)
 
