@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import resource
 import sys
 from pathlib import Path
 
@@ -33,6 +34,12 @@ def held_mib(folder: Path) -> int:
     return round(sum(seen.values()) / 2**20)
 
 
+def processor_s() -> float:
+    """Of all children that have ended."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
 def environments(root: Path) -> str:
     folders = [root / "opt/llmprof", *sorted((root / "opt/engines").glob("*"))]
     return ", ".join(f"{folder.name} {held_mib(folder)}" for folder in folders)
@@ -49,17 +56,17 @@ def main() -> None:
         sys.exit("needs root: buildah makes files of other users")
     builder = Builder(given.work.resolve())
     builder.make_base(given.suite, given.mirror)
-    base = builder.size_mib(BASE)
-    print(
-        f"base image {given.suite}: {base} MiB\n\n| target | MiB | build, s | environments, MiB |"
-    )
-    print("|---|---|---|---|", flush=True)
+    print(f"base image {given.suite}: {builder.size_mib(BASE)} MiB\n")
+    print("| target | MiB | build, s | processor, s | environments, MiB |")
+    print("|---|---|---|---|---|", flush=True)
     for target in given.targets:
         image = f"localhost/llmprof-measure:{target}"
+        before = processor_s()
         seconds = builder.build(image, target, build_arguments(given), given.wheels)
-        root = builder.mount(image)
-        row = f"| `{target}` | {builder.size_mib(image)} | {seconds:.0f} | {environments(root)} |"
-        print(row, flush=True)
+        spent = processor_s() - before
+        cells = (builder.size_mib(image), f"{seconds:.0f}", f"{spent:.0f}")
+        where = environments(builder.mount(image))
+        print(f"| `{target}` | {' | '.join(map(str, cells))} | {where} |", flush=True)
         builder.forget()
         builder.call("rmi", image)
 
