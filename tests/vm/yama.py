@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -43,7 +44,7 @@ mount -t tmpfs tmpfs /run
 ip link set lo up
 cd {repository}
 echo "kernel $(uname -r), ptrace_scope $(cat /proc/sys/kernel/yama/ptrace_scope)"
-{python} -m pytest -v -p no:cacheprovider -o timeout=0 tests/test_host_denied.py
+{python} -m pytest -v -p no:cacheprovider -o timeout=0 tests/test_host_denied.py {only}
 echo "TESTS ENDED WITH $?"
 sync
 echo o >/proc/sysrq-trigger
@@ -69,7 +70,7 @@ def kernel_package(work: Path) -> Path:
     return found[0]
 
 
-def first_root(work: Path, tree: Path) -> Path:
+def first_root(work: Path, tree: Path, only: str) -> Path:
     """An initramfs: busybox, the modules that reach this machine's files, and what to run."""
     version = next((tree / "lib/modules").iterdir()).name
     call("depmod", "-b", str(tree), version)
@@ -91,7 +92,8 @@ def first_root(work: Path, tree: Path) -> Path:
     (folder / "list").write_text("\n".join(modules))
     (folder / "init").write_text(FIRST)
     (folder / "init").chmod(0o755)
-    second = SECOND.format(path=PATH, repository=REPOSITORY, python=sys.executable)
+    chosen = f"-k {shlex.quote(only)}" if only else ""
+    second = SECOND.format(path=PATH, repository=REPOSITORY, python=sys.executable, only=chosen)
     (folder / "second").write_text(second)
     archive = work / "initramfs.cpio"
     with archive.open("wb") as out:
@@ -108,6 +110,7 @@ def main() -> None:
     )
     parser.add_argument("--kernel", type=Path, help="a linux-image-….deb instead of Debian's")
     parser.add_argument("--work", type=Path, default=Path("/var/tmp/llmprof-vm"))
+    parser.add_argument("-k", default="", metavar="EXPRESSION", help="as pytest's")
     parser.add_argument("--limit", type=float, default=1800, metavar="S", help="then it is ended")
     parser.add_argument("--accel", choices=("tcg", "kvm"), default="tcg")
     given = parser.parse_args()
@@ -125,7 +128,7 @@ def main() -> None:
     share = "local,id=host,path=/,security_model=passthrough,readonly=on,multidevs=remap"
     command += ["-fsdev", share, "-device", "virtio-9p-pci,fsdev=host,mount_tag=host"]
     command += ["-kernel", str(next((tree / "boot").glob("vmlinuz-*")))]
-    command += ["-initrd", str(first_root(work, tree))]
+    command += ["-initrd", str(first_root(work, tree, given.k))]
     command += ["-append", "console=ttyS0 quiet panic=-1 no_timer_check"]
     ended = False
     machine = subprocess.Popen(
