@@ -252,8 +252,13 @@ def check_lifecycle(box: Container, key: Path) -> None:
 
 
 def check_interrupt(box: Container) -> None:
+    alive = box.inside("/usr/local/bin/llmprof-healthcheck").returncode == 0
     took_s = box.terminate(signal.SIGINT)
-    say(box.exit_code() == 0, f"SIGINT ends a container too, in {took_s:.1f} s", box.said())
+    say(
+        alive and box.exit_code() == 0,
+        f"SIGINT ends a container too, in {took_s:.1f} s",
+        box.said(),
+    )
 
 
 def check_volumes(root: Path, image: dict[str, object], work: Path, key: Path) -> None:
