@@ -91,8 +91,8 @@ def prepare(
         raise UsageError(f"{ref.name} has random weights; make it with: llmprof model synth")
     if ref.kind != "gguf" and find_spec("torch") is None:
         raise MissingPackage(
-            "safetensors are read with torch, which is not in llmprof's environment; give a GGUF file,"
-            " or: pip install torch"
+            "safetensors are read with torch, which is not in llmprof's environment;"
+            " give a GGUF file, or: pip install torch"
         )
     source: WeightSource = (
         GgufWeights(ref.path) if ref.kind == "gguf" else SafetensorsWeights(ref.path)
