@@ -287,7 +287,8 @@ def _py_spy() -> Check:
         return Check("py-spy", "missing", "not found: no host stacks", INSTALL)
     why = attempt(path)
     if isinstance(why, Unavailable):
-        return Check("py-spy", "missing", f"{path}: {why.reason}", "see ptrace")
+        fix = permission().fix or "what forbids it is outside of llmprof; host stacks are n/a"
+        return Check("py-spy", "missing", f"{path}: {why.reason}", fix)
     return Check("py-spy", "ok", f"{why} at {path}, tried on a process of this user")
 
 

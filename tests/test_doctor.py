@@ -110,12 +110,14 @@ INCAPABLE = "Name:\tx\nCapEff:\t0000000000200000\n"
     ("scope", "status", "docker", "expected", "word"),
     [
         ("0", INCAPABLE, False, "ok", "ptrace_scope is 0"),
-        (None, INCAPABLE, False, "ok", "ptrace_scope is 0"),
-        ("1", INCAPABLE, False, "missing", "sysctl kernel.yama.ptrace_scope=0"),
-        ("1", CAPABLE, False, "ok", "CAP_SYS_PTRACE"),
+        (None, INCAPABLE, False, "ok", "without Yama"),
+        ("1", INCAPABLE, False, "ok", "ptrace_scope is 1"),
+        ("2", INCAPABLE, False, "missing", "sysctl kernel.yama.ptrace_scope=1"),
+        ("2", CAPABLE, False, "ok", "CAP_SYS_PTRACE"),
         ("3", CAPABLE, False, "missing", "reboot"),
-        ("0", INCAPABLE, True, "missing", "--cap-add SYS_PTRACE"),
-        ("0", CAPABLE, True, "ok", "CAP_SYS_PTRACE"),
+        ("1", INCAPABLE, True, "ok", "ptrace_scope is 1"),
+        ("2", INCAPABLE, True, "missing", "--cap-add SYS_PTRACE"),
+        ("2", CAPABLE, True, "ok", "CAP_SYS_PTRACE"),
     ],
 )
 def test_ptrace(

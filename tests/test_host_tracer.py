@@ -32,10 +32,11 @@ needs_pyspy = pytest.mark.skipif(
 )
 
 TARGET = """
-import json, sys, time
+import json, os, sys, time
 sys.path.insert(0, sys.argv[1])
 from llmprof.worker import metronome
-child = metronome.spawn(sys.argv[2], int(sys.argv[3]))
+metronome.let_read(os.getppid())
+child = metronome.spawn(sys.argv[2], int(sys.argv[3]), os.getppid())
 def busy():
     end = time.monotonic() + 0.004
     while time.monotonic() < end: pass
@@ -125,7 +126,7 @@ def test_samples_that_stop_the_worker_are_dated_too(tmp_path: Path, native: bool
         target.process.wait()
         tracer.close()
     assert not isinstance(found, Unavailable)
-    assert len(found.samples) > 4 * found.undated
+    assert len(found.samples) > 2 * found.undated
     times = [t for t, _ in marks]
     checked = wrong = 0
     for sample in found.samples:

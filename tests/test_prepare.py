@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -151,3 +153,28 @@ def test_smollm2_quantised_within_half_a_level(tmp_path: Path) -> None:
 def test_smollm2_in_groups_of_128_is_impossible(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match=r"576 inputs.*group size 64 fits"):
         prepare("smollm2", "exllama", "gptq", 128, tmp_path / "out", quiet)
+
+
+WITHOUT_TORCH = """
+import sys
+sys.modules["torch"] = None  # as in the environment of llmprof alone
+from llmprof.cli import main
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+@needs_smollm2
+def test_a_gguf_file_needs_no_torch(hf_folder: Path, tmp_path: Path) -> None:
+    def run(source: str) -> subprocess.CompletedProcess[str]:
+        command = ["model", "prepare", "--engine", "exllamav2", "--from", source]
+        command += ["-o", str(tmp_path / "out")]
+        return subprocess.run(
+            [sys.executable, "-c", WITHOUT_TORCH, *command], capture_output=True, text=True
+        )
+
+    done = run("smollm2")
+    assert done.returncode == 0, done.stderr
+    assert inspect_folder(tmp_path / "out", "exllamav2").format == "fp16"
+    refused = run(str(hf_folder))
+    assert refused.returncode == 2
+    assert "pip install torch" in refused.stderr and len(refused.stderr.splitlines()) == 1

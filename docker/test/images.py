@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import subprocess
 import sys
@@ -10,6 +11,28 @@ from pathlib import Path
 
 BASE = "localhost/llmprof-test-base"
 REPOSITORY = Path(__file__).resolve().parents[2]
+
+
+def add_build_arguments(parser: argparse.ArgumentParser) -> None:
+    """What a build here needs to know; ``build_arguments`` takes it from there."""
+    parser.add_argument("--work", type=Path, default=Path("/var/tmp/llmprof-container"))
+    parser.add_argument("--suite", default="bookworm")
+    parser.add_argument("--mirror", default="http://deb.debian.org/debian")
+    parser.add_argument("--torch-version", default="2.13.0")
+    parser.add_argument("--torch-index", default="https://download.pytorch.org/whl/cpu")
+    parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
+    parser.add_argument("--wheels", type=Path, help="a folder of ready wheels (llama-cpp-python)")
+
+
+def build_arguments(given: argparse.Namespace) -> dict[str, str]:
+    """The Dockerfile's ARGs for a base without CUDA."""
+    return {
+        "BASE_IMAGE": BASE,
+        "TORCH_INDEX": given.torch_index,
+        "TORCH_VERSION": given.torch_version,
+        "MLC_INDEX": "",
+        **dict(pair.split("=", 1) for pair in given.build_arg),
+    }
 
 
 class Builder:

@@ -14,6 +14,9 @@ from pathlib import Path
 
 CAPABILITIES = ("AUDIT_WRITE", "CHOWN", "KILL", "SETGID", "SETUID", "SYS_CHROOT")
 """``cap_add`` of compose.yaml."""
+PROFILE = Path("/usr/share/containers/seccomp.json")
+"""Debian package golang-github-containers-common. Docker's own differs in few calls."""
+TRACING = ("ptrace", "process_vm_readv", "process_vm_writev")
 SSH_OPTIONS = {
     "BatchMode": "yes",
     "IdentitiesOnly": "yes",
@@ -29,6 +32,34 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
+def seccomp(capabilities: tuple[str, ...], without: tuple[str, ...] = ()) -> dict[str, object]:
+    """The default filter of container runtimes as runc wants it, for these capabilities.
+
+    Args:
+        without: system calls that it does not allow, as older runtimes do with ``TRACING``.
+    """
+    profile = json.loads(PROFILE.read_text())
+    held = {f"CAP_{name}" for name in capabilities}
+    rules = []
+    for rule in profile["syscalls"]:
+        include, exclude = rule.get("includes") or {}, rule.get("excludes") or {}
+        if not set(include.get("caps", ())) <= held or set(exclude.get("caps", ())) & held:
+            continue
+        if "amd64" not in include.get("arches", ["amd64"]) or "amd64" in exclude.get("arches", []):
+            continue
+        names = [name for name in rule["names"] if name not in without]
+        kept = {key: rule[key] for key in ("action", "args", "errnoRet") if rule.get(key)}
+        if names:
+            rules.append({"names": names, **kept})
+    machine = next(m for m in profile["archMap"] if m["architecture"] == "SCMP_ARCH_X86_64")
+    return {
+        "defaultAction": profile["defaultAction"],
+        "defaultErrnoRet": 1,  # EPERM as under Docker; this profile has ENOSYS
+        "architectures": [machine["architecture"], *machine["subArchitectures"]],
+        "syscalls": rules,
+    }
+
+
 class Container:
     """One container: a pid namespace, a read-only root, tmpfs on /run and /tmp, two volumes.
 
@@ -37,6 +68,8 @@ class Container:
     Args:
         root: the image's root file system, which stays as it is.
         environment: as for ``docker run -e``.
+        volumes: as for ``docker run -v``: where → what of this machine.
+        denied: system calls that its seccomp filter refuses besides the usual ones.
     """
 
     def __init__(
@@ -48,6 +81,8 @@ class Container:
         environment: dict[str, str],
         read_only: bool = True,
         capabilities: tuple[str, ...] = CAPABILITIES,
+        volumes: dict[str, Path] | None = None,
+        denied: tuple[str, ...] = (),
     ) -> None:
         self.name, self.work = name, work / name
         self.port = free_port()
@@ -62,7 +97,12 @@ class Container:
         assert isinstance(config, dict)
         ours = {"SSH_ADDRESS": "127.0.0.1", "SSH_PORT": str(self.port), **environment}
         env = [*config["Env"], *(f"{key}={value}" for key, value in ours.items())]
-        self._spec(root, config["Entrypoint"], env, read_only, capabilities)
+        self._spec(root, config["Entrypoint"], env, read_only, capabilities, volumes or {})
+        if PROFILE.exists():
+            file = self.work / "config.json"
+            spec = json.loads(file.read_text())
+            spec["linux"]["seccomp"] = seccomp(capabilities, denied)
+            file.write_text(json.dumps(spec, indent=1))
         self.log = self.work / "log"
         self._runc = ["runc", "--root", str(work / "runc")]
         self._process: subprocess.Popen[bytes] | None = None
@@ -74,6 +114,7 @@ class Container:
         env: list[str],
         read_only: bool,
         capabilities: tuple[str, ...],
+        volumes: dict[str, Path],
     ) -> None:
         subprocess.run(["runc", "spec"], cwd=self.work, check=True)
         file = self.work / "config.json"
@@ -102,12 +143,13 @@ class Container:
                     "options": ["nosuid", "nodev", *extra, mode],
                 }
             )
-        for path in ("home/bench", "models"):
+        kept = {f"/{path}": self.work / path for path in ("home/bench", "models")}
+        for where, what in {**kept, **volumes}.items():
             spec["mounts"].append(
                 {
-                    "destination": f"/{path}",
+                    "destination": where,
                     "type": "bind",
-                    "source": str(self.work / path),
+                    "source": str(what),
                     "options": ["rbind", "rw", "nosuid", "nodev"],
                 }
             )
@@ -134,11 +176,11 @@ class Container:
         except subprocess.TimeoutExpired:
             return None
 
-    def terminate(self) -> float:
-        """``docker stop``: SIGTERM to PID 1 (runc passes it on); seconds until the end."""
+    def terminate(self, how: signal.Signals = signal.SIGTERM) -> float:
+        """``docker stop``: a signal to PID 1 (runc passes it on); seconds until the end."""
         assert self._process is not None
         begin = time.monotonic()
-        self._process.send_signal(signal.SIGTERM)
+        self._process.send_signal(how)
         if self.exit_code() is None:
             self.kill()
         return time.monotonic() - begin

@@ -157,13 +157,17 @@ class GgufWeights:
     def read(self, name: str) -> Any:
         import torch
 
+        return torch.from_numpy(self.values(name))
+
+    def values(self, name: str) -> Any:
+        """The same as a numpy array, float32; needs no torch."""
         values = self._dequantise(gguf_name(name))
         if name.endswith(("q_proj.weight", "k_proj.weight")):
             heads = values.shape[0] // self.config.head_dim
             pairs = values.reshape(heads, self.config.head_dim // 2, 2, -1)
             values = pairs.swapaxes(1, 2).reshape(values.shape)
         # A copy: the map is read-only, and torch's tensor must outlive it.
-        return torch.from_numpy(self._numpy.array(values, dtype=self._numpy.float32, order="C"))
+        return self._numpy.array(values, dtype=self._numpy.float32, order="C")
 
     def close(self) -> None:
         del self._data

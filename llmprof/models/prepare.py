@@ -10,13 +10,14 @@ from __future__ import annotations
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.errors import ModelError, UsageError
+from llmprof.errors import MissingPackage, ModelError, UsageError
 from llmprof.models import gptq
 from llmprof.models.exllama_shapes import (
     GROUP_SIZES,
@@ -88,6 +89,11 @@ def prepare(
     ref = resolve(source_path)
     if ref.path is None:
         raise UsageError(f"{ref.name} has random weights; make it with: llmprof model synth")
+    if ref.kind != "gguf" and find_spec("torch") is None:
+        raise MissingPackage(
+            "safetensors are read with torch, which is not in llmprof's environment;"
+            " give a GGUF file, or: pip install torch"
+        )
     source: WeightSource = (
         GgufWeights(ref.path) if ref.kind == "gguf" else SafetensorsWeights(ref.path)
     )
@@ -189,7 +195,11 @@ def _quantised(
 
 def _reader(source: WeightSource, padding: ZeroPadding | None) -> Read:
     def read(name: str) -> NDArray[np.float32]:
-        values: NDArray[np.float32] = source.read(name).float().numpy()
+        values: NDArray[np.float32]
+        if isinstance(source, GgufWeights):
+            values = source.values(name)
+        else:
+            values = source.read(name).float().numpy()
         return padding.apply(name, values) if padding else values
 
     return read

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -42,6 +43,7 @@ class HostSampling:
             "do": "metronome",
             "board": str(tracer.board_path),
             "tick_ns": self._plan.tick_ns,
+            "reader": os.getpid(),
         }
         try:
             metronome = ask(request)["pid"]

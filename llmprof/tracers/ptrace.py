@@ -21,46 +21,72 @@ class Permission:
 
 def has_capability(bit: int, root: Path = ROOT) -> bool:
     """Is this Linux capability in the effective set of this process?"""
-    try:
-        status = (root / "proc/self/status").read_text()
-    except OSError:
-        return False
-    lines = [line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")]
-    return bool(lines) and bool(int(lines[0], 16) >> bit & 1)
+    return bool(int(_status(root, "CapEff") or "0", 16) >> bit & 1)
 
 
 def permission(root: Path = ROOT) -> Permission:
     """What the kernel's settings say; only an attempt proves it (seccomp filters cannot be read).
 
-    Yama (kernel documentation, Yama.rst): 0 any process of the same user, 1 descendants only, 2
-    with CAP_SYS_PTRACE, 3 nobody.
+    Yama (kernel documentation, Yama.rst): 0 any process of the same user; 1 descendants, and whom
+    the process names, which a worker does (``worker.metronome.let_read``); 2 with CAP_SYS_PTRACE;
+    3 nobody. A container needs no capability for a process of the same user.
     """
-    try:
-        scope = int((root / "proc/sys/kernel/yama/ptrace_scope").read_text())
-    except (OSError, ValueError):
-        scope = 0  # a kernel without Yama
+    scope = _scope(root)
     if scope == 3:
-        text = "forbidden to everybody (yama ptrace_scope is 3): no host stacks from py-spy"
+        text = "forbidden to everybody (kernel.yama.ptrace_scope is 3): no host stacks from py-spy"
         return Permission(False, text, "set kernel.yama.ptrace_scope lower and reboot")
     if has_capability(CAP_SYS_PTRACE, root):
         return Permission(True, "py-spy may read a worker (CAP_SYS_PTRACE)")
-    inside = container_kind(root)
-    if scope == 0 and inside is None:
-        return Permission(True, "py-spy may read a worker (ptrace_scope is 0)")
-    if inside is not None:
-        text = f"no CAP_SYS_PTRACE in this container ({inside}): no host stacks from py-spy"
-        return Permission(False, text, "docker run --cap-add SYS_PTRACE")
-    text = f"yama ptrace_scope is {scope}: py-spy may not read a worker without CAP_SYS_PTRACE"
-    return Permission(False, text, "sudo sysctl kernel.yama.ptrace_scope=0, or run as root")
+    if scope != 2:
+        why = "a kernel without Yama" if scope is None else f"yama ptrace_scope is {scope}"
+        return Permission(True, f"py-spy may read a worker of the same user ({why})")
+    text = "kernel.yama.ptrace_scope is 2: py-spy may not read a worker without CAP_SYS_PTRACE"
+    fix = "sudo sysctl kernel.yama.ptrace_scope=1, or run as root"
+    if container_kind(root) is not None:
+        fix = (
+            "on the host sudo sysctl kernel.yama.ptrace_scope=1, or run llmprof as the container's"
+            " root with --cap-add SYS_PTRACE"
+        )
+    return Permission(False, text, fix)
 
 
 def why_denied(root: Path = ROOT) -> str:
     """The reason for a refusal that was met, with what to do about it."""
     found = permission(root)
-    if found.allowed:
-        return (
-            "reading the worker was denied though the kernel's settings allow it: a seccomp filter,"
-            " another user's process, or one that is not dumpable; in a container add"
-            " --cap-add SYS_PTRACE, elsewhere run as root"
-        )
-    return f"{found.text}; {found.fix}"
+    if not found.allowed:
+        return f"{found.text}; {found.fix}"
+    likely = "another user's process, or one that is not dumpable"
+    return (
+        "reading the worker was denied though the kernel's settings allow it:"
+        f" {_filter(root)}{likely}; in a container add --cap-add SYS_PTRACE, elsewhere run as root"
+    )
+
+
+def why_not_stopped(root: Path = ROOT) -> str:
+    """The reason where a worker could be read and not be stopped."""
+    return (
+        f"the worker may be read but not stopped ({_filter(root)}another tracer); leave out"
+        " --host-blocking and --host-native, or in a container add --cap-add SYS_PTRACE"
+    )
+
+
+def _filter(root: Path) -> str:
+    on = _status(root, "Seccomp") == "2"  # SECCOMP_MODE_FILTER, linux/seccomp.h
+    return "a seccomp filter (one is on), " if on else ""
+
+
+def _scope(root: Path) -> int | None:
+    """Yama's ptrace_scope; ``None``: a kernel without Yama, or it cannot be read."""
+    try:
+        return int((root / "proc/sys/kernel/yama/ptrace_scope").read_text())
+    except (OSError, ValueError):
+        return None
+
+
+def _status(root: Path, field: str) -> str:
+    """A field of /proc/self/status (proc(5)); empty where it is not there."""
+    try:
+        lines = (root / "proc/self/status").read_text().splitlines()
+    except OSError:
+        return ""
+    return next((line.split()[1] for line in lines if line.startswith(f"{field}:")), "")

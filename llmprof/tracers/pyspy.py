@@ -19,9 +19,9 @@ from pathlib import Path
 
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
-from llmprof.tracers.ptrace import why_denied
+from llmprof.tracers.ptrace import why_denied, why_not_stopped
 from llmprof.tracers.pyspy_chrome import HostSamples, decode
-from llmprof.worker.metronome import Board
+from llmprof.worker.metronome import PR_SET_PTRACER, Board
 
 INSTALL = "pip install 'llmprof[host]'"
 ATTACH_TIMEOUT_S = 20.0
@@ -34,6 +34,15 @@ _REFUSED = "Failed to profile python from process "
 """py-spy logs this, with the process and the reason, and goes on without it."""
 _READY = "looking up thread names"
 """py-spy logs this once for each process, with its first sample of it."""
+
+_SUBJECT = """
+import ctypes, sys, time
+option, reader = map(int, sys.argv[1:])
+ctypes.CDLL(None).prctl(option, ctypes.c_ulong(reader), 0, 0, 0)
+print(flush=True)
+time.sleep(20)
+"""
+"""Does what a worker does to be read, see ``worker.metronome.let_read``."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +94,7 @@ def attempt(path: str) -> str | Unavailable:
     version = one_line(said.stdout or said.stderr, 60)
     if said.returncode:
         return Unavailable(f"does not run: {version}")
-    command = [sys.executable, "-I", "-S", "-c", "print(flush=True); import time; time.sleep(20)"]
+    command = [sys.executable, "-I", "-S", "-c", _SUBJECT, str(PR_SET_PTRACER), str(os.getpid())]
     child = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE)
     try:
         assert child.stdout is not None
@@ -237,13 +246,18 @@ class PySpyTracer:
 
 _DENIED = ("permission denied", "operation not permitted", "process executable name")
 """The last is what py-spy says when it may not read the link ``/proc/PID/exe``."""
+_NO_STOP = "failed to suspend process"
+"""It may read the worker, but not stop it."""
 
 
 def _explain(said: str, pid: int) -> str:
     """Why py-spy gave up, from its own words."""
     lowered = said.lower()
-    if Path(f"/proc/{pid}").exists() and any(word in lowered for word in _DENIED):
-        return f"ptrace was denied: {why_denied()}"
+    if Path(f"/proc/{pid}").exists():
+        if _NO_STOP in lowered:
+            return f"ptrace was denied: {why_not_stopped()}"
+        if any(word in lowered for word in _DENIED):
+            return f"ptrace was denied: {why_denied()}"
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     told = [line for line in lines if not line.startswith("[") and "py-spy>" not in line]
     return "py-spy gave up" + (f": {one_line(' '.join(told), 200)}" if told else "")

@@ -132,8 +132,9 @@ class Worker:
         return result
 
     def metronome(self, ask: dict[str, Any]) -> None:
-        """Start the child that dates py-spy's samples; it ends by itself (``metronome``)."""
-        self._metronome = metronome.spawn(ask["board"], ask["tick_ns"])
+        """Let py-spy in, and start the child that dates its samples; that ends by itself."""
+        metronome.let_read(ask["reader"])
+        self._metronome = metronome.spawn(ask["board"], ask["tick_ns"], ask["reader"])
         self.done(pid=self._metronome.pid)
 
     def ready(self) -> tuple[Engine, StampBoard]:

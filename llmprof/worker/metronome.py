@@ -28,7 +28,7 @@ BEATS = 1024
 PREFIX = "beat_"
 CAPACITY = 1 << 21
 """Ticks that the mapping holds (the file is sparse): 8 minutes at the shortest tick."""
-PR_SET_PDEATHSIG, PR_SET_TIMERSLACK = 1, 29  # linux/prctl.h
+PR_SET_PDEATHSIG, PR_SET_TIMERSLACK, PR_SET_PTRACER = 1, 29, 0x59616D61  # linux/prctl.h
 SIGKILL = 9
 
 
@@ -62,13 +62,29 @@ class Board:
         self._map.close()
 
 
-def spawn(path: str, tick_ns: int) -> subprocess.Popen[bytes]:
+def let_read(reader: int) -> None:
+    """Let that process and its children read the memory of this one.
+
+    With Yama's ptrace_scope 1 (Ubuntu's default) only an ancestor may otherwise, and py-spy, which
+    llmprof starts as it starts the worker, is none (kernel documentation, Yama.rst). A kernel
+    without Yama refuses, and needs no permission; the other scopes do not ask.
+    """
+    import ctypes
+
+    ctypes.CDLL(None).prctl(PR_SET_PTRACER, ctypes.c_ulong(reader), 0, 0, 0)
+
+
+def spawn(path: str, tick_ns: int, reader: int) -> subprocess.Popen[bytes]:
     """Start it as a child of this process: py-spy finds it there.
+
+    Args:
+        reader: the process that starts py-spy, see ``let_read``.
 
     Raises:
         OSError: it does not start.
     """
     command = [sys.executable, "-I", "-S", __file__, path, str(tick_ns), str(os.getpid())]
+    command.append(str(reader))
     return subprocess.Popen(
         command,
         stdin=subprocess.DEVNULL,
@@ -101,6 +117,7 @@ def main() -> None:
     libc.prctl(PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
     if os.getppid() != int(sys.argv[3]):
         return  # the worker died before prctl
+    let_read(int(sys.argv[4]))
     libc.prctl(PR_SET_TIMERSLACK, 1000, 0, 0, 0)  # the default of 50 us would lengthen each tick
     run(Board(Path(sys.argv[1]), create=False), int(sys.argv[2]))
 
