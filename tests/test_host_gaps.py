@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -243,6 +244,9 @@ def test_call_names(name: str, cause: str) -> None:
 def test_stacks_and_whose_frames_they_are() -> None:
     assert kind_of([FRAMES[8], FRAMES[2]]) == "allocator"
     assert kind_of([FRAMES[4]]) == "host"
+    llama = HostFrame(92, "LlamaContext.decode", "/x/llama_cpp/_internals.py", 329, "")
+    assert kind_of([llama]) == "host"
+    assert kind_of([replace(llama, source="code = llama_cpp.llama_decode(")]) == "launch"
     # Native frames between a library and the Python line that called it are never in the way.
     deep = [HostFrame(n, f"at::native::part{n}", "libtorch_cpu.so", 0, "") for n in range(20)]
     line = HostFrame(90, "forward", "/site-packages/engine/model.py", 9, "y = F.linear(x, w)")

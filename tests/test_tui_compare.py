@@ -13,8 +13,9 @@ from textual.widgets import Input, Static
 from llmprof.analysis.live import RunDataSource
 from llmprof.analysis.several import SeveralRuns
 from llmprof.analysis.traced import RunTrace
+from llmprof.runfile.nvtx import OpTotal
 from llmprof.runfile.reader import RunFileReader
-from llmprof.tui import palette
+from llmprof.tui import compare_page, palette
 from llmprof.tui.app import LlmprofApp
 from llmprof.tui.canvas import strip
 from llmprof.tui.commands import ACTIONS
@@ -43,15 +44,26 @@ def trace(opened) -> RunTrace:
 
 def test_kernels_of_both_are_sorted_and_filtered(trace) -> None:
     found = entries(trace, 0, 1, CompareView(), None)
-    assert [abs(e.change_ms) for e in found] == sorted(
-        (abs(e.change_ms) for e in found), reverse=True
-    )
+    assert all(e.comparable for e in found)
+    assert [e.weight_ms for e in found] == sorted((e.weight_ms for e in found), reverse=True)
     by_a = entries(trace, 0, 1, CompareView(sort="A"), None)
     assert by_a[0].a == max(e.a for e in found if e.a)[0:2] or by_a[0].a[1] >= by_a[1].a[1]
     norms = entries(trace, 0, 1, CompareView(filter="NORM"), None)
     assert norms and all(e.category == "norm" or "norm" in e.name for e in norms)
     only_b = [e for e in found if e.a is None]
     assert only_b and all(e.change_ms == e.b[1] for e in only_b)
+
+
+def test_an_engine_of_which_nothing_was_recorded_is_no_change_to_zero(trace, monkeypatch) -> None:
+    monkeypatch.setattr(compare_page, "_kernels", lambda *_: {})
+    monkeypatch.setattr(trace.engines[0], "operators", (OpTotal("aten::mm", 10, 5_000_000),))
+    monkeypatch.setattr(trace.engines[1], "operators", ())
+    (found,) = entries(trace, 0, 1, CompareView(), None)
+    assert found.a is not None and found.b is None and found.change_ms is None
+    (other,) = entries(trace, 1, 0, CompareView(), None)
+    assert other.a is None and other.b is not None and other.change_ms is None
+    (alone,) = entries(trace, None, 0, CompareView(), None)
+    assert alone.comparable
 
 
 def test_the_parts_of_one_step_add_up_to_it(trace) -> None:

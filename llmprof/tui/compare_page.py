@@ -33,10 +33,20 @@ class Entry:
     a: tuple[float, float] | None
     """(executions a step, ms a step)."""
     b: tuple[float, float] | None
+    comparable: bool = True
+    """False where nothing at all was recorded of one engine: that is no change to zero."""
 
     @property
-    def change_ms(self) -> float:
+    def change_ms(self) -> float | None:
+        if not self.comparable:
+            return None
         return (self.b[1] if self.b else 0.0) - (self.a[1] if self.a else 0.0)
+
+    @property
+    def weight_ms(self) -> float:
+        """What the order by change goes by."""
+        change = self.change_ms
+        return abs(change) if change is not None else max(x[1] for x in (self.a, self.b) if x)
 
 
 def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
@@ -181,11 +191,12 @@ def entries(
     for key in dict.fromkeys([*left, *right]):
         one, two = left.get(key), right.get(key)
         name, category = (one or two or ("", "", 0.0, 0.0))[:2]
-        found.append(Entry(name, category, one and one[2:], two and two[2:]))
+        comparable = a is None or bool(left and right)
+        found.append(Entry(name, category, one and one[2:], two and two[2:], comparable))
     wanted = view.filter.casefold()
     found = [e for e in found if wanted in e.name.casefold() or wanted in e.category.casefold()]
     order = {
-        "change": lambda e: (-abs(e.change_ms), e.name),
+        "change": lambda e: (-e.weight_ms, e.name),
         "A": lambda e: (-(e.a[1] if e.a else -1.0), e.name),
         "B": lambda e: (-(e.b[1] if e.b else -1.0), e.name),
         "name": lambda e: (0.0, e.name.casefold()),
@@ -254,6 +265,10 @@ def _table(
         why = trace.engines[b.index].kernels
         text = why.reason if isinstance(why, Unavailable) else "no kernel"
         return [*out, *(row(Span(t, "dim")) for t in wrap(clean(text), width))]
+    if found and not found[0].comparable and a is not None:
+        lacking = a if all(e.a is None for e in found) else b
+        text = f"no {kind} of {clean(lacking.engine.label)} were recorded: nothing to compare with"
+        out += [row(Span(t, "dim")) for t in wrap(text, width)]
     side = 18
     room = max(12, min(60, width - 2 - (2 * side + 10 if a is not None else side)))
     head = f"  {'':<{room}}"
@@ -269,14 +284,17 @@ def _entry(e: Entry, both: bool, room: int, width: int) -> Row:
     letter = " " if e.category.startswith("operator") else category_letter(e.category)
     role = "" if letter == " " else category_role(e.category)
     change = e.change_ms
-    tint = "dim" if abs(change) * 1e6 < _SMALL else "good" if change < 0 else "fail"
+    tint, text = "dim", "n/a"
+    if change is not None:
+        text = f"{change:+.3f}"
+        tint = "dim" if abs(change) * 1e6 < _SMALL else "good" if change < 0 else "fail"
     return fit(
         row(
             Span(f"{letter} ", role),
             Span(fit_text(e.name, room)),
             *(_side(e.a) if both else ()),
             *_side(e.b),
-            Span(f"{change:+10.3f}" if both else "", tint),
+            Span(f"{text:>10}" if both else "", tint),
         ),
         width,
     )
