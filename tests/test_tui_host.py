@@ -254,7 +254,7 @@ def test_a_gap_names_the_stacks_that_were_sampled_in_it() -> None:
     )
     assert _stacks(engine, gap, 70).endswith("copy_to_host (model.py:7) …")
     far = _stacks(engine, Gap(2_700, 2_800, 1, 0, 1), 200)
-    assert far == "nearest host stack, 200 ns before (host): f (a.py:1) ← f (a.py:1)"
+    assert far == "nearest host stack, 200 ns earlier (host): f (a.py:1) ← f (a.py:1)"
     assert _stacks(engine, replace(gap, step=2), 200) == ""
     assert _stacks(cast("EngineTrace", SimpleNamespace(host=Unavailable("no"))), gap, 200) == ""
     assert _stacks(None, gap, 200) == ""

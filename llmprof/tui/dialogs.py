@@ -38,7 +38,7 @@ _PAGES: Final[Mapping[str, Sequence[tuple[tuple[str, ...], str]]]] = {
         (("slowest", "slowest-back", "median"), "slowest step, the next; median step"),
         (("goto", "zoom", "out"), "go to a step; fill the view; level up"),
         (("widest-gap", "widest-gap-back"), "widest gap of the step, the next"),
-        (("item-back", "item-next"), "kernel or gap before, behind"),
+        (("item-back", "item-next"), "previous, next kernel or gap"),
         (("search", "match-next", "match-back"), "search kernels; next, before"),
         (("align", "round", "streams"), "by step or time; round; streams"),
     ),
@@ -49,7 +49,7 @@ _PAGES: Final[Mapping[str, Sequence[tuple[tuple[str, ...], str]]]] = {
     ),
     "host": (
         (("goto",), "stacks of all steps, of one step, of the GPU's idle gaps"),
-        (("left", "right"), "of one step: the step before, behind"),
+        (("left", "right"), "of one step: the previous, next step"),
         (("zoom", "out"), "the engine in focus alone, and back"),
     ),
 }

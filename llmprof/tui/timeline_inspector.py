@@ -166,13 +166,13 @@ def _measured(now: Scene, time_ns: int) -> list[str]:
 
 
 def _around(work: LaneWork, item: int, width: int) -> Row:
-    """What ran before and what behind."""
+    """What ran before it and what after it."""
     before = clean(work.short_name(item - 1)) if item > 0 else "nothing"
-    behind = clean(work.short_name(item + 1)) if item + 1 < len(work) else "nothing"
-    half = max(10, (width - 16) // 2)
+    after = clean(work.short_name(item + 1)) if item + 1 < len(work) else "nothing"
+    half = max(10, (width - 18) // 2)
     return row(
-        Span("before ", "dim"), Span(fit_text(before, min(half, len(before)))),
-        Span("  behind ", "dim"), Span(fit_text(behind, min(half, len(behind)))),
+        Span("previous ", "dim"), Span(fit_text(before, min(half, len(before)))),
+        Span("    next ", "dim"), Span(fit_text(after, min(half, len(after)))),
     )  # fmt: skip
 
 
@@ -284,8 +284,8 @@ def _stacks(engine: EngineTrace | None, gap: Gap, room: int) -> str:
         return ""
     middle = (gap.start_ns + gap.end_ns) // 2
     near = min(there, key=lambda s: abs(s.time_ns - middle))
-    way = "before" if near.time_ns <= gap.start_ns else "behind"
-    apart = gap.start_ns - near.time_ns if way == "before" else near.time_ns - gap.end_ns
+    way = "earlier" if near.time_ns <= gap.start_ns else "later"
+    apart = gap.start_ns - near.time_ns if way == "earlier" else near.time_ns - gap.end_ns
     return _chain(f"nearest host stack, {duration(apart)} {way} ({near.kind}): ", near.stack, room)
 
 
@@ -317,7 +317,7 @@ def _step(
         lines = [spread(tuple(head), row(Span(known, "dim")), width)] if fits else apart
         if now.work_of(track) is not None:
             upto = now.lane.analysed_steps(track)
-            why = f"kernels of the first {upto} steps are analysed; behind them, added up in cells"
+            why = f"kernels of the first {upto} steps are analysed; later ones are added up in cells"
             lines.append(row(Span(why, "dim")))
         return lines
     bounds = track.bounds_ns
