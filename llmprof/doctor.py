@@ -28,8 +28,11 @@ Status = Literal["ok", "degraded", "missing"]
 PROBE_TIMEOUT_S = 20.0
 CAP_SYS_ADMIN = 21  # linux/capability.h
 MIN_COLUMNS, MIN_LINES = 80, 24
-EXTRAS = ("torch", "llamacpp")
+EXTRAS = ("torch", "llamacpp", "mlc")
 """Engines whose packages are an extra of llmprof's own distribution."""
+LACKING = {"mlc": "there is drive=vm alone, and no model prepare"}
+"""Engine → what goes without its further packages; else some formats of models cannot be read."""
+NOT_ON_PYPI = ("mlc_llm",)
 
 
 @dataclass(frozen=True)
@@ -162,13 +165,18 @@ def _engine(name: str, python: str, found: dict[str, Any] | str) -> Check:
         return Check(
             title, "missing", f"{absent[0]} is not in Python {found['python']}{where}", install
         )
-    text += f"; without {', '.join(absent)} some model formats cannot be read"
-    return Check(title, "degraded", text, install)
+    lacking = LACKING.get(name, "some model formats cannot be read")
+    if name == "mlc":
+        from llmprof.models.mlc_prepare import GET_MLC
+
+        install = GET_MLC  # its wheels are not on PyPI
+    return Check(title, "degraded", f"{text}; without {', '.join(absent)} {lacking}", install)
 
 
 def _distributions(name: str, packages: Mapping[str, str | None]) -> str:
     known = doctor_probe.PACKAGES.get(name, {})
-    return " ".join(known.get(m, m) for m, version in packages.items() if version is None)
+    absent = [m for m, version in packages.items() if version is None and m not in NOT_ON_PYPI]
+    return " ".join(known.get(m, m) for m in absent)
 
 
 def _cupti(found: Mapping[str, dict[str, Any] | str]) -> Check:

@@ -16,11 +16,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# Engine → {module: its distribution}; without the first of them the engine does not start, the
-# others read real models.
+# Engine → {module: its distribution}; without the first of them the engine does not start, without
+# the others some of it is lacking (``doctor.LACKING``).
 PACKAGES = {
     "torch": {"torch": "torch", "safetensors": "safetensors", "gguf": "gguf"},
     "llamacpp": {"llama_cpp": "llama-cpp-python", "gguf": "gguf"},
+    "mlc": {"tvm": "apache-tvm", "mlc_llm": "mlc-llm"},
     **{
         name: {name: name, "torch": "torch", "safetensors": "safetensors"}
         for name in ("exllama", "exllamav2", "exllamav3")

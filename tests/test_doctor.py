@@ -13,7 +13,7 @@ from typing import Any
 import nvml_stub
 import pytest
 
-from llmprof import doctor
+from llmprof import doctor, doctor_probe
 from llmprof.doctor import Check
 
 
@@ -95,6 +95,23 @@ def test_a_broken_interpreter_is_a_finding(
     assert expected in engine.detail
     assert "[engines.torch]" in engine.fix
     assert by_name(checks)["cupti"].status == "missing"
+
+
+def test_what_engine_mlc_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
+    def found(there: tuple[str, ...]) -> doctor.Check:
+        monkeypatch.setattr(
+            doctor_probe, "version_of", lambda module, _: "1.0" if module in there else None
+        )
+        return by_name(doctor.examine({"mlc": sys.executable}))["engine mlc"]
+
+    assert found(("tvm", "mlc_llm")).status == "ok"
+    without = found(("tvm",))
+    assert without.status == "degraded" and "drive=vm" in without.detail
+    assert "mlc.ai/wheels" in without.fix  # the package mlc-llm of PyPI is empty
+    nothing = found(())
+    assert nothing.status == "missing" and nothing.fix == "pip install 'llmprof[mlc]'"
+    elsewhere = doctor._engine("mlc", "/opt/x/bin/python", doctor_probe.look(["mlc"]))
+    assert elsewhere.fix.endswith("pip install apache-tvm")
 
 
 def test_no_interpreter_at_all(tmp_path: Path) -> None:

@@ -317,7 +317,9 @@ def _step(
         lines = [spread(tuple(head), row(Span(known, "dim")), width)] if fits else apart
         if now.work_of(track) is not None:
             upto = now.lane.analysed_steps(track)
-            why = f"kernels of the first {upto} steps are analysed; later ones are added up in cells"
+            why = (
+                f"kernels of the first {upto} steps are analysed; later ones are added up in cells"
+            )
             lines.append(row(Span(why, "dim")))
         return lines
     bounds = track.bounds_ns
