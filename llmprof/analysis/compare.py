@@ -44,7 +44,8 @@ class Comparison:
     difference_seen: bool
     """In tok/s: the interval excludes 1 and the ratio is off 1 by ``SMALLEST_DIFFERENCE``."""
     verdict: str
-    """``llamacpp is 3.10× faster than torch (2.98–3.21)``, ``no difference seen (0.98–1.01)``."""
+    """``llamacpp is 3.10× faster than torch (2.98–3.21)``, ``no difference seen
+    between torch and mine (0.98–1.01)``."""
     warnings: tuple[str, ...] = ()
 
 
@@ -192,7 +193,7 @@ def _verdict(a: str, b: str, ratio: Estimate, seen: bool) -> str:
         return f"no verdict: {b} / {a} is {value:.2f}×, but without an interval ({why})"
     if not seen:
         digits = 3 if high - low < 0.02 else 2
-        return f"no difference seen ({low:.{digits}f}–{high:.{digits}f})"
+        return f"no difference seen between {a} and {b} ({low:.{digits}f}–{high:.{digits}f})"
     if value < 1:
         a, b, value, low, high = b, a, 1 / value, 1 / high, 1 / low
     digits = 3 if value < 1.1 else 2  # a ratio that was seen to differ never reads 1.00
