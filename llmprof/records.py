@@ -338,5 +338,9 @@ class RunData:
     path: str = ""
     origin_ns: int = 0
 
+    def why_missing(self, scope: str, name: str) -> str | None:
+        """The reason why that could not be had, where one is recorded."""
+        return next((m.reason for m in self.missing if (m.scope, m.name) == (scope, name)), None)
+
     def rounds_of(self, engine_id: int, pass_name: PassName = "timing") -> list[RoundRecord]:
         return [r for r in self.rounds if r.engine_id == engine_id and r.pass_name == pass_name]

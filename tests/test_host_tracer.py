@@ -23,7 +23,7 @@ from llmprof.records import Unavailable
 from llmprof.tracers import pyspy
 from llmprof.tracers.ptrace import permission
 from llmprof.tracers.pyspy import HostPlan, PySpyTracer
-from llmprof.tracers.pyspy_chrome import decode
+from llmprof.tracers.pyspy_chrome import HostSamples, decode
 from llmprof.worker.metronome import BEATS, FILE_NAME
 
 needs_pyspy = pytest.mark.skipif(
@@ -70,6 +70,24 @@ class Target:
         found: list[tuple[int, str]] = json.loads(self.process.stdout.readline())
         return found
 
+    def compared(
+        self, found: HostSamples, marks: list[tuple[int, str]], slack_ns: int
+    ) -> tuple[int, int]:
+        """How many samples show a function, and how many another one than ran at their time,
+        further than the slack from the moment of change."""
+        times = [t for t, _ in marks]
+        checked = wrong = 0
+        for sample in found.samples:
+            stack = dict(sample.stacks).get(self.process.pid, ())
+            shown = next((f[0] for f in stack if f[0] in ("busy", "idle")), None)
+            at = bisect_right(times, sample.time_ns) - 1
+            if shown is None or not 0 <= at < len(marks) - 1:
+                continue
+            checked += 1
+            near = min(sample.time_ns - times[at], times[at + 1] - sample.time_ns)
+            wrong += marks[at][1] != shown and near > slack_ns
+        return checked, wrong
+
 
 @pytest.fixture
 def tracer(tmp_path: Path) -> Iterator[PySpyTracer]:
@@ -90,17 +108,7 @@ def test_samples_are_on_the_monotonic_clock(tracer: PySpyTracer) -> None:
     target.process.kill()
     target.process.wait()
     assert not isinstance(found, Unavailable)
-    times = [t for t, _ in marks]
-    checked = wrong = 0
-    for sample in found.samples:
-        stack = dict(sample.stacks).get(target.process.pid, ())
-        shown = next((f[0] for f in stack if f[0] in ("busy", "idle")), None)
-        at = bisect_right(times, sample.time_ns) - 1
-        if shown is None or not 0 <= at < len(marks) - 1:
-            continue
-        checked += 1
-        near = min(sample.time_ns - times[at], times[at + 1] - sample.time_ns)
-        wrong += marks[at][1] != shown and near > found.error_ns
+    checked, wrong = target.compared(found, marks, found.error_ns)
     assert checked > 200
     # A machine that takes the processor away between two reads may break a few.
     assert wrong <= checked * 0.02
@@ -127,16 +135,7 @@ def test_samples_that_stop_the_worker_are_dated_too(tmp_path: Path, native: bool
         tracer.close()
     assert not isinstance(found, Unavailable)
     assert len(found.samples) > 2 * found.undated
-    times = [t for t, _ in marks]
-    checked = wrong = 0
-    for sample in found.samples:
-        stack = dict(sample.stacks).get(target.process.pid, ())
-        shown = next((f[0] for f in stack if f[0] in ("busy", "idle")), None)
-        at = bisect_right(times, sample.time_ns) - 1
-        if shown is not None and 0 <= at < len(marks) - 1:
-            checked += 1
-            near = min(sample.time_ns - times[at], times[at + 1] - sample.time_ns)
-            wrong += marks[at][1] != shown and near > 2_000_000
+    checked, wrong = target.compared(found, marks, 2_000_000)
     assert checked > 50
     assert wrong <= checked * 0.05
 

@@ -40,10 +40,10 @@ def sampled_steps(
     """The sampled round of one engine."""
     record = next(iter(data.rounds_of(engine.engine_id, "sampled")), None)
     if record is None:
-        return Unavailable(_why(data, engine))
+        return Unavailable(data.why_missing(engine.label, "pm") or "no sampled round")
     found = reader.pm_samples(record.round_id)
     if found is None:
-        return Unavailable(_why(data, engine))
+        return Unavailable(data.why_missing(engine.label, "pm") or "no sampled round")
     facts, samples = found
     peak = next((d.peak_bandwidth_gb_s for d in data.gpu_devices if d.index == facts.device), None)
     stamps = np.array(record.stamps_ns, np.int64)
@@ -100,10 +100,3 @@ def _modelled(data: RunData, engine: EngineRecord, record: RoundRecord) -> list[
 
 def _values(column: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[float | None, ...]:
     return tuple(None if np.isnan(v) else float(v) for v in column)
-
-
-def _why(data: RunData, engine: EngineRecord) -> str:
-    for row in data.missing:
-        if row.scope == engine.label and row.name == "pm":
-            return row.reason
-    return "no sampled round"

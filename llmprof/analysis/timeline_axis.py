@@ -7,6 +7,7 @@ back; so everything that is known by time can be drawn on either axis without be
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal
@@ -170,7 +171,7 @@ class Lane:
         return None if self.traced_key is None else self.track(self.traced_key)
 
 
-class Axis:
+class Axis(ABC):
     """What the two axes have in common.
 
     ``length_ns`` is the end of the axis, ``home`` the part of it that is shown first.
@@ -180,16 +181,17 @@ class Axis:
     home: tuple[int, int]
     align: Align
 
+    @abstractmethod
     def tracks(self, lane: int) -> tuple[Track, ...]:
         """The rounds of a lane that are on the axis."""
-        raise NotImplementedError
 
+    @abstractmethod
     def times(self, lane: int, positions: Ints) -> Ints:
         """A lane's time at positions; ascending for ascending positions."""
-        raise NotImplementedError
 
+    @abstractmethod
     def positions(self, lane: int, times_ns: Ints) -> Ints:
-        raise NotImplementedError
+        """Where a lane's times lie."""
 
     def place(self, lane: int, start_ns: int, end_ns: int) -> tuple[int, int]:
         """Positions of a stretch within one step."""

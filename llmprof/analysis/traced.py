@@ -356,21 +356,15 @@ def fall_between(a: EngineTrace, a_step_ns: Maybe, b: EngineTrace, b_step_ns: Ma
 
 
 def _why_no_kernels(data: RunData, label: str) -> str:
-    for row in data.missing:
-        if row.scope == label and row.name == "kernels":
-            return row.reason
-    if data.info.trace_level == "steps":
-        return "kernels were not traced (--trace steps)"
-    return "the trace holds no kernel"
+    level = "kernels were not traced (--trace steps)"
+    usual = level if data.info.trace_level == "steps" else "the trace holds no kernel"
+    return data.why_missing(label, "kernels") or usual
 
 
 def _why_no_host(data: RunData, label: str) -> str:
-    for row in data.missing:
-        if row.scope == label and row.name == "host":
-            return row.reason
-    if data.info.trace_level == "steps":
-        return "host stacks were not sampled (--trace steps)"
-    return "host stacks were not sampled"
+    usual = "host stacks were not sampled"
+    level = " (--trace steps)" if data.info.trace_level == "steps" else ""
+    return data.why_missing(label, "host") or usual + level
 
 
 def all_warnings(report: Report, trace: RunTrace | Unavailable) -> tuple[Warned, ...]:

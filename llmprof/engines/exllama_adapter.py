@@ -6,6 +6,7 @@ the model's headers, the package, the GPU, memory, the extension.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from importlib import metadata, util
 from typing import Any
 
 from llmprof.engines.base import LoadRequest, Progress
+from llmprof.engines.driven import DrivenEngine
 from llmprof.engines.exllama_drives import Drive
 from llmprof.engines.extension_build import extension_folder, extension_import
 from llmprof.engines.host_memory import MIB
@@ -53,7 +55,7 @@ class Opening:
         self.progress("loading weights", done / max(1, total))
 
 
-class ExLlamaAdapter:
+class ExLlamaAdapter(DrivenEngine[Drive], ABC):
     """An ``Engine`` and a ``FreeRunningEngine``; subclasses fill the members below.
 
     Options of all: ``drive=generator|forward``, ``sync=1|0`` (0 with ``drive=forward`` only: the
@@ -70,11 +72,7 @@ class ExLlamaAdapter:
     """Lowest compute capability that its kernels build for."""
 
     def __init__(self) -> None:
-        self._drive: Drive | None = None
-        self._info = EngineInfo()
-        self._batch = 1
-        self._positions = 0
-        self._vocab = 0
+        super().__init__()
         self._torch: Any = None
 
     def load(self, request: LoadRequest, progress: Progress) -> None:
@@ -126,43 +124,37 @@ class ExLlamaAdapter:
         """The tokens of every free-running step since ``prefill``; waits for the GPU."""
         return self._ready().finish()
 
-    def reset(self) -> None:
-        self._ready().reset()
-
     def close(self) -> None:
         if self._drive is not None:
             self._drive = None
             self.free()
             self._torch.cuda.empty_cache()
 
-    def describe(self) -> EngineInfo:
-        return self._info
-
     # What an adapter fills in.
 
+    @abstractmethod
     def read_options(self, given: Options) -> None:
         """Read and keep the engine's own options."""
-        raise NotImplementedError
 
+    @abstractmethod
     def import_package(self, opening: Opening) -> None:
         """Import the package; its extension is built meanwhile.
 
         Raises:
             MissingPackage: one of its dependencies is not installed.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def open(self, opening: Opening) -> Drive:
         """Load the weights, allocate the cache."""
-        raise NotImplementedError
 
+    @abstractmethod
     def free(self) -> None:
         """Let go of the model and its cache."""
-        raise NotImplementedError
 
+    @abstractmethod
     def workspace_bytes(self, opening: Opening) -> int:
         """Scratch memory on the GPU beside weights and cache, at the least."""
-        raise NotImplementedError
 
     def cache_positions(self, opening: Opening) -> int:
         """KV positions a sequence gets."""
@@ -171,9 +163,9 @@ class ExLlamaAdapter:
     cache_bits: float = 16.0
     """Bits a KV value."""
 
+    @abstractmethod
     def facts(self, opening: Opening) -> dict[str, Any]:
         """Fields of ``EngineInfo`` that only the engine knows."""
-        raise NotImplementedError
 
     # What they share.
 
@@ -247,11 +239,6 @@ class ExLlamaAdapter:
             raise OutOfMemory(
                 f"{self.name}: {what} did not fit on cuda:0; {free // MIB} MiB are free"
             ) from None
-
-    def _ready(self) -> Drive:
-        if self._drive is None:
-            raise RuntimeError(f"{self.name}: no model loaded")
-        return self._drive
 
     def _describe(self, opening: Opening) -> EngineInfo:
         files, torch = opening.files, opening.torch

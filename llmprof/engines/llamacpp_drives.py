@@ -6,7 +6,7 @@ import ctypes
 import logging
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import llama_cpp
 import numpy
@@ -29,16 +29,6 @@ class Settings:
     threads: int
     n_gpu_layers: int
     kv_bytes: int | None
-
-
-class Drive(Protocol):
-    def prefill(self, rows: Sequence[Sequence[int]]) -> list[int]: ...
-
-    def step(self) -> list[int]: ...
-
-    def reset(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 class GeneratorDrive:

@@ -6,9 +6,10 @@ import os
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmprof.engines.base import LoadRequest, Progress
+from llmprof.engines.driven import ClosedByDrive
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
 from llmprof.errors import MissingPackage, ModelError, UsageError
@@ -17,14 +18,11 @@ from llmprof.models.gguf_reader import ROPE_FACTORS, quantisation, step_tensors
 from llmprof.models.locate import ModelRef, resolve
 from llmprof.records import EngineInfo
 
-if TYPE_CHECKING:
-    from llmprof.engines.llamacpp_drives import Drive
-
 _KV_VALUE_BYTES = 2  # llama.cpp's default KV type is F16
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
-class LlamaCppEngine:
+class LlamaCppEngine(ClosedByDrive):
     """Options: ``drive=generator|forward``, ``threads=N``, ``n_gpu_layers=N``.
 
     ``generator`` is llama-cpp-python's own loop, one sequence; ``forward`` is the bare
@@ -32,13 +30,11 @@ class LlamaCppEngine:
     ``threads`` defaults to the physical cores that the process may use, as torch does it.
     """
 
+    name = "llamacpp"
+
     def __init__(self) -> None:
-        self._drive: Drive | None = None
-        self._info = EngineInfo()
-        self._batch = 1
-        self._limit = 0
+        super().__init__()
         self._filled = 0
-        self._vocab = 0
 
     def load(self, request: LoadRequest, progress: Progress) -> None:
         try:
@@ -93,41 +89,28 @@ class LlamaCppEngine:
                 kv_bytes=kv_bytes and kv_bytes * request.max_positions * request.batch,
             )
         )
-        self._batch, self._limit, self._vocab = request.batch, request.max_positions, vocab
+        self._batch, self._positions, self._vocab = request.batch, request.max_positions, vocab
         self._info = _describe(ref, header, llama_cpp, gpu_layers, kv_bytes, notes)
         self._info.drive = drive
         self._info.threads = threads
         self._info.options = dict(request.options)
 
     def prefill(self, prompt_ids: Sequence[Sequence[int]]) -> Sequence[int]:
-        check_prompt("llamacpp", prompt_ids, self._batch, self._vocab, self._limit)
+        check_prompt("llamacpp", prompt_ids, self._batch, self._vocab, self._positions)
         first = self._ready().prefill(prompt_ids)
         self._filled = len(prompt_ids[0])
         return first
 
     def decode_step(self) -> Sequence[int]:
-        if self._filled >= self._limit:
+        if self._filled >= self._positions:
             # llama.cpp's generator would drop the oldest half of the cache and go on.
-            raise UsageError(f"llamacpp: the KV cache of {self._limit} positions is full")
+            raise UsageError(f"llamacpp: the KV cache of {self._positions} positions is full")
         self._filled += 1
         return self._ready().step()
 
     def reset(self) -> None:
         self._filled = 0
-        self._ready().reset()
-
-    def close(self) -> None:
-        if self._drive is not None:
-            self._drive.close()
-            self._drive = None
-
-    def describe(self) -> EngineInfo:
-        return self._info
-
-    def _ready(self) -> Drive:
-        if self._drive is None:
-            raise RuntimeError("llamacpp: no model loaded")
-        return self._drive
+        super().reset()
 
 
 def physical_cores() -> int:

@@ -8,9 +8,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import util
-from typing import Any, Protocol
+from typing import Any
 
 from llmprof.engines.base import LoadRequest, Progress
+from llmprof.engines.driven import ClosedByDrive, Drive
 from llmprof.engines.host_memory import MIB
 from llmprof.engines.mlc_model import MlcModel, find_model
 from llmprof.engines.mlc_tvm import Tvm, choose_device, load_library, open_device, open_tvm
@@ -29,18 +30,6 @@ _RESERVE = {"serve": 10 * _PAGE, "vm": 0}
 there are 10 free pages a sequence, for text that a grammar might dictate, grammar or not
 (CheckMemForJumpForward in engine_actions/batch_jumpforward.cc); a prefill wants less."""
 _WRONG_GPU = ("no kernel image", "no_binary_for_gpu", "invalid_ptx", "unsupported_ptx")
-
-
-class Drive(Protocol):
-    """Prefill and greedy decode steps of one loaded model."""
-
-    def prefill(self, rows: Sequence[Sequence[int]]) -> list[int]: ...
-
-    def step(self) -> list[int]: ...
-
-    def reset(self) -> None: ...
-
-    def close(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -65,18 +54,16 @@ class Opening:
         return self.model.vocab_size
 
 
-class MlcEngine:
+class MlcEngine(ClosedByDrive):
     """Options: ``lib=FILE.so``, ``drive=serve|vm``, ``device=auto|cpu|cuda[:N]``, ``kv_tokens=N``,
     and for ``drive=vm``: ``weights=random``, ``vocab=N``, ``kv=auto|flashinfer|tir``, ``phases=1``
     (NVTX ranges embed, forward, logits, sample inside each step).
     """
 
+    name = "mlc"
+
     def __init__(self) -> None:
-        self._drive: Drive | None = None
-        self._info = EngineInfo()
-        self._batch = 1
-        self._positions = 0
-        self._vocab = 0
+        super().__init__()
         self._free: Any = lambda: None
 
     def load(self, request: LoadRequest, progress: Progress) -> None:
@@ -139,17 +126,6 @@ class MlcEngine:
     def decode_step(self) -> Sequence[int]:
         return self._ready().step()
 
-    def reset(self) -> None:
-        self._ready().reset()
-
-    def close(self) -> None:
-        if self._drive is not None:
-            self._drive.close()
-            self._drive = None
-
-    def describe(self) -> EngineInfo:
-        return self._info
-
     @property
     def drive(self) -> Drive:
         """For checks of one drive against another."""
@@ -174,11 +150,6 @@ class MlcEngine:
                     " compile it on this machine"
                 ) from None
             raise
-
-    def _ready(self) -> Drive:
-        if self._drive is None:
-            raise RuntimeError("mlc: no model loaded")
-        return self._drive
 
 
 def _choose_drive(asked: str, model: MlcModel, vm_only: bool) -> tuple[str, str]:

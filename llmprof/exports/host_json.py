@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import Any
 
-from llmprof.analysis.gap_causes import CauseTime, GapCauses
+from llmprof.analysis.gap_causes import GapCauses
 from llmprof.analysis.host import FrameTime, HostReport, HostTrace
 from llmprof.analysis.traced import EngineTrace, RunTrace
+from llmprof.exports.trace_json import null
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
 
@@ -20,17 +22,13 @@ LABEL = 24
 def host_document(trace: EngineTrace | Unavailable) -> Document:
     """Keys ``host`` and ``gap_causes`` of an engine's ``tracing``."""
     if isinstance(trace, Unavailable):
-        return {**_null("host", trace), **_null("gap_causes", trace)}
+        return {**null("host", trace), **null("gap_causes", trace)}
     host, causes = trace.host, trace.causes
     document: Document = {}
-    document |= _null("host", host) if isinstance(host, Unavailable) else {"host": _host(host)}
+    document |= null("host", host) if isinstance(host, Unavailable) else {"host": _host(host)}
     if isinstance(causes, Unavailable):
-        return document | _null("gap_causes", causes)
+        return document | null("gap_causes", causes)
     return {**document, "gap_causes": _gap_causes(causes)}
-
-
-def _null(key: str, why: Unavailable) -> Document:
-    return {key: None, f"{key}_reason": why.reason}
 
 
 def _host(host: HostTrace) -> Document:
@@ -53,16 +51,7 @@ def _host(host: HostTrace) -> Document:
             {"kind": kind, "ms_per_step": ms} for kind, ms in report.kinds_ms_per_step.items()
         ],
         "frames": [_frame(f) for f in report.frames[:FRAME_LIMIT]],
-        "threads": [
-            {
-                "tid": t.tid,
-                "name": t.name,
-                "python": t.python,
-                "decoding": t.decoding,
-                "cpu_share": t.cpu_share,
-            }
-            for t in report.threads
-        ],
+        "threads": [asdict(t) for t in report.threads],
     }
 
 
@@ -85,17 +74,8 @@ def _gap_causes(causes: GapCauses) -> Document:
         "basis": causes.basis,
         "samples": causes.samples,
         "verdict": causes.verdict,
-        "causes": [_cause(c) for c in causes.causes],
+        "causes": [asdict(c) for c in causes.causes],
         "frames": [_frame(f) for f in causes.frames[:FRAME_LIMIT]],
-    }
-
-
-def _cause(c: CauseTime) -> Document:
-    return {
-        "cause": c.cause,
-        "total_ns": c.total_ns,
-        "ms_per_step": c.ms_per_step,
-        "share": c.share,
     }
 
 

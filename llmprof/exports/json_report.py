@@ -22,7 +22,7 @@ from llmprof.analysis.stats import CONFIDENCE, Distribution, Estimate
 from llmprof.analysis.steps import RoundSteps
 from llmprof.analysis.traced import EngineTrace, Fall, RunTrace, all_warnings
 from llmprof.exports.host_json import host_document
-from llmprof.exports.trace_json import engine_trace, fall_document, waterfalls
+from llmprof.exports.trace_json import engine_trace, fall_document, null, waterfalls
 from llmprof.records import GpuDevice, RunData, Unavailable
 
 SCHEMA_VERSION = "1.1"
@@ -94,7 +94,7 @@ def to_text(document: Document) -> str:
 def _maybe(key: str, value: Any, reason: str = "") -> Document:
     """``{key: value}``, or null and the reason for ``None`` and ``Unavailable``."""
     if isinstance(value, Unavailable):
-        return {key: None, f"{key}_reason": value.reason}
+        return null(key, value)
     if value is None:
         return {key: None, f"{key}_reason": reason}
     return {key: value}

@@ -23,11 +23,11 @@ Document = dict[str, Any]
 def engine_trace(trace: EngineTrace | Unavailable) -> Document:
     """Keys that ``tracing`` of an engine gains."""
     if isinstance(trace, Unavailable):
-        return {**_null("gpu", trace), **_null("operators", trace), **_null("dram_per_step", trace)}
+        return {**null("gpu", trace), **null("operators", trace), **null("dram_per_step", trace)}
     document: Document = _sampled(trace.sampled)
     report, gaps = trace.kernels, trace.gaps
     if isinstance(report, Unavailable):
-        document |= _null("gpu", report)
+        document |= null("gpu", report)
     else:
         document["gpu"] = {
             "attribution": report.method,
@@ -64,13 +64,13 @@ def engine_trace(trace: EngineTrace | Unavailable) -> Document:
             for o in trace.operators[:OPERATOR_LIMIT]
         ]
     else:
-        document |= _null("operators", Unavailable("no operators were recorded"))
+        document |= null("operators", Unavailable("no operators were recorded"))
     return document
 
 
 def _sampled(sampled: SampledSteps | Unavailable) -> Document:
     if isinstance(sampled, Unavailable):
-        return _null("dram_per_step", sampled)
+        return null("dram_per_step", sampled)
     document = {**asdict(sampled)}
     for key in ("mean_measured_gb_s", "mean_modelled_gb_s"):
         document.pop(key)
@@ -96,7 +96,7 @@ def fall_document(fall: Fall) -> Document:
 
 def _fall(key: str, fall: Waterfall | Unavailable) -> Document:
     if isinstance(fall, Unavailable):
-        return _null(key, fall)
+        return null(key, fall)
     return {
         key: {
             "provenance": fall.provenance,
@@ -112,7 +112,7 @@ def _fall(key: str, fall: Waterfall | Unavailable) -> Document:
 
 def _steps(report: KernelReport) -> Document:
     if isinstance(report.steps, Unavailable):
-        return _null("steps", report.steps)
+        return null("steps", report.steps)
     return {"steps": [asdict(step) for step in report.steps]}
 
 
@@ -124,7 +124,7 @@ def _kernel(kernel: Any) -> Document:
 
 def _gaps(gaps: GapReport | Unavailable) -> Document:
     if isinstance(gaps, Unavailable):
-        return _null("gaps", gaps)
+        return null("gaps", gaps)
     return {
         "gaps": {
             "total_ns": gaps.total_ns,
@@ -138,8 +138,9 @@ def _gaps(gaps: GapReport | Unavailable) -> Document:
 
 
 def _number(key: str, value: Maybe) -> Document:
-    return _null(key, value) if isinstance(value, Unavailable) else {key: value}
+    return null(key, value) if isinstance(value, Unavailable) else {key: value}
 
 
-def _null(key: str, why: Unavailable) -> Document:
+def null(key: str, why: Unavailable) -> Document:
+    """What could not be had: null, and the reason beside it."""
     return {key: None, f"{key}_reason": why.reason}

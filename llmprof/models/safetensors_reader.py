@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -13,6 +12,7 @@ from llmprof.models.gptq_reader import check_projection, is_gptq, read_projectio
 from llmprof.models.hf_config import our_notes
 from llmprof.models.locate import read_json
 from llmprof.models.presets import HEAD, LlamaConfig
+from llmprof.models.safetensors_header import sampled_id
 from llmprof.plaintext import one_line
 
 _INDEX = "model.safetensors.index.json"
@@ -44,10 +44,10 @@ class SafetensorsWeights:
         if self._gptq:
             settings.pop("quantization_config")
         self.config = LlamaConfig.from_hf(settings)
-        digest = hashlib.sha256()
+        files = _shards(folder)
         self._stack = ExitStack()
         self._shard_of: dict[str, tuple[str, Any]] = {}
-        for file in _shards(folder):
+        for file in files:
             shown = one_line(str(file))
             try:
                 shard = self._stack.enter_context(
@@ -57,7 +57,6 @@ class SafetensorsWeights:
                 raise ModelError(f"{shown}: corrupt safetensors: {one_line(str(why))}") from None
             for name in shard.keys():  # noqa: SIM118 - not a mapping
                 self._shard_of[name] = (shown, shard)
-            _sample(digest, file)
         if self.config.tie_word_embeddings and HEAD in self._shard_of:
             self.notes.append("lm_head.weight is in the file but tied by config.json: not loaded")
         dtypes = {self._check(name, shape) for name, shape in self.config.tensor_shapes().items()}
@@ -65,7 +64,7 @@ class SafetensorsWeights:
         # A folder that ``llmprof model prepare`` made says whose weights it holds.
         ours = settings.get("llmprof")
         known = ours.get("weights_id") if isinstance(ours, dict) else None
-        self.weights_id = known if isinstance(known, str) else digest.hexdigest()
+        self.weights_id = known if isinstance(known, str) else sampled_id(files)
 
     def read(self, name: str) -> Any:
         if self._packed(name):
@@ -122,13 +121,3 @@ def _shards(folder: Path) -> list[Path]:
             shown = one_line(str(folder / _INDEX))
             raise ModelError(f"{shown}: shard {one_line(name, 80)!r} is not in the folder")
     return [folder / name for name in names]
-
-
-def _sample(digest: hashlib._Hash, file: Path) -> None:
-    """The shard's size, its header's start, and 64 blocks spread over it."""
-    size = file.stat().st_size
-    digest.update(f"{file.name} {size}\n".encode())
-    with file.open("rb") as stream:
-        for i in range(64):
-            stream.seek(max(0, size - 4096) * i // 63)
-            digest.update(stream.read(4096))

@@ -17,7 +17,7 @@ from llmprof.analysis.waterfall import StepParts, Waterfall, verdict_words, wate
 from llmprof.records import Unavailable
 from llmprof.tui.cells import Row, Span, clean, fit, fit_text, row, rule, wrap
 from llmprof.tui.marks import category_letter, category_role
-from llmprof.tui.view import CompareView, Lane, View
+from llmprof.tui.view import CompareView, Lane, View, trace_or_why
 
 _NAME: Final = 24
 _SMALL: Final = 500
@@ -51,13 +51,9 @@ class Entry:
 
 def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     """Waterfall first: it says why; then every kernel."""
-    trace = view.trace
-    if trace is None:
-        going = snapshot.state == "running"
-        text = "the trace is read when the run is over" if going else "reading the trace…"
-        return [row(Span(text, "dim"))]
-    if isinstance(trace, Unavailable):
-        return [row(Span(line, "dim")) for line in wrap(clean(trace.reason), width)]
+    trace = trace_or_why(snapshot, view, width)
+    if isinstance(trace, list):
+        return trace
     a, b = sides(snapshot, view)
     if b is None:
         return [row(Span("no engine in this run", "dim"))] if a is None else []

@@ -11,7 +11,7 @@ from llmprof.analysis.snapshot import Snapshot
 from llmprof.analysis.traced import EngineTrace, RunTrace
 from llmprof.records import HostFrame, Unavailable
 from llmprof.tui.cells import Row, Span, beside, clean, fit, fit_text, row, rule, wrap
-from llmprof.tui.view import Lane, View
+from llmprof.tui.view import Lane, View, trace_or_why
 
 _BAR: Final = 12
 _NARROW: Final = 76
@@ -26,13 +26,9 @@ Stacks = Sequence[tuple[tuple[HostFrame, ...], float]]
 
 def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     """Two engines' difference first: it says why; then each engine's flame."""
-    trace = view.trace
-    if trace is None:
-        going = snapshot.state == "running"
-        text = "the trace is read when the run is over" if going else "reading the trace…"
-        return [row(Span(text, "dim"))]
-    if isinstance(trace, Unavailable):
-        return [row(Span(line, "dim")) for line in wrap(clean(trace.reason), width)]
+    trace = trace_or_why(snapshot, view, width)
+    if isinstance(trace, list):
+        return trace
     lanes = view.lanes(snapshot)
     engines = {clean(e.label): e for e in trace.engines}
     out = _difference(trace, view, width)

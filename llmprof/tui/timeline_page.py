@@ -13,12 +13,12 @@ from llmprof.analysis.timeline_axis import RoundKey
 from llmprof.records import Unavailable
 from llmprof.runfile.trace_rows import Ints
 from llmprof.tui import timeline_host_row, timeline_inspector, timeline_rows
-from llmprof.tui.cells import Row, Span, clean, fit, fit_text, row, rule, spread, wrap
+from llmprof.tui.cells import Row, Span, clean, fit, fit_text, row, rule, spread
 from llmprof.tui.marks import category_letter, category_role
 from llmprof.tui.numbers import duration
 from llmprof.tui.timeline_nav import Scene, place, scene
 from llmprof.tui.timeline_rows import GUTTER, Cells
-from llmprof.tui.view import Lane, View
+from llmprof.tui.view import Lane, View, trace_or_why
 
 _AROUND: Final = 3
 """Title, axis, legend."""
@@ -97,13 +97,9 @@ def page(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
 
 def layout(snapshot: Snapshot, view: View, width: int, height: int) -> Layout:
     """The page, or why there is nothing to draw."""
-    trace = view.trace
-    if trace is None:
-        going = snapshot.state == "running"
-        text = "the trace is read when the run is over" if going else "reading the trace…"
-        return Layout([row(Span(text, "dim"))])
-    if isinstance(trace, Unavailable):
-        return Layout([row(Span(line, "dim")) for line in wrap(clean(trace.reason), width)])
+    trace = trace_or_why(snapshot, view, width)
+    if isinstance(trace, list):
+        return Layout(trace)
     now = scene(view)
     if now is None:
         return Layout([row(Span("no round of this run has a finished decode step", "dim"))])

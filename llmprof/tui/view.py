@@ -10,7 +10,7 @@ from llmprof.analysis.timeline_axis import Align, RoundKey
 from llmprof.analysis.timeline_lod import Gap
 from llmprof.analysis.traced import RunTrace
 from llmprof.records import Unavailable
-from llmprof.tui.cells import clean
+from llmprof.tui.cells import Row, Span, clean, row, wrap
 from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.opening import Reading
 from llmprof.tui.palette import accent
@@ -122,3 +122,14 @@ class Lane:
         """Why the engine failed, without the label that many messages begin with."""
         text = clean(self.engine.failure).removeprefix(f"{clean(self.engine.label)}: ")
         return text or "no reason given"
+
+
+def trace_or_why(snapshot: Snapshot, view: View, width: int) -> RunTrace | list[Row]:
+    """The trace that a page draws, or the page while there is none."""
+    if view.trace is None:
+        going = snapshot.state == "running"
+        text = "the trace is read when the run is over" if going else "reading the trace…"
+        return [row(Span(text, "dim"))]
+    if isinstance(view.trace, Unavailable):
+        return [row(Span(line, "dim")) for line in wrap(clean(view.trace.reason), width)]
+    return view.trace
