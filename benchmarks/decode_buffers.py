@@ -15,19 +15,19 @@ import tempfile
 import time
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
 
 from cupti_synthetic import CUDA_13_0, layout_of, make_buffer
 
-from llmprof.tracers import spool
-from llmprof.tracers.cupti_decode import Trace, decode_buffer
-from llmprof.tracers.cupti_layout import (
+from llmprof.tracers.cupti import spool
+from llmprof.tracers.cupti.decode import Trace, decode_buffer
+from llmprof.tracers.cupti.layout import (
     CONCURRENT_KERNEL,
     DRIVER,
     RUNTIME,
     SYNCHRONIZATION,
 )
-from llmprof.tracers.cupti_resolve import unique_references
+from llmprof.tracers.cupti.resolve import unique_references
 
 GOAL_RATE = 2e6
 GOAL_MIB = 200

@@ -23,15 +23,15 @@ from pathlib import Path
 
 import numpy as np
 
-from llmprof.analysis.stats import estimate
+from llmprof.analysis.timing.stats import estimate
 from llmprof.models.locate import resolve
 from llmprof.session.client import WorkerClient
-from llmprof.tracers.nvml import NvmlTracer
+from llmprof.tracers.nvml.tracer import NvmlTracer
 from llmprof.worker.rounds import timed_round
 from llmprof.worker.stamps import StampBoard
 from llmprof.workload import seeded_ids
 
-PLUGIN = Path(__file__).resolve().parent.parent / "tests" / "plugin"
+PLUGIN = Path(__file__).resolve().parent.parent / "tests" / "support" / "plugin"
 
 
 def main() -> int:

@@ -22,7 +22,7 @@ import numpy as np
 from llmprof.models.locate import resolve
 from llmprof.records import Unavailable
 from llmprof.session.client import WorkerClient
-from llmprof.tracers.pyspy import HostPlan, PySpyTracer
+from llmprof.tracers.pyspy.tracer import HostPlan, PySpyTracer
 
 WAYS: dict[str, HostPlan | None] = {
     "none": None,

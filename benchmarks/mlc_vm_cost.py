@@ -22,11 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from llmprof.analysis.stats import estimate
+from llmprof.analysis.timing.stats import estimate
 from llmprof.engines.base import LoadRequest
-from llmprof.engines.mlc_engine import MlcEngine
+from llmprof.engines.mlc.engine import MlcEngine
 
-TESTS = Path(__file__).resolve().parent.parent / "tests"
+TESTS = Path(__file__).resolve().parent.parent / "tests" / "support"
 
 
 def main() -> int:

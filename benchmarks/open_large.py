@@ -234,7 +234,7 @@ def at_the_terminal(file: Path, small: Path) -> None:
 
 def frames(file: Path) -> None:
     """Frames of the timeline alone, in a process of its own."""
-    from llmprof.analysis.traced import RunTrace
+    from llmprof.analysis.view.traced import RunTrace
     from llmprof.runfile.reader import RunFileReader
 
     with RunFileReader(file) as reader:

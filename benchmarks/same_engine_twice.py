@@ -15,7 +15,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-PLUGIN = Path(__file__).resolve().parent.parent / "tests" / "plugin"
+PLUGIN = Path(__file__).resolve().parent.parent / "tests" / "support" / "plugin"
 
 # Many short rounds: what disturbs a shared machine lasts longer than a pair of them.
 SHORT = ["--model", "tiny", "--prompt-len", "16", "--decode-len", "16", "--rounds", "160"]

@@ -26,14 +26,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.stats import estimate
+from llmprof.analysis.timing.stats import estimate
 from llmprof.errors import EngineFailure
 from llmprof.models.locate import resolve
 from llmprof.records import Unavailable
 from llmprof.session.client import WorkerClient
 from llmprof.workload import seeded_ids
 
-PLUGIN = Path(__file__).resolve().parent.parent / "tests" / "plugin"
+PLUGIN = Path(__file__).resolve().parent.parent / "tests" / "support" / "plugin"
 LLMPROF_MODES = {"bare": None, "steps": "steps", "kernels": "kernels", "full": "full"}
 DEFAULT = "bare,steps,kernels,floor,torch-cuda"
 PROMPT = 32

@@ -38,7 +38,7 @@ SETTLE_S = 2.0
 
 def child(hz: float) -> None:
     """The app over a source that follows the clock; never returns."""
-    sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+    sys.path.insert(0, str(Path(__file__).parent.parent / "tests" / "support"))
     from tui_snapshots_data import FixedSource, Snapshot, grown
 
     from llmprof.tui import run_app

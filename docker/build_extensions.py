@@ -18,7 +18,11 @@ import time
 from importlib import import_module, metadata
 from pathlib import Path
 
-from llmprof.engines.extension_build import extension_folder, extension_import, keep_extension
+from llmprof.engines.exllama.extension_build import (
+    extension_folder,
+    extension_import,
+    keep_extension,
+)
 
 # package → (its extension, the module whose import builds it)
 PACKAGES = {

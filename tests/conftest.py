@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-PLUGIN = Path(__file__).parent / "plugin"
+PLUGIN = Path(__file__).parent / "support" / "plugin"
 
 
 def pytest_configure(config: pytest.Config) -> None:

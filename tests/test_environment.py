@@ -51,7 +51,8 @@ def test_this_machine_is_described_and_gaps_have_reasons() -> None:
 def test_gpus_carry_their_peak_and_the_driver_its_versions(tmp_path: Path) -> None:
     library = nvml_stub.build(tmp_path)
     code = (
-        "import json; from llmprof import environment; from llmprof.tracers.nvml import NvmlTracer;"
+        "import json; from llmprof import environment;"
+        "from llmprof.tracers.nvml.tracer import NvmlTracer;"
         "t = NvmlTracer(); block = environment.collect(t.devices()); t.stop();"
         "print(json.dumps(block))"
     )

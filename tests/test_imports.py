@@ -48,8 +48,8 @@ def test_the_worker_needs_the_standard_library_alone() -> None:
 
 def test_headless_reporting_imports_no_textual() -> None:
     code = (
-        "import llmprof.session.run, llmprof.analysis.report, llmprof.exports.json_report,"
-        " llmprof.exports.table, llmprof.cli.run_command"
+        "import llmprof.session.run, llmprof.analysis.view.report, llmprof.exports.json.report,"
+        " llmprof.exports.text.table, llmprof.cli.run_command"
     )
     assert not {"textual", "rich", "torch"} & loaded_after(code)
 

@@ -17,16 +17,16 @@ sys.path.insert(0, str(ROOT / "tests"))
 os.environ.update(LLMPROF_GLYPHS="unicode", COLORTERM="truecolor", TERM="xterm-256color")
 os.environ.pop("NO_COLOR", None)
 
-from test_tui_setup import FACTS  # noqa: E402
+from test_setup import FACTS  # noqa: E402
 from textual.widgets import Input  # noqa: E402
 from tui_snapshots_data import LIVE, FixedSource  # noqa: E402
 
-from llmprof.analysis.live import RunDataSource  # noqa: E402
-from llmprof.analysis.snapshot import Snapshot  # noqa: E402
+from llmprof.analysis.view.live import RunDataSource  # noqa: E402
+from llmprof.analysis.view.snapshot import Snapshot  # noqa: E402
 from llmprof.cli.setup_command import _DEFAULTS  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
 from llmprof.tui.app import LlmprofApp  # noqa: E402
-from llmprof.tui.setup import Choice, Facts, SetupApp  # noqa: E402
+from llmprof.tui.setup.screen import Choice, Facts, SetupApp  # noqa: E402
 
 SIZES = ((80, 24), (120, 40), (200, 60))
 GRAPH, HOST = "h100_graph.sqlite", "h100_host.sqlite"

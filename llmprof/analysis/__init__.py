@@ -1,1 +1,3 @@
-"""Pure functions from what a run file holds to what a person wants to know."""
+"""Pure functions over reader rows. Rooms import one way: timing, device → host, bandwidth →
+timeline → view.
+"""

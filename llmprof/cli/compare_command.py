@@ -13,11 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmprof.analysis.compare import Comparison, compare_runs, compare_to_first, find_engine
-from llmprof.analysis.traced import Fall, RunTrace, fall_between, timing_step_ns
+from llmprof.analysis.timing.compare import Comparison, compare_runs, compare_to_first, find_engine
+from llmprof.analysis.view.traced import Fall, RunTrace, fall_between, timing_step_ns
 from llmprof.errors import EXIT_GATE, EXIT_OK, UsageError
 from llmprof.records import Maybe, RunData, Unavailable
-from llmprof.runfile.nsys_rep import readable
+from llmprof.runfile.foreign.nsys_rep import readable
 from llmprof.runfile.reader import RunFileReader
 
 _GATE = re.compile(r"\s*(tok_s|ttft)\s*([<>])\s*(\d+(?:\.\d+)?)(%?)\s*")
@@ -124,7 +124,7 @@ def _label_pairs(a: Side, b: Side) -> list[tuple[str, str]]:
 
 
 def _within(side: Side, left: str, right: str) -> tuple[Comparison, Fall]:
-    from llmprof.analysis.compare import compare_engines
+    from llmprof.analysis.timing.compare import compare_engines
 
     data = side.data
     pair = compare_engines(data, find_engine(data, left), find_engine(data, right))
@@ -147,7 +147,7 @@ def _fall(
 
 
 def _print_text(found: list[tuple[Comparison, Fall]]) -> None:
-    from llmprof.exports.waterfall_table import render
+    from llmprof.exports.text.waterfall_table import render
     from llmprof.plaintext import one_line
 
     for number, (pair, fall) in enumerate(found):
@@ -161,7 +161,7 @@ def _print_text(found: list[tuple[Comparison, Fall]]) -> None:
 
 
 def _print_json(found: list[tuple[Comparison, Fall]]) -> None:
-    from llmprof.exports.json_report import comparison_document, to_text
+    from llmprof.exports.json.report import comparison_document, to_text
 
     document: dict[str, Any] = comparison_document(found)
     sys.stdout.write(to_text(document))

@@ -13,7 +13,7 @@ from llmprof.plaintext import one_line
 def export(arguments: argparse.Namespace) -> int:
     from llmprof.config import check_target, locked
     from llmprof.exports.formats import FORMATS, default_output, export_runs
-    from llmprof.runfile.nsys_rep import readable
+    from llmprof.runfile.foreign.nsys_rep import readable
 
     files = [readable(Path(name)) for name in arguments.files]
     out = arguments.output

@@ -13,7 +13,7 @@ from llmprof.errors import EXIT_OK, MissingPackage, UsageError
 from llmprof.plaintext import one_line
 
 if TYPE_CHECKING:
-    from llmprof.models.exllama_shapes import EngineName
+    from llmprof.models.exllama.shapes import EngineName
 
 EXLLAMA = ("exllama", "exllamav2", "exllamav3")
 ENGINES = (*EXLLAMA, "mlc")
@@ -110,9 +110,9 @@ def _synth(arguments: argparse.Namespace) -> int:
 
 
 def _synth_mlc(arguments: argparse.Namespace) -> int:
-    from llmprof.engines.mlc_tvm import open_library
-    from llmprof.models import mlc_synth
-    from llmprof.models.mlc_library import inspect_library
+    from llmprof.engines.mlc.tvm import open_library
+    from llmprof.models.mlc import synth as mlc_synth
+    from llmprof.models.mlc.library import inspect_library
     from llmprof.models.presets import PRESETS
 
     if not arguments.lib:
@@ -141,7 +141,7 @@ def _synth_mlc(arguments: argparse.Namespace) -> int:
 
 def _prepare_mlc(arguments: argparse.Namespace) -> int:
     from llmprof.config import load_config
-    from llmprof.models import mlc_prepare
+    from llmprof.models.mlc import prepare as mlc_prepare
 
     if arguments.output:
         raise UsageError("--engine mlc writes several things: name a folder with --artifact-path")

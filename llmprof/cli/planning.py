@@ -15,7 +15,7 @@ from llmprof.models.locate import RANDOM, ModelRef, default_model, resolve
 from llmprof.models.tokenizer import Tokenizer, load_tokenizer
 from llmprof.records import Unavailable
 from llmprof.session.plan import Plan
-from llmprof.tracers.pyspy import HostPlan, default_rate_hz
+from llmprof.tracers.pyspy.tracer import HostPlan, default_rate_hz
 from llmprof.workload import PROMPT_ID_FLOOR, Workload, read_ids, seeded_ids
 
 DEFAULT_PROMPT = (

@@ -11,10 +11,10 @@ from llmprof.errors import EXIT_OK, UsageError
 
 
 def open_file(arguments: argparse.Namespace) -> int:
-    from llmprof.analysis.live import RunDataSource
-    from llmprof.analysis.several import SeveralRuns
+    from llmprof.analysis.view.live import RunDataSource
+    from llmprof.analysis.view.several import SeveralRuns
     from llmprof.config import load_config
-    from llmprof.runfile.nsys_rep import readable
+    from llmprof.runfile.foreign.nsys_rep import readable
     from llmprof.runfile.reader import RunFileReader
 
     runs = []
@@ -46,15 +46,15 @@ def engines(arguments: argparse.Namespace) -> int:
 
 
 def doctor(arguments: argparse.Namespace) -> int:
-    from llmprof import doctor as examination
     from llmprof.config import load_config
+    from llmprof.doctor import checks as examination
     from llmprof.engines.registry import engine_names
 
     config = load_config()
     pythons = {name: config.pythons.get(name, sys.executable) for name in engine_names()}
     checks = examination.examine(pythons)
     if arguments.banner:
-        from llmprof import banner
+        from llmprof.cli import banner
 
         print(banner.render(checks))
     elif arguments.json:
@@ -66,7 +66,7 @@ def doctor(arguments: argparse.Namespace) -> int:
 
 
 def schema(arguments: argparse.Namespace) -> int:
-    from llmprof.exports.schema import text
+    from llmprof.exports.json.schema import text
 
     sys.stdout.write(text())
     return EXIT_OK

@@ -30,7 +30,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source is not None:
         if arguments.engine or arguments.output:
             raise UsageError("--from reports on a recorded run: it takes no --engine and no -o")
-        from llmprof.runfile.nsys_rep import readable
+        from llmprof.runfile.foreign.nsys_rep import readable
 
         return report(readable(Path(arguments.source)), arguments.json, arguments.step_range)
     if arguments.step_range is not None:
@@ -40,7 +40,7 @@ def run(arguments: argparse.Namespace) -> int:
     from llmprof.config import load_config
 
     if not headless and not arguments.engine and "engine" not in load_config().run:
-        from llmprof.tui import prepare as be_frugal
+        from llmprof.tui.refresh import prepare as be_frugal
 
         be_frugal(os.environ)  # before textual is imported
         from llmprof.cli.setup_command import set_up
@@ -57,8 +57,8 @@ def _interactive() -> bool:
 
 def report(file: Path, as_json: bool, step_range: str | None = None) -> int:
     """Print the report on a run file; the exit code is the one that the run itself had."""
-    from llmprof.analysis.report import build
-    from llmprof.analysis.traced import load_trace
+    from llmprof.analysis.view.report import build
+    from llmprof.analysis.view.traced import load_trace
     from llmprof.runfile.reader import RunFileReader
 
     with RunFileReader(file) as reader:
@@ -66,11 +66,11 @@ def report(file: Path, as_json: bool, step_range: str | None = None) -> int:
     built = build(data)
     trace = load_trace(built, data)
     if as_json:
-        from llmprof.exports.json_report import to_document, to_text
+        from llmprof.exports.json.report import to_document, to_text
 
         sys.stdout.write(to_text(to_document(built, data, trace)))
     else:
-        from llmprof.exports.table import render
+        from llmprof.exports.text.table import render
 
         print(render(built, min(120, shutil.get_terminal_size((100, 24)).columns), trace))
     return exit_code(data.info.state, data.engines)
@@ -135,7 +135,7 @@ def _headless(prepared: Any, as_json: bool) -> int:
 
 
 def _in_tui(prepared: Any) -> int:
-    from llmprof.analysis.live import LiveFold
+    from llmprof.analysis.view.live import LiveFold
     from llmprof.config import load_config
     from llmprof.session.run import Session
     from llmprof.tui import run_app

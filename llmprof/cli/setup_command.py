@@ -10,7 +10,7 @@ from typing import Any
 
 from llmprof.cli.planning import Prepared, prepare
 from llmprof.errors import LlmprofError
-from llmprof.tui.setup import FIELDS, Choice, Facts, Offer, SetupApp
+from llmprof.tui.setup.screen import FIELDS, Choice, Facts, Offer, SetupApp
 
 _DEFAULTS = {
     "prompt_len": "text",
@@ -46,8 +46,8 @@ def set_up(arguments: argparse.Namespace) -> Prepared | None:
 
 def look() -> Facts:
     """Engines, models and the machine, as the doctor finds them."""
-    from llmprof import doctor
     from llmprof.config import load_config
+    from llmprof.doctor import checks as doctor
     from llmprof.engines.registry import engine_names
     from llmprof.models.discover import found_models
 

@@ -13,12 +13,12 @@ GROUP = "llmprof.engines"
 # Ours are listed here too: under an engine's interpreter llmprof is not an installed distribution,
 # so its entry points cannot be found there.
 BUILT_IN = {
-    "torch": "llmprof.engines.torch_engine:TorchEngine",
-    "llamacpp": "llmprof.engines.llamacpp_engine:LlamaCppEngine",
-    "exllama": "llmprof.engines.exllama_engine:ExLlamaEngine",
-    "exllamav2": "llmprof.engines.exllamav2_engine:ExLlamaV2Engine",
-    "exllamav3": "llmprof.engines.exllamav3_engine:ExLlamaV3Engine",
-    "mlc": "llmprof.engines.mlc_engine:MlcEngine",
+    "torch": "llmprof.engines.torch.engine:TorchEngine",
+    "llamacpp": "llmprof.engines.llamacpp.engine:LlamaCppEngine",
+    "exllama": "llmprof.engines.exllama.v1:ExLlamaEngine",
+    "exllamav2": "llmprof.engines.exllama.v2:ExLlamaV2Engine",
+    "exllamav3": "llmprof.engines.exllama.v3:ExLlamaV3Engine",
+    "mlc": "llmprof.engines.mlc.engine:MlcEngine",
 }
 
 

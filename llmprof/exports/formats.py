@@ -39,17 +39,23 @@ class Format:
 
 _FORMATS = (
     Format("nsys", ".sqlite", "Nsight Systems' SQLite; several runs in one", "nsys"),
-    Format("perfetto", ".pftrace", "for ui.perfetto.dev", "perfetto_trace", package="perfetto"),
-    Format("chrome", ".json", "Chrome trace events", "chrome"),
+    Format(
+        "perfetto", ".pftrace", "for ui.perfetto.dev", "timeline.perfetto_trace", package="perfetto"
+    ),
+    Format("chrome", ".json", "Chrome trace events", "timeline.chrome"),
     Format(
         "parquetdir", ".parquetdir", "one Parquet file a table", "parquet", True, package="pyarrow"
     ),
-    Format("csv", "", "a folder of tables: steps, kernels, gaps …", "csv_tables", True),
-    Format("markdown", ".md", "the report as Markdown tables", "markdown"),
-    Format("html", ".html", "one page: timelines, waterfall, tables", "html"),
-    Format("json", ".json", "the document of --json", "json_file"),
-    Format("speedscope", ".speedscope.json", "host stacks, for speedscope.app", "speedscope"),
-    Format("collapsed", ".collapsed", "host stacks, for flamegraph.pl and others", "collapsed"),
+    Format("csv", "", "a folder of tables: steps, kernels, gaps …", "text.csv_tables", True),
+    Format("markdown", ".md", "the report as Markdown tables", "text.markdown"),
+    Format("html", ".html", "one page: timelines, waterfall, tables", "html.page"),
+    Format("json", ".json", "the document of --json", "json.file"),
+    Format(
+        "speedscope", ".speedscope.json", "host stacks, for speedscope.app", "stacks.speedscope"
+    ),
+    Format(
+        "collapsed", ".collapsed", "host stacks, for flamegraph.pl and others", "stacks.collapsed"
+    ),
 )
 FORMATS = {entry.name: entry for entry in _FORMATS}
 

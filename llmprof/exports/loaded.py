@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmprof.analysis.report import Report, build
-from llmprof.analysis.traced import RunTrace, load_trace
+from llmprof.analysis.view.report import Report, build
+from llmprof.analysis.view.traced import RunTrace, load_trace
 from llmprof.exports.formats import Progress
 from llmprof.records import RunData, Unavailable
 from llmprof.runfile.reader import RunFileReader

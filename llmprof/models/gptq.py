@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmprof.models.random_values import RandomSource
-from llmprof.models.safetensors_writer import PlannedTensor
+from llmprof.models.safetensors.writer import PlannedTensor
 
 BITS = 4
 _LEVELS = 15

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmprof.errors import MissingPackage, ModelError
-from llmprof.models.gguf_header import read_header
+from llmprof.models.gguf.header import read_header
 from llmprof.models.presets import PRESETS
 from llmprof.plaintext import one_line
 

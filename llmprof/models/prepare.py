@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from llmprof.errors import MissingPackage, ModelError, UsageError
 from llmprof.models import gptq
-from llmprof.models.exllama_shapes import (
+from llmprof.models.exllama.shapes import (
     GROUP_SIZES,
     V3_MULTIPLE,
     EngineName,
@@ -27,14 +27,14 @@ from llmprof.models.exllama_shapes import (
     best_group_size,
     misfit,
 )
-from llmprof.models.gguf_header import read_header
-from llmprof.models.gguf_reader import GgufWeights
-from llmprof.models.hf_config import OURS, config_json, gptq_config
+from llmprof.models.gguf.header import read_header
+from llmprof.models.gguf.reader import GgufWeights
+from llmprof.models.huggingface.config import OURS, config_json, gptq_config
+from llmprof.models.huggingface.reader import SafetensorsWeights
 from llmprof.models.locate import ModelRef, read_json, resolve
 from llmprof.models.new_folder import new_folder, write_json
 from llmprof.models.presets import EMBEDDING, HEAD, LlamaConfig
-from llmprof.models.safetensors_reader import SafetensorsWeights
-from llmprof.models.safetensors_writer import PlannedTensor, write_safetensors
+from llmprof.models.safetensors.writer import PlannedTensor, write_safetensors
 from llmprof.models.tokenizer import load_tokenizer
 from llmprof.models.weights import WeightSource
 from llmprof.models.zero_padding import ZeroPadding, zero_padding

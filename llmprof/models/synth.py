@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from llmprof.errors import UsageError
-from llmprof.models import exl2, exl3, gptq
-from llmprof.models.exllama_shapes import (
+from llmprof.models import gptq
+from llmprof.models.exllama import exl2, exl3
+from llmprof.models.exllama.shapes import (
     FORMATS,
     GROUP_SIZES,
     EngineName,
@@ -25,12 +26,12 @@ from llmprof.models.exllama_shapes import (
     misfit,
     projections,
 )
-from llmprof.models.hf_config import config_json, gptq_config
+from llmprof.models.huggingface.config import config_json, gptq_config
 from llmprof.models.locate import read_json
 from llmprof.models.new_folder import new_folder, write_json
 from llmprof.models.presets import EMBEDDING, FINAL_NORM, HEAD, PRESETS, LlamaConfig
 from llmprof.models.random_values import RandomSource
-from llmprof.models.safetensors_writer import PlannedTensor, write_safetensors
+from llmprof.models.safetensors.writer import PlannedTensor, write_safetensors
 
 Told = Callable[[str, float], None]
 """``told("writing weights", 0.4)``."""

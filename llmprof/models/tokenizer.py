@@ -7,7 +7,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
-from llmprof.models.gguf_header import read_header
+from llmprof.models.gguf.header import read_header
 from llmprof.models.locate import ModelRef
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable

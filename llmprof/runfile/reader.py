@@ -29,15 +29,15 @@ from llmprof.records import (
     Warned,
 )
 from llmprof.runfile import schema
-from llmprof.runfile.chunks import Advance, silent
 from llmprof.runfile.codec import RowError, from_column, from_row
-from llmprof.runfile.foreign import KERNELS, RANGES, StepPattern, read_foreign, step_patterns
-from llmprof.runfile.host_rows import HostRows, read_samples
+from llmprof.runfile.foreign.tables import KERNELS, RANGES, StepPattern, read_foreign, step_patterns
 from llmprof.runfile.nvtx import OpTotal, self_times
 from llmprof.runfile.opening import OpenFile, damaged
+from llmprof.runfile.trace.chunks import Advance, silent
+from llmprof.runfile.trace.host_rows import HostRows, read_samples
 
 if TYPE_CHECKING:
-    from llmprof.runfile.trace_rows import PmColumns, TraceRows
+    from llmprof.runfile.trace.rows import PmColumns, TraceRows
 
 T = TypeVar("T")
 FileKind = Literal["llmprof", "nsys", "other"]
@@ -172,7 +172,7 @@ class RunFileReader:
 
     def trace_size(self) -> int:
         """About how many rows ``trace_rows`` looks at: no scan."""
-        from llmprof.runfile.trace_reader import trace_size
+        from llmprof.runfile.trace.reader import trace_size
 
         with self._reading():
             return trace_size(self._sql, self._tables())
@@ -187,7 +187,7 @@ class RunFileReader:
             limit: see ``read_trace``.
             advance: told of rows looked at, ``trace_size`` in all; may raise to stop.
         """
-        from llmprof.runfile.trace_reader import read_trace  # numpy only where it is wanted
+        from llmprof.runfile.trace.reader import read_trace  # numpy only where it is wanted
 
         with self._reading():
             try:
@@ -198,7 +198,7 @@ class RunFileReader:
 
     def pm_samples(self, round_id: int) -> tuple[PmRound, PmColumns] | None:
         """A sampled round's samples; ``None`` where there are none."""
-        from llmprof.runfile.trace_reader import read_pm
+        from llmprof.runfile.trace.reader import read_pm
 
         with self._reading():
             if "LLMPROF_PM_ROUND" not in self._tables():

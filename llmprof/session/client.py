@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmprof.children.protocol import Channel, ChannelClosed
 from llmprof.errors import EngineFailure
 from llmprof.plaintext import one_line
-from llmprof.worker.protocol import Channel, ChannelClosed
 from llmprof.worker.stamps import StampBoard
 
-BOOT = Path(__file__).resolve().parent.parent / "worker" / "boot.py"
+BOOT = Path(__file__).resolve().parent.parent / "children" / "boot.py"
 LOG_TAIL_BYTES = 64 * 1024
 START_TIMEOUT_S = 60.0
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from llmprof.analysis.conditions import gpu_index
+from llmprof.analysis.timing.conditions import gpu_index
 from llmprof.errors import EngineFailure
 from llmprof.plaintext import one_line
 from llmprof.records import (

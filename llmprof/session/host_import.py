@@ -9,8 +9,8 @@ from llmprof.plaintext import one_line
 from llmprof.records import HostFrame, HostRound, RoundRecord
 from llmprof.runfile.schema import global_tid
 from llmprof.runfile.writer import RunFileWriter
-from llmprof.tracers.pyspy import HostPlan
-from llmprof.tracers.pyspy_chrome import Frame, HostSamples
+from llmprof.tracers.pyspy.chrome import Frame, HostSamples
+from llmprof.tracers.pyspy.tracer import HostPlan
 
 SOURCE_LIMIT = 160
 FILE_LIMIT_BYTES = 4 << 20

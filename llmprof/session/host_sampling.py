@@ -11,7 +11,7 @@ from typing import Any
 from llmprof.errors import EngineFailure
 from llmprof.records import RoundRecord, Unavailable
 from llmprof.session.recorder import Recorder
-from llmprof.tracers.pyspy import HostPlan, PySpyTracer
+from llmprof.tracers.pyspy.tracer import HostPlan, PySpyTracer
 
 
 class HostSampling:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmprof.config import EngineSpec
 from llmprof.records import TraceLevel
-from llmprof.tracers.pyspy import HostPlan
+from llmprof.tracers.pyspy.tracer import HostPlan
 from llmprof.workload import Workload
 
 

@@ -27,9 +27,9 @@ from llmprof.session.events import SessionObserver
 
 if TYPE_CHECKING:
     from llmprof.session.trace_import import Imported
-    from llmprof.tracers.pm import PmSamples
-    from llmprof.tracers.pyspy import HostPlan
-    from llmprof.tracers.pyspy_chrome import HostSamples
+    from llmprof.tracers.pm.tracer import PmSamples
+    from llmprof.tracers.pyspy.chrome import HostSamples
+    from llmprof.tracers.pyspy.tracer import HostPlan
 
 
 class Recorder:

@@ -9,8 +9,9 @@ from functools import partial
 from typing import Any
 
 from llmprof import __version__, environment
-from llmprof.analysis.conditions import gpu_index
+from llmprof.analysis.timing.conditions import gpu_index
 from llmprof.errors import EngineFailure, LlmprofError
+from llmprof.machine import unavailable
 from llmprof.plaintext import printable
 from llmprof.records import (
     EngineRecord,
@@ -30,8 +31,8 @@ from llmprof.session.plan import Plan
 from llmprof.session.recorder import Recorder
 from llmprof.session.schedule import interleaved
 from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
-from llmprof.tracers.nvml import NvmlTracer
-from llmprof.tracers.pm import PmTracer
+from llmprof.tracers.nvml.tracer import NvmlTracer
+from llmprof.tracers.pm.tracer import PmTracer
 
 PM_INTERVAL_NS = 200_000
 """A sample takes the sampler 55–80 µs to evaluate: at 200 µs it keeps up with half a core."""
@@ -131,7 +132,7 @@ class Session:
             if name in named or (device.index == 0 and "cuda" in named):
                 copy = measure_copy_bandwidth(device.index)
                 if isinstance(copy, Unavailable):
-                    found[name] = environment.unavailable(copy.reason)
+                    found[name] = unavailable(copy.reason)
                 else:
                     found[name] = copy.gb_s
         return found

@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.kernel_names import demangle
+from llmprof.analysis.device.kernel_names import demangle
 from llmprof.plaintext import one_line
 from llmprof.records import ClockReading, Unavailable
 from llmprof.runfile.schema import global_pid, global_tid
 from llmprof.runfile.writer import RunFileWriter
-from llmprof.tracers.cupti_decode import ClockMap, Records, Trace
-from llmprof.tracers.cupti_layout import DRIVER
+from llmprof.tracers.cupti.decode import ClockMap, Records, Trace
+from llmprof.tracers.cupti.layout import DRIVER
 
 Ints = NDArray[np.int64]
 

@@ -15,9 +15,9 @@ from ctypes import byref, c_char_p, c_float, c_int, c_size_t, c_uint64, c_void_p
 from dataclasses import dataclass
 from typing import Any
 
+from llmprof.children.child import ChildFailed, TracerChild
+from llmprof.children.protocol import Channel, ChannelClosed
 from llmprof.records import Unavailable
-from llmprof.tracers.child import ChildFailed, TracerChild
-from llmprof.worker.protocol import Channel, ChannelClosed
 
 BUFFER_BYTES = 1 << 30
 """Ten times the largest L2 cache (B200: 126 MB): what is copied comes from DRAM."""

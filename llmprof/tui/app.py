@@ -12,8 +12,8 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
 
-from llmprof.analysis.live import RunDataSource
-from llmprof.analysis.snapshot import SnapshotSource
+from llmprof.analysis.view.live import RunDataSource
+from llmprof.analysis.view.snapshot import SnapshotSource
 from llmprof.errors import (
     EXIT_ENGINE_FAILED,
     EXIT_INTERRUPTED,
@@ -21,14 +21,15 @@ from llmprof.errors import (
     EXIT_OK,
     LlmprofError,
 )
-from llmprof.tui import palette, refresh_rate
-from llmprof.tui.cells import clean
 from llmprof.tui.commands import Palette, RunCommands
-from llmprof.tui.compositor import CellApp
 from llmprof.tui.dialogs import Choose, ConfirmStop
+from llmprof.tui.drawing import palette
+from llmprof.tui.drawing.cells import clean
+from llmprof.tui.drawing.compositor import CellApp
+from llmprof.tui.drawing.glyphs import choose
 from llmprof.tui.exporting import choices, write
-from llmprof.tui.glyphs import choose
 from llmprof.tui.main_screen import MainScreen
+from llmprof.tui.refresh import refresh_rate
 from llmprof.tui.step_picker import Picked, RangesFound, find, reread
 
 

@@ -7,20 +7,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import Protocol, cast
 
 from textual.command import CommandList, CommandPalette, DiscoveryHit, Hit, Hits, Provider
 from textual.widgets import Input
 
-from llmprof.analysis.timeline_lod import LaneWork
-from llmprof.analysis.traced import RunTrace
-from llmprof.tui import timeline_nav as nav
-from llmprof.tui.canvas import BlockBar
-from llmprof.tui.cells import clean
-from llmprof.tui.dialogs import Once
+from llmprof.analysis.timeline.lod import LaneWork
+from llmprof.analysis.view.traced import RunTrace
+from llmprof.tui.dialogs import Once, key_text
+from llmprof.tui.drawing.canvas import BlockBar
+from llmprof.tui.drawing.cells import clean
+from llmprof.tui.main_screen import MainScreen
+from llmprof.tui.timeline import nav
 
-if TYPE_CHECKING:
-    from llmprof.tui.app import LlmprofApp
+
+class CommandApp(Protocol):
+    """What commands ask of the app."""
+
+    main: MainScreen
+
+    def keys(self) -> dict[str, str]: ...
+
 
 ACTIONS = {
     "page-steps": "Page: steps",
@@ -86,7 +93,7 @@ class RunCommands(Provider):
                     score, matcher.highlight(text), partial(self._run, action), text,
                     f"key {self._key(action)}",
                 )  # fmt: skip
-        main = cast("LlmprofApp", self.app).main
+        main = cast(CommandApp, self.app).main
         trace = main.view.trace
         now = nav.scene(main.view)
         if not isinstance(trace, RunTrace) or now is None:
@@ -114,17 +121,15 @@ class RunCommands(Provider):
 
     def _actions(self) -> Iterator[tuple[str, str]]:
         """(text, binding id) of what can be done now."""
-        main = cast("LlmprofApp", self.app).main
+        main = cast(CommandApp, self.app).main
         for name, text in ACTIONS.items():
             action = main.action_of(name).partition("(")[0].removeprefix("app.")
             if main.check_action(action, ()):
                 yield text, name
 
     def _key(self, name: str) -> str:
-        from llmprof.tui.dialogs import key_text
-
-        return key_text(cast("LlmprofApp", self.app).keys().get(name, "none"))
+        return key_text(cast(CommandApp, self.app).keys().get(name, "none"))
 
     async def _run(self, name: str) -> None:
-        main = cast("LlmprofApp", self.app).main
+        main = cast(CommandApp, self.app).main
         await main.run_action(main.action_of(name))

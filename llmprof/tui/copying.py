@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmprof.analysis.snapshot import Snapshot
-from llmprof.tui.cells import Row, text_of
-from llmprof.tui.timeline_inspector import inspector
-from llmprof.tui.timeline_nav import scene
+from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.tui.drawing.cells import Row, text_of
+from llmprof.tui.timeline.inspector import inspector
+from llmprof.tui.timeline.nav import scene
 from llmprof.tui.view import View
 
 _WIDTH = 200

@@ -13,8 +13,8 @@ from textual.containers import Vertical
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
-from llmprof.tui.glyphs import Glyphs
-from llmprof.tui.palette import style
+from llmprof.tui.drawing.glyphs import Glyphs
+from llmprof.tui.drawing.palette import style
 
 Answer = TypeVar("Answer")
 

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from llmprof.analysis.snapshot import Snapshot
-from llmprof.tui import busy, cards, compare_page, gpu, host_page, latency, pages, timeline_page
-from llmprof.tui.cells import Row, Span, clean, fit, row, rule, spread
-from llmprof.tui.glyphs import Glyphs
-from llmprof.tui.numbers import elapsed
+from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.tui.compare import page as compare_page
+from llmprof.tui.drawing.cells import Row, Span, clean, fit, row, rule, spread
+from llmprof.tui.drawing.glyphs import Glyphs
+from llmprof.tui.drawing.numbers import elapsed
+from llmprof.tui.host import page as host_page
+from llmprof.tui.live import busy, cards, gpu, latency, pages
+from llmprof.tui.live.phase import progress_bar
 from llmprof.tui.opening import Reading
-from llmprof.tui.phase import progress_bar
+from llmprof.tui.timeline import page as timeline_page
 from llmprof.tui.view import PAGES, View
 
 _STATE_ROLE: Final = {

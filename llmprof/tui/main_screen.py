@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import TYPE_CHECKING, ClassVar, cast
+from typing import ClassVar, Protocol, cast
 
 from textual import work
 from textual.app import ComposeResult
@@ -13,20 +13,27 @@ from textual.screen import Screen
 from textual.widgets import Footer
 from textual.worker import get_current_worker
 
-from llmprof.analysis.snapshot import Snapshot
-from llmprof.analysis.traced import RunTrace
+from llmprof.analysis.view.snapshot import Snapshot, SnapshotSource
+from llmprof.analysis.view.traced import RunTrace
 from llmprof.plaintext import one_line
-from llmprof.tui import timeline_nav as nav
-from llmprof.tui.canvas import Canvas
 from llmprof.tui.dialogs import Ask, HelpScreen
+from llmprof.tui.drawing.canvas import Canvas
+from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.frame import body, header
-from llmprof.tui.glyphs import Glyphs
 from llmprof.tui.opening import TraceRead, read
-from llmprof.tui.timeline_page import layout
+from llmprof.tui.timeline import nav
+from llmprof.tui.timeline.page import layout
 from llmprof.tui.view import BASES, HOST_RANGES, PAGES, SCALES, SORTS, TimelineView, View
 
-if TYPE_CHECKING:
-    from llmprof.tui.app import LlmprofApp
+
+class RunApp(Protocol):
+    """What the screen asks of the app that shows it."""
+
+    source: SnapshotSource
+
+    def keys(self) -> dict[str, str]: ...
+
+    def take_screenshot(self) -> None: ...
 
 
 class MainScreen(Screen[None], inherit_bindings=False):
@@ -186,7 +193,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         """Reading a long trace takes its time: not on the UI's thread."""
         # Messages, not calls: the app may be gone by now, and nobody must wait for it.
         read(
-            cast("LlmprofApp", self.app).source,
+            cast(RunApp, self.app).source,
             self.post_message,
             lambda: get_current_worker().is_cancelled,
         )
@@ -377,7 +384,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self.set_view(replace(self.view, scale=turn))
 
     def action_help(self) -> None:
-        keys = cast("LlmprofApp", self.app).keys()
+        keys = cast(RunApp, self.app).keys()
         self.app.push_screen(HelpScreen(self.view.glyphs, self.view.page, keys))
 
     @classmethod
@@ -401,4 +408,4 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self.notify(f"copied {what}", markup=False)
 
     def action_screenshot(self) -> None:
-        cast("LlmprofApp", self.app).take_screenshot()
+        cast(RunApp, self.app).take_screenshot()

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 
 from textual.message import Message
 
-from llmprof.analysis.snapshot import SnapshotSource
-from llmprof.analysis.traced import RunTrace
+from llmprof.analysis.view.snapshot import SnapshotSource
+from llmprof.analysis.view.traced import RunTrace
 from llmprof.errors import LlmprofError
 from llmprof.records import Unavailable
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 from textual.message import Message
 
-from llmprof.analysis.live import RunDataSource
+from llmprof.analysis.view.live import RunDataSource
 from llmprof.errors import LlmprofError
 from llmprof.runfile.reader import RunFileReader
-from llmprof.tui.cells import clean
-from llmprof.tui.numbers import duration
+from llmprof.tui.drawing.cells import clean
+from llmprof.tui.drawing.numbers import duration
 
 MOST = 12
 """Patterns offered; any other can be typed."""

@@ -5,15 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
-from llmprof.analysis.snapshot import EngineView, Snapshot
-from llmprof.analysis.timeline_axis import Align, RoundKey
-from llmprof.analysis.timeline_lod import Gap
-from llmprof.analysis.traced import RunTrace
+from llmprof.analysis.timeline.axis import Align, RoundKey
+from llmprof.analysis.timeline.lod import Gap
+from llmprof.analysis.view.snapshot import EngineView, Snapshot
+from llmprof.analysis.view.traced import RunTrace
 from llmprof.records import Unavailable
-from llmprof.tui.cells import Row, Span, clean, row, wrap
-from llmprof.tui.glyphs import Glyphs
+from llmprof.tui.drawing.cells import Row, Span, clean, row, wrap
+from llmprof.tui.drawing.glyphs import Glyphs
+from llmprof.tui.drawing.palette import accent
 from llmprof.tui.opening import Reading
-from llmprof.tui.palette import accent
 
 Page = Literal["steps", "summary", "timeline", "compare", "text", "log", "host"]
 PAGES: Final[tuple[Page, ...]] = get_args(Page)

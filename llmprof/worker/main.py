@@ -18,11 +18,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from llmprof.children.protocol import Channel, ChannelClosed
 from llmprof.engines.base import Engine, LoadRequest
 from llmprof.engines.registry import create
 from llmprof.errors import LlmprofError, MissingPackage, OutOfMemory, UsageError
-from llmprof.worker import metronome
-from llmprof.worker.protocol import Channel, ChannelClosed
+from llmprof.tracers.pyspy import metronome
 from llmprof.worker.rounds import RoundResult, ranged_round, timed_round, warm_up
 from llmprof.worker.stamps import StampBoard
 from llmprof.worker.tracing import WorkerTracers

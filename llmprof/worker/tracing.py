@@ -13,7 +13,7 @@ from llmprof.worker.nvtx_ranges import NoRanges, open_ranges
 from llmprof.worker.rounds import Ranges
 
 if TYPE_CHECKING:
-    from llmprof.tracers.cupti import CuptiTracer
+    from llmprof.tracers.cupti.tracer import CuptiTracer
 
 
 @dataclass
@@ -46,7 +46,7 @@ class WorkerTracers:
             if reason:
                 self.unavailable["nvtx"] = reason
         if spool is not None and self._deep:
-            from llmprof.tracers.cupti import CuptiTracer
+            from llmprof.tracers.cupti.tracer import CuptiTracer
 
             tracer = CuptiTracer(Path(spool), "full" if level == "full" else "kernels")
             why = tracer.start()

@@ -22,10 +22,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import numpy as np
 
-from llmprof.analysis.pm_steps import align_to_busy, step_activity, weighted_means
+from llmprof.analysis.bandwidth.pm_steps import align_to_busy, step_activity, weighted_means
 from llmprof.records import Unavailable
 from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
-from llmprof.tracers.pm import PmSamples, PmTracer
+from llmprof.tracers.pm.tracer import PmSamples, PmTracer
 
 FALLBACK_PEAK_GB_S = 3352.0  # H100 SXM: 2619 MHz × 5120 bit × 2
 LAUNCH_NS = 50_000

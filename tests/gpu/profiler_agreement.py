@@ -34,7 +34,7 @@ def profiled(kind: str, model: str, steps: int, out: Path) -> None:
     from torch.profiler import ProfilerActivity, profile
 
     from llmprof.engines.base import LoadRequest
-    from llmprof.engines.torch_engine import TorchEngine
+    from llmprof.engines.torch.engine import TorchEngine
     from llmprof.workload import seeded_ids
 
     activities = [ProfilerActivity.CUDA]

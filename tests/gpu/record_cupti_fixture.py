@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 from llmprof.records import Unavailable  # noqa: E402 - the path above comes first
-from llmprof.tracers.cupti import CuptiTracer, Level  # noqa: E402
+from llmprof.tracers.cupti.tracer import CuptiTracer, Level  # noqa: E402
 
 STEPS, REPLAYS, ADDS, COPIES = 6, 10, 100, 5
 PTX = b"""
@@ -276,7 +276,7 @@ def record(out: Path) -> int:
 
 
 def demangled(spools: list[Path]) -> dict[str, str]:
-    from llmprof.tracers.cupti_decode import Trace
+    from llmprof.tracers.cupti.decode import Trace
 
     plain, found = demangler(), {}
     for path in spools:

@@ -26,10 +26,10 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from llmprof.engines.base import LoadRequest
-from llmprof.engines.extension_build import keep_extension
+from llmprof.engines.exllama.extension_build import keep_extension
 from llmprof.engines.registry import create
 from llmprof.errors import LlmprofError
-from llmprof.models.exllama_shapes import FORMATS
+from llmprof.models.exllama.shapes import FORMATS
 from llmprof.models.presets import PRESETS
 from llmprof.models.synth import SynthRequest, synthesise
 from llmprof.workload import seeded_ids

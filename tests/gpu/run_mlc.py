@@ -3,9 +3,9 @@
     python3 tests/gpu/run_mlc.py --build DIR [--arch sm_90a]     # where TVM's compiler and nvcc are
     python3 tests/gpu/run_mlc.py --libs DIR                      # on the GPU
 
-``--build`` compiles the tiny Llama of tests/mlc_tiny.py for the GPU, once with fp16 weights, once
-with q4f16_1, once for another GPU, and once for the CPU; ``--libs`` runs them. There the
-interpreter needs numpy, apache-tvm (libtvm_compiler.so may be missing), apache-tvm-ffi,
+``--build`` compiles the tiny Llama of tests/support/mlc_tiny.py for the GPU, once with fp16
+weights, once with q4f16_1, once for another GPU, and once for the CPU; ``--libs`` runs them. There
+the interpreter needs numpy, apache-tvm (libtvm_compiler.so may be missing), apache-tvm-ffi,
 platformdirs, and for the traced run what the kernel tracer needs.
 
 Prints one line a check. ``--libs DIR --device cpu`` runs what can be run without a GPU.
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import mlc_files
@@ -32,9 +32,9 @@ import numpy as np
 import reference_llama
 import small_models
 
-from llmprof.engines.mlc_tvm import FITTING
+from llmprof.engines.mlc.tvm import FITTING
 from llmprof.errors import LlmprofError
-from llmprof.models.mlc_library import inspect_library
+from llmprof.models.mlc.library import inspect_library
 from llmprof.models.presets import LlamaConfig
 
 ROOT = Path(__file__).resolve().parents[2]

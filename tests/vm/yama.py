@@ -1,4 +1,4 @@
-"""tests/test_host_denied.py under a kernel that has Yama: Debian's, in a virtual machine.
+"""tests/tracers/test_host_denied.py under a kernel that has Yama: Debian's, in a virtual machine.
 
     sudo python tests/vm/yama.py [--kernel DEB] [--work /var/tmp/llmprof-vm] [--accel tcg|kvm]
 
@@ -44,7 +44,7 @@ mount -t tmpfs tmpfs /run
 ip link set lo up
 cd {repository}
 echo "kernel $(uname -r), ptrace_scope $(cat /proc/sys/kernel/yama/ptrace_scope)"
-{python} -m pytest -v -p no:cacheprovider -o timeout=0 tests/test_host_denied.py {only}
+{python} -m pytest -v -p no:cacheprovider -o timeout=0 tests/tracers/test_host_denied.py {only}
 echo "TESTS ENDED WITH $?"
 sync
 echo o >/proc/sysrq-trigger

@@ -1,0 +1,1 @@
+"""Bytes: roofline (modelled) and sampled DRAM throughput (measured); stands on timing."""

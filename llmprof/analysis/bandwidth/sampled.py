@@ -1,0 +1,102 @@
+"""Measured bandwidth of every decode step, beside the modelled one, from the sampled round."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmprof.analysis.bandwidth.pm_steps import step_activity, weighted_means
+from llmprof.analysis.timing.steps import workload_number
+from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable
+from llmprof.runfile.reader import RunFileReader
+
+
+@dataclass(frozen=True)
+class SampledSteps:
+    """One entry a decode step; ``None`` where a step is too short for its own value.
+
+    GB is 1e9 bytes. ``measured``: DRAM throughput by PM sampling × peak; device-wide. ``modelled``:
+    weights + KV at that step's context / the step's time.
+    """
+
+    interval_ns: int
+    clock: str
+    clock_error_ns: int | None
+    dropped: int
+    measured_gb_s: tuple[float | None, ...]
+    modelled_gb_s: tuple[float | None, ...]
+    sm_active_pct: tuple[float | None, ...]
+    mean_measured_gb_s: Maybe
+    """Over all decode steps together, weighted by time."""
+    mean_modelled_gb_s: Maybe
+    why_no_steps: str
+    """Why no step has a value of its own; empty where some have."""
+
+
+def sampled_steps(
+    reader: RunFileReader, data: RunData, engine: EngineRecord
+) -> SampledSteps | Unavailable:
+    """The sampled round of one engine."""
+    record = next(iter(data.rounds_of(engine.engine_id, "sampled")), None)
+    if record is None:
+        return Unavailable(data.why_missing(engine.label, "pm") or "no sampled round")
+    found = reader.pm_samples(record.round_id)
+    if found is None:
+        return Unavailable(data.why_missing(engine.label, "pm") or "no sampled round")
+    facts, samples = found
+    peak = next((d.peak_bandwidth_gb_s for d in data.gpu_devices if d.index == facts.device), None)
+    stamps = np.array(record.stamps_ns, np.int64)
+    activity = step_activity(
+        stamps,
+        samples.start_ns,
+        samples.end_ns,
+        samples.dram_pct,
+        samples.sm_active_pct,
+        facts.clock_error_ns,
+        peak,
+    )
+    whole, covered = weighted_means(
+        stamps[[0, -1]], samples.start_ns, samples.end_ns, samples.dram_pct
+    )
+    mean: Maybe = Unavailable("the GPU's peak bandwidth is not known")
+    if peak is not None:
+        mean = float(whole[0] / 100 * peak) if covered[0] > 0 else Unavailable("no samples")
+    modelled = _modelled(data, engine, record)
+    sizes = [m * s for m, s in zip(modelled, np.diff(stamps).tolist(), strict=True) if m]
+    return SampledSteps(
+        interval_ns=facts.interval_ns,
+        clock=facts.clock,
+        clock_error_ns=facts.clock_error_ns,
+        dropped=facts.dropped,
+        measured_gb_s=_values(activity.dram_gb_s),
+        modelled_gb_s=tuple(modelled),
+        sm_active_pct=_values(activity.sm_active_pct),
+        mean_measured_gb_s=mean,
+        mean_modelled_gb_s=(
+            sum(sizes) / float(stamps[-1] - stamps[0])
+            if sizes
+            else Unavailable("the engine does not know the bytes it reads")
+        ),
+        why_no_steps="" if activity.unavailable is None else activity.unavailable.reason,
+    )
+
+
+def _modelled(data: RunData, engine: EngineRecord, record: RoundRecord) -> list[float | None]:
+    """bytes/ns = GB/s of each step; step i attends to prompt + i positions."""
+    info, prompt = engine.info, workload_number(data, "prompt_len")
+    batch = workload_number(data, "batch")
+    if info is None or prompt is None or batch is None:
+        return [None] * record.steps
+    weights, kv = info.weight_bytes_per_step, info.kv_bytes_per_token
+    if weights is None or kv is None:
+        return [None] * record.steps
+    stamps = record.stamps_ns
+    return [
+        (weights + kv * (prompt + i) * batch) / max(1, stamps[i] - stamps[i - 1])
+        for i in range(1, record.steps + 1)
+    ]
+
+
+def _values(column: np.ndarray[tuple[int, ...], np.dtype[np.float64]]) -> tuple[float | None, ...]:
+    return tuple(None if np.isnan(v) else float(v) for v in column)

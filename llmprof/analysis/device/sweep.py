@@ -1,0 +1,139 @@
+"""Device work laid out in time: overlaps counted once, cut at the borders of the decode steps.
+
+Everything here is integer ns and vectorised, so sums are exact and a million kernels take well
+under a second.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmprof.runfile.trace.rows import CopyRows, Ints, KernelRows, TraceRows
+
+COPY_NAMES = {
+    -1: "[memset]",
+    0: "[memcpy]",
+    1: "[memcpy Host-to-Device]",
+    2: "[memcpy Device-to-Host]",
+    8: "[memcpy Device-to-Device]",
+    9: "[memcpy Host-to-Host]",
+    10: "[memcpy Peer-to-Peer]",
+}
+"""nsys copyKind → the name under which nsys lists it."""
+
+
+@dataclass(frozen=True, eq=False)
+class Work:
+    """All kernels, copies and sets of one process, kernels first. Equal lengths."""
+
+    start_ns: Ints
+    end_ns: Ints
+    label: Ints
+    """Index into ``names``."""
+    step: Ints
+    """Decode step, 0 prefill, -1 outside (see ``attribution``)."""
+    is_kernel: NDArray[np.bool_]
+    kernel_row: Ints
+    """Rows of ``KernelRows`` of the kernels, in order."""
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Timeline:
+    """Who occupies the device from the first to the last bound; what is not covered is idle.
+
+    Pieces are disjoint, ordered and cut at the bounds. Where work overlaps on several streams (or
+    devices) the time belongs to what started first, so pieces add up to the busy time exactly.
+    """
+
+    bounds_ns: Ints
+    """``bounds_ns[i - 1]`` to ``bounds_ns[i]`` is decode step ``i``; steps + 1 values."""
+    start_ns: Ints
+    end_ns: Ints
+    label: Ints
+    step: Ints
+    """The step that the piece lies in, from 1."""
+    names: tuple[str, ...]
+
+    @property
+    def steps(self) -> int:
+        return max(0, len(self.bounds_ns) - 1)
+
+    def busy_ns(self) -> Ints:
+        """Covered time of each step, ns; shape (steps,)."""
+        return sums(self.step - 1, self.end_ns - self.start_ns, self.steps)
+
+    def wall_ns(self) -> Ints:
+        """Length of each step, ns; shape (steps,)."""
+        return np.diff(self.bounds_ns)
+
+
+def collect(rows: TraceRows, pid: int, kernel_step: Ints, copy_step: Ints) -> Work:
+    """The work of process ``pid`` under one list of names."""
+    kernels, copies = rows.kernels, rows.copies
+    mine, copied = np.flatnonzero(kernels.pid == pid), np.flatnonzero(copies.pid == pid)
+    kernel_label, kernel_names = _kernel_labels(kernels, mine)
+    copy_label, copy_names = _copy_labels(copies, copied)
+    start = np.concatenate([kernels.start_ns[mine], copies.start_ns[copied]])
+    end = np.concatenate([kernels.end_ns[mine], copies.end_ns[copied]])
+    return Work(
+        start_ns=start,
+        end_ns=np.maximum(start, end),  # a damaged row must not make time run backwards
+        label=np.concatenate([kernel_label, copy_label + len(kernel_names)]),
+        step=np.concatenate([kernel_step[mine], copy_step[copied]]),
+        is_kernel=np.arange(len(start)) < len(mine),
+        kernel_row=mine,
+        names=(*kernel_names, *copy_names),
+    )
+
+
+def lay_out(work: Work, bounds_ns: Ints) -> Timeline:
+    """The timeline between the bounds (ascending), at least one."""
+    order = np.argsort(work.start_ns, kind="stable")
+    start, end, label = work.start_ns[order], work.end_ns[order], work.label[order]
+    covered = np.concatenate([bounds_ns[:1], np.maximum.accumulate(end)[:-1]])[: len(start)]
+    start = np.maximum(np.maximum(start, covered), bounds_ns[0])
+    end = np.minimum(end, bounds_ns[-1])
+    there = end > start
+    origin, start, end, step = cut(start[there], end[there], bounds_ns)
+    return Timeline(bounds_ns, start, end, label[there][origin], step, work.names)
+
+
+def cut(start: Ints, end: Ints, bounds_ns: Ints) -> tuple[Ints, Ints, Ints, Ints]:
+    """Split intervals that lie within the bounds at every bound inside them.
+
+    Returns (index of the interval, start, end, step) of the pieces, in order; none is empty.
+    """
+    first = np.searchsorted(bounds_ns, start, "right")
+    parts = np.maximum(1, np.searchsorted(bounds_ns, end, "left") - first + 1)
+    origin = np.repeat(np.arange(len(start)), parts)
+    nth = np.arange(len(origin)) - np.repeat(np.cumsum(parts) - parts, parts)
+    step = first[origin] + nth
+    begin = np.where(nth == 0, start[origin], bounds_ns[step - 1])
+    finish = np.where(nth == parts[origin] - 1, end[origin], bounds_ns[step])
+    there = finish > begin  # equal bounds: a step without any length
+    return origin[there], begin[there], finish[there], step[there]
+
+
+def sums(index: Ints, values: Ints, length: int) -> Ints:
+    """Sum of ``values`` for each index; exact below 2**53 (104 days in ns)."""
+    total = np.bincount(index, weights=values, minlength=length)
+    return total.astype(np.int64)
+
+
+def _kernel_labels(kernels: KernelRows, mine: Ints) -> tuple[Ints, list[str]]:
+    """Ids that carry the same text share a label."""
+    ids, inverse = np.unique(kernels.name_id[mine], return_inverse=True)
+    texts = [kernels.names.get(int(i), f"kernel {i}") for i in ids]
+    number = {text: n for n, text in enumerate(dict.fromkeys(texts))}
+    table = np.array([number[text] for text in texts], np.int64)
+    return table[inverse] if len(table) else table, list(number)
+
+
+def _copy_labels(copies: CopyRows, copied: Ints) -> tuple[Ints, list[str]]:
+    kinds, inverse = np.unique(copies.kind[copied], return_inverse=True)
+    names = [COPY_NAMES.get(int(k), f"[memcpy kind {k}]") for k in kinds]
+    return inverse.astype(np.int64), names

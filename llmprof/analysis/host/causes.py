@@ -1,0 +1,478 @@
+"""Why the device waits: the idle time of the decode steps by cause, adding up to it exactly.
+
+The rules, for each gap (a stretch without kernel, copy or set), the first that applies:
+
+1. Both sides belong to one launch of a CUDA graph, or the work behind it was launched before the
+   gap began: ``device``. The host was ahead, it is the device's own way from kernel to kernel.
+2. The trace has API calls (``--trace full``): the gap is cut at the calls of the launching thread.
+   Inside a call, the call's kind: ``sync``, ``allocator``, ``graph update``, else ``launch``; from
+   the call that launched the next work to its begin, ``launch``. Between two calls no further apart
+   than ``LAUNCH_PACE_NS``, ``launch``: the host was issuing all along. Between calls further apart,
+   what the samples taken there say, and ``host`` where there is none.
+3. No API calls: samples of the host's stack. Gaps of one sort (where in the step, short or long)
+   share the samples that fell into them, in proportion to the overlap of the sample's moment of
+   uncertainty with the gap. A sample of kind ``host`` counts as ``launch`` where work began within
+   ``LAUNCH_PACE_NS`` before and behind it.
+4. Fewer than one sample in a sort of gaps: ``unknown``.
+
+A sample while another Python thread was busy counts for ``gil`` by that thread's part of the
+processor time of both.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Literal, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmprof.analysis.device.gaps import between_pieces
+from llmprof.analysis.device.kernels import TracedRound
+from llmprof.analysis.device.sweep import Timeline
+from llmprof.analysis.host.stacks import FrameTime, HostTrace, StepSample, frame_times
+from llmprof.records import HostFrame, RoundRecord, Unavailable
+from llmprof.runfile.trace.rows import ApiRows, Ints, TraceRows
+
+Cause = Literal[
+    "launch", "sync", "graph update", "allocator", "wait", "gil", "host", "device", "unknown"
+]
+CAUSES: tuple[Cause, ...] = get_args(Cause)
+LAUNCH_PACE_NS = 200_000
+"""Launches no further apart than this are one burst: an eager operator takes 10–100 us of host."""
+SHORT_NS = 100_000
+"""Gaps up to here are pooled apart from longer ones."""
+READ_NS = 200_000
+"""A sample was taken within this before its time, mostly (measured; docs/host-stacks.md)."""
+LEAST_WEIGHT = 1.0
+
+WORDS: Mapping[Cause, str] = {
+    "launch": "launch-bound, the host was issuing launches all along",
+    "sync": "the host waited for the device or a copy, and went on too late",
+    "graph update": "the host was updating CUDA graphs",
+    "allocator": "memory was being allocated or freed",
+    "wait": "the host slept, or waited for a lock or a file",
+    "gil": "the host waited for the GIL, which another Python thread held",
+    "host": "the host computed (sampling, detokenising, Python)",
+    "device": "the device's own way from one kernel to the next; the work was there",
+    "unknown": "no call and no sample says",
+}
+_CALLS: tuple[tuple[str, Cause], ...] = (
+    ("Synchronize", "sync"),
+    ("Query", "sync"),
+    ("GraphExec", "graph update"),
+    ("GraphInstantiate", "graph update"),
+    ("GraphCreate", "graph update"),
+    ("GraphAdd", "graph update"),
+    ("Malloc", "allocator"),
+    ("Free", "allocator"),
+    ("MemAlloc", "allocator"),
+    ("MemCreate", "allocator"),
+    ("MemMap", "allocator"),
+    ("MemUnmap", "allocator"),
+    ("MemSetAccess", "allocator"),
+)
+"""Part of a CUDA call's name → cause. A blocking copy is told from ``cudaMemcpyAsync`` below."""
+
+
+@dataclass(frozen=True)
+class CauseTime:
+    cause: Cause
+    total_ns: int
+    ms_per_step: float
+    """Mean over the traced decode steps."""
+    share: float
+    """Of the idle time, 0–1."""
+
+
+@dataclass(frozen=True)
+class GapCauses:
+    """``sum(c.total_ns for c in causes) == total_ns``, the idle time of the decode steps."""
+
+    total_ns: int
+    ms_per_step: float
+    causes: tuple[CauseTime, ...]
+    """By time; only those that took some."""
+    samples: int
+    """Samples of the host that touched a gap."""
+    basis: str
+    """What the causes rest on, in words."""
+    frames: tuple[FrameTime, ...]
+    """What the host's stack was in the gaps."""
+    stacks: tuple[tuple[tuple[HostFrame, ...], float], ...]
+    """(stack, part of the sample that lay in gaps)."""
+    verdict: str
+
+
+def gap_causes(
+    traced: TracedRound, rows: TraceRows, record: RoundRecord, host: HostTrace | Unavailable
+) -> GapCauses | Unavailable:
+    """The idle time of a traced round's decode steps, by cause."""
+    found = judge(traced, rows, record, host)
+    return found if isinstance(found, Unavailable) else found.report
+
+
+def judge(
+    traced: TracedRound, rows: TraceRows, record: RoundRecord, host: HostTrace | Unavailable
+) -> GapJudge | Unavailable:
+    """What tells the cause of every gap of a traced round's decode steps."""
+    timeline = traced.timeline
+    if isinstance(timeline, Unavailable):
+        return timeline
+    return GapJudge(traced, timeline, rows, record, host)
+
+
+class GapJudge:
+    """Knows the gaps of one traced round, what was launched when, and what the host did."""
+
+    def __init__(
+        self,
+        traced: TracedRound,
+        timeline: Timeline,
+        rows: TraceRows,
+        record: RoundRecord,
+        host: HostTrace | Unavailable,
+    ) -> None:
+        start, end, step, _, _ = between_pieces(timeline)
+        self._gaps = _Gaps(start, end, step, timeline.bounds_ns)
+        self._host = host
+        self._steps = timeline.steps
+        samples = [] if isinstance(host, Unavailable) else list(host.samples)
+        tick = READ_NS if isinstance(host, Unavailable) else min(READ_NS, host.sampled.tick_ns)
+        begins = np.sort(traced.work.start_ns)
+        overlaps = [_overlap(self._gaps, s, tick) for s in samples]
+        self._touched = [
+            (s, w) for s, o in zip(samples, overlaps, strict=True) if (w := sum(o.values())) > 0
+        ]
+        self._inside = _by_gap(overlaps, [_kinds(s, begins) for s in samples])
+        self._launches = _Launches(traced, rows, record)
+
+    @cached_property
+    def _queued(self) -> NDArray[np.bool_]:
+        """Of every gap: is it the device's own (rule 1)?"""
+        gaps = self._gaps
+        inside: NDArray[np.bool_] = gaps.end != gaps.bounds[gaps.step]
+        found: NDArray[np.bool_] = self._launches.queued(gaps.start, gaps.end) & inside
+        return found
+
+    def _cut(self, n: int) -> Iterator[tuple[Cause, int]]:
+        """Rule 2."""
+        start, end = int(self._gaps.start[n]), int(self._gaps.end[n])
+        return self._launches.split(start, end, self._inside.get(n, {}))
+
+    def of(self, start_ns: int, end_ns: int) -> dict[Cause, int]:
+        """The ns of one gap by cause, largest first; empty for what is no gap of a decode step.
+
+        By samples (rule 3) a gap has the parts of all gaps of its sort.
+        """
+        n = int(np.searchsorted(self._gaps.start, start_ns))
+        there = n < len(self._gaps.start) and self._gaps.start[n] == start_ns
+        if not there or self._gaps.end[n] != end_ns:
+            return {}
+        found: defaultdict[Cause, int] = defaultdict(int)
+        if self._queued[n]:
+            found["device"] = end_ns - start_ns
+        elif self.has_calls:
+            for cause, ns in self._cut(n):
+                found[cause] += ns
+        else:
+            found.update(_by_sort(end_ns - start_ns, self._weights[self._gaps.sort(n)]))
+        return dict(sorted(found.items(), key=lambda item: -item[1]))
+
+    @cached_property
+    def _weights(self) -> defaultdict[tuple[int, bool], dict[Cause, float]]:
+        """Sort of gaps → what the samples in them count for."""
+        weights: defaultdict[tuple[int, bool], dict[Cause, float]] = defaultdict(dict)
+        for n, found in self._inside.items():
+            if not self._queued[n]:
+                mine = weights[self._gaps.sort(n)]
+                for cause, weight in found.items():
+                    mine[cause] = mine.get(cause, 0.0) + weight
+        return weights
+
+    @property
+    def has_calls(self) -> bool:
+        """Were API calls traced? If not, causes come from samples."""
+        return self._launches.calls is not None
+
+    @property
+    def basis(self) -> str:
+        """What the causes rest on, in words."""
+        if self.has_calls:
+            return "API calls; stacks between calls that are far apart"
+        if self._touched:
+            return "sampled host stacks (--trace full adds the exact API calls)"
+        host = self._host
+        why = host.reason if isinstance(host, Unavailable) else "no sample fell into a gap"
+        return f"neither API calls nor host stacks: {why}"
+
+    @cached_property
+    def report(self) -> GapCauses:
+        gaps, totals = self._gaps, defaultdict[Cause, int](int)
+        length = gaps.end - gaps.start
+        total = int(length.sum())
+        totals["device"] = int(length[self._queued].sum())
+        if self.has_calls:
+            for n in np.flatnonzero(~self._queued).tolist():
+                for cause, ns in self._cut(n):
+                    totals[cause] += ns
+        else:
+            place, short = gaps.sorts
+            for sort in itertools.product(range(4), (False, True)):
+                mine = ~self._queued & (place == sort[0]) & (short == sort[1])
+                if ns := int(length[mine].sum()):
+                    for cause, part in _by_sort(ns, self._weights[sort]).items():
+                        totals[cause] += part
+        stacks = tuple((s.stack, w) for s, w in self._touched)
+        causes = _causes(totals, total, self._steps)
+        ms = total / self._steps / 1e6
+        return GapCauses(
+            total_ns=total,
+            ms_per_step=ms,
+            causes=causes,
+            samples=len(self._touched),
+            basis=self.basis,
+            frames=frame_times(stacks, ms),
+            stacks=stacks,
+            verdict=_verdict(causes, ms),
+        )
+
+
+def _causes(totals: Mapping[Cause, int], total: int, steps: int) -> tuple[CauseTime, ...]:
+    return tuple(
+        CauseTime(cause, ns, ns / steps / 1e6, ns / max(1, total))
+        for cause, ns in sorted(totals.items(), key=lambda item: -item[1])
+        if ns
+    )
+
+
+def _verdict(causes: Sequence[CauseTime], ms: float) -> str:
+    if not causes:
+        return "the device never waited"
+    shown = [c for c in causes if c.share >= 0.05] or list(causes[:1])
+    parts = [f"{c.ms_per_step:.3f} ms {c.cause}" for c in shown]
+    if rest := sum(c.ms_per_step for c in causes if c not in shown):
+        parts.append(f"{rest:.3f} ms other causes")
+    # 38 % launch beside 33 % device is no verdict on the engine: say that it is a part.
+    degree = "mostly" if causes[0].share > 0.5 else f"the largest part, {causes[0].share:.0%}"
+    return f"{ms:.3f} ms idle a step = {' + '.join(parts)}; {degree}: {WORDS[causes[0].cause]}"
+
+
+@dataclass(frozen=True, eq=False)
+class _Gaps:
+    start: Ints
+    end: Ints
+    step: Ints
+    bounds: Ints
+
+    @cached_property
+    def sorts(self) -> tuple[Ints, NDArray[np.bool_]]:
+        """Where in the step, and whether short: gaps of one sort share their samples."""
+        first = self.start == self.bounds[self.step - 1]
+        last = self.end == self.bounds[self.step]
+        place: Ints = first.astype(np.int64) + 2 * last.astype(np.int64)
+        return place, self.end - self.start <= SHORT_NS
+
+    def sort(self, n: int) -> tuple[int, bool]:
+        """Of one gap."""
+        place, short = self.sorts
+        return int(place[n]), bool(short[n])
+
+
+def _overlap(gaps: _Gaps, sample: StepSample, width: int) -> dict[int, float]:
+    """Gap → the part of the sample's uncertain moment that lies in it."""
+    begin, finish = sample.time_ns - width, sample.time_ns
+    first = int(np.searchsorted(gaps.end, begin, "right"))
+    last = int(np.searchsorted(gaps.start, finish, "left"))
+    found = {}
+    for n in range(first, last):
+        part = min(finish, int(gaps.end[n])) - max(begin, int(gaps.start[n]))
+        if part > 0:
+            found[n] = part / width
+    return found
+
+
+def _kinds(sample: StepSample, begins: Ints) -> dict[Cause, float]:
+    """What the sample counts for; weights add up to 1."""
+    kind: Cause = sample.kind
+    if kind == "host" and len(begins):
+        at = int(np.searchsorted(begins, sample.time_ns))
+        before = sample.time_ns - int(begins[at - 1]) if at else LAUNCH_PACE_NS + 1
+        behind = int(begins[at]) - sample.time_ns if at < len(begins) else LAUNCH_PACE_NS + 1
+        if max(before, behind) <= LAUNCH_PACE_NS:
+            kind = "launch"
+    if not sample.gil:
+        return {kind: 1.0}
+    return {kind: 1 - sample.gil, "gil": sample.gil}
+
+
+def _by_gap(
+    overlaps: Sequence[Mapping[int, float]], kinds: Sequence[Mapping[Cause, float]]
+) -> dict[int, dict[Cause, float]]:
+    found: defaultdict[int, defaultdict[Cause, float]] = defaultdict(lambda: defaultdict(float))
+    for parts, kind in zip(overlaps, kinds, strict=True):
+        for n, part in parts.items():
+            for cause, weight in kind.items():
+                found[n][cause] += part * weight
+    return {n: dict(weights) for n, weights in found.items()}
+
+
+def _by_sort(ns: int, weights: Mapping[Cause, float]) -> dict[Cause, int]:
+    """Rule 3 and 4."""
+    if sum(weights.values()) < LEAST_WEIGHT:
+        return {"unknown": ns}
+    return share_out(ns, weights)
+
+
+def share_out(total: int, weights: Mapping[Cause, float]) -> dict[Cause, int]:
+    """Integers in proportion to the weights that add up to ``total`` (largest remainder)."""
+    whole = sum(weights.values())
+    exact = {cause: total * weight / whole for cause, weight in weights.items()}
+    parts = {cause: int(value) for cause, value in exact.items()}
+    ranked = sorted(exact, key=lambda cause: parts[cause] - exact[cause])
+    for cause in ranked[: max(0, total - sum(parts.values()))]:
+        parts[cause] += 1
+    parts[ranked[0]] += total - sum(parts.values())  # floats of more than 53 bits
+    return parts
+
+
+def _found(ordered: Ints, wanted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
+    """(place of each wanted value in a row that is not empty, is it there at all?)."""
+    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
+    return at, ordered[at] == wanted
+
+
+class _Launches:
+    """Which call launched what, and what the launching thread did when."""
+
+    def __init__(self, traced: TracedRound, rows: TraceRows, record: RoundRecord) -> None:
+        work, kernels, copies = traced.work, rows.kernels, rows.copies
+        mine = copies.pid == record.pid
+        correlation = np.concatenate(
+            [kernels.correlation[work.kernel_row], copies.correlation[mine]]
+        )
+        node = np.concatenate([kernels.graph_node[work.kernel_row], copies.graph_node[mine]])
+        order = np.argsort(work.start_ns, kind="stable")
+        self._starts = work.start_ns[order]
+        self._correlation, self._node = correlation[order], node[order]
+        by_end = np.argsort(work.end_ns, kind="stable")
+        self._ends = work.end_ns[by_end]
+        self._end_correlation, self._end_node = correlation[by_end], node[by_end]
+        self.calls = _calls(rows.api, record)
+        api = rows.api
+        ids, first = np.unique(api.correlation, return_index=True)
+        self._ids, self._begin = ids, api.start_ns[first]
+
+    def _next(self, end: int) -> int | None:
+        """Row of the work that begins at the gap's end."""
+        at = int(np.searchsorted(self._starts, end))
+        return at if at < len(self._starts) and self._starts[at] == end else None
+
+    def launched_ns(self, end: int) -> int | None:
+        """Begin of the call that launched the work behind the gap."""
+        at = self._next(end)
+        if at is None or not len(self._ids):
+            return None
+        n = int(np.searchsorted(self._ids, self._correlation[at]))
+        if n < len(self._ids) and self._ids[n] == self._correlation[at]:
+            return int(self._begin[n])
+        return None
+
+    def queued(self, start: Ints, end: Ints) -> NDArray[np.bool_]:
+        """Rule 1: was the work behind each gap there before the gap began?"""
+        if not len(self._starts):
+            return np.zeros(len(start), np.bool_)
+        after, follows = _found(self._starts, end)
+        before, precedes = _found(self._ends, start)
+        graph = (self._end_correlation[before] == self._correlation[after]) & precedes
+        graph &= (self._end_node[before] != 0) & (self._node[after] != 0)
+        ahead = np.zeros(len(start), np.bool_)
+        if len(self._ids):
+            call, known = _found(self._ids, self._correlation[after])
+            ahead = known & (self._begin[call] <= start)
+        found: NDArray[np.bool_] = follows & (graph | ahead)
+        return found
+
+    def split(
+        self, start: int, end: int, weights: Mapping[Cause, float]
+    ) -> Iterator[tuple[Cause, int]]:
+        """Rule 2: the gap's ns by cause."""
+        assert self.calls is not None
+        calls = self.calls
+        launched = self.launched_ns(end)
+        stop = end if launched is None else max(start, min(end, launched))
+        if end > stop:
+            yield "launch", end - stop
+        at = int(np.searchsorted(calls.end, start, "right"))
+        now = start
+        while now < stop:
+            if at == len(calls.start) or calls.start[at] >= stop:
+                yield from self._pause(at, now, stop, weights)
+                return
+            if calls.start[at] > now:
+                yield from self._pause(at, now, int(calls.start[at]), weights)
+                now = int(calls.start[at])
+            until = min(stop, int(calls.end[at]))
+            if until > now:
+                yield calls.cause[at], until - now
+                now = until
+            at += 1
+
+    def _pause(
+        self, at: int, begin: int, finish: int, weights: Mapping[Cause, float]
+    ) -> Iterator[tuple[Cause, int]]:
+        """Between call ``at - 1`` and call ``at``."""
+        calls = self.calls
+        assert calls is not None
+        before = int(calls.end[at - 1]) if at else begin
+        behind = int(calls.start[at]) if at < len(calls.start) else finish
+        if behind - before <= LAUNCH_PACE_NS:
+            yield "launch", finish - begin
+            return
+        said = {c: w for c, w in weights.items() if c not in ("launch", "sync", "device")}
+        yield from (share_out(finish - begin, said) if said else {"host": finish - begin}).items()  # type: ignore[misc]
+
+
+@dataclass(frozen=True, eq=False)
+class _Calls:
+    """Calls of the launching thread, ordered, none inside another."""
+
+    start: Ints
+    end: Ints
+    cause: tuple[Cause, ...]
+
+
+def _calls(api: ApiRows, record: RoundRecord) -> _Calls | None:
+    mine: NDArray[np.bool_] = api.pid == record.pid
+    if not mine.any():
+        return None
+    threads, counts = np.unique(api.tid[mine], return_counts=True)
+    # Of the round loop's thread; an engine may launch from another one.
+    thread = record.tid if record.tid in threads else int(threads[np.argmax(counts)])
+    chosen = np.flatnonzero(mine & (api.tid == thread))
+    chosen = chosen[np.argsort(api.start_ns[chosen], kind="stable")]
+    ends = np.maximum.accumulate(api.end_ns[chosen])
+    # A runtime call holds the driver calls that it makes: the outer one counts.
+    outer = np.concatenate([[True], api.end_ns[chosen][1:] > ends[:-1]])
+    chosen = chosen[outer]
+    names = {number: call_cause(name) for number, name in api.names.items()}
+    return _Calls(
+        api.start_ns[chosen],
+        api.end_ns[chosen],
+        tuple(names.get(int(n), "launch") for n in api.name_id[chosen]),
+    )
+
+
+def call_cause(name: str) -> Cause:
+    """The cause that stands for the inside of a CUDA call."""
+    base = name.split("_v", 1)[0].split("_ptsz", 1)[0]
+    for part, cause in _CALLS:
+        if part in base:
+            return cause
+    if base.startswith(("cudaMemcpy", "cuMemcpy")) and "Async" not in base:
+        return "sync"
+    return "launch"

@@ -1,0 +1,296 @@
+"""Where the host's time goes inside the decode steps, from sampled stacks.
+
+Samples come at moments that are independent of what the host does, so their share is a share of
+time, with the error of a count: n samples tell a share p to within about 2 sqrt(p (1 - p) / n).
+"""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from llmprof.analysis.host.frames import (
+    ORIGINS,
+    Kind,
+    Origin,
+    below_loop,
+    kind_of,
+    label,
+    origin,
+)
+from llmprof.records import HostFrame, HostRound, RoundRecord, Unavailable
+from llmprof.runfile.trace.host_rows import HostRows
+
+BUSY_THREAD = 0.10
+"""A Python thread beside the decoding one counts as busy from this share of a processor on."""
+TOP = 40
+
+
+@dataclass(frozen=True)
+class StepSample:
+    """The decoding thread at one moment of a decode step."""
+
+    time_ns: int
+    step: int
+    """From 1."""
+    stack: tuple[HostFrame, ...]
+    """Innermost first, without llmprof's own loop."""
+    kind: Kind
+    gil: float
+    """Probability that it only waited for the GIL (``_fighting``)."""
+
+
+@dataclass(frozen=True)
+class FrameTime:
+    """One function of the stacks."""
+
+    label: str
+    """``function (file)``."""
+    origin: Origin
+    self_share: float
+    """Of the samples: it was the innermost frame."""
+    inclusive_share: float
+    """Of the samples: it was on the stack."""
+    self_ms_per_step: float
+    inclusive_ms_per_step: float
+    lines: tuple[tuple[str, float], ...]
+    """Its lines on the stacks with their share, largest first, at most three."""
+
+
+@dataclass(frozen=True)
+class ThreadTime:
+    """One thread of the worker during the traced round."""
+
+    tid: int
+    name: str
+    python: bool
+    decoding: bool
+    cpu_share: float
+    """Of one processor."""
+
+
+@dataclass(frozen=True)
+class HostReport:
+    """Host time of the decode steps of one traced round."""
+
+    samples: int
+    """Of the decoding thread inside decode steps."""
+    step_ms: float
+    """Mean traced decode step."""
+    kinds_ms_per_step: dict[str, float]
+    """Add up to ``step_ms``."""
+    frames: tuple[FrameTime, ...]
+    """The engine's own first, then by inclusive share."""
+    threads: tuple[ThreadTime, ...]
+    verdict: str
+
+
+@dataclass
+class Flame:
+    """A node of the tree of stacks; ``weight`` includes its children's."""
+
+    label: str
+    origin: Origin
+    weight: float = 0.0
+    own: float = 0.0
+    children: dict[str, Flame] = field(default_factory=dict)
+
+
+class HostTrace:
+    """The sampled stacks of one traced round.
+
+    Raises:
+        ValueError: nothing was sampled inside a decode step.
+    """
+
+    def __init__(self, rows: HostRows, record: RoundRecord) -> None:
+        self.sampled: HostRound = rows.sampled
+        self.record = record
+        self.threads = _threads(rows, record)
+        stamps = np.array(record.stamps_ns, np.int64)
+        busy = {
+            t.tid: t.cpu_share
+            for t in self.threads
+            if t.python and not t.decoding and t.cpu_share >= BUSY_THREAD
+        }
+        own = sum(t.cpu_share for t in self.threads if t.decoding)
+        fighting = _fighting(rows, busy, own)
+        self.samples: tuple[StepSample, ...] = tuple(
+            self._sample(rows, s.time_ns, step, s.stack, fighting.get(s.time_ns, 0.0))
+            for s in rows.samples
+            if s.tid == record.tid
+            and 0 < (step := int(np.searchsorted(stamps, s.time_ns, "right"))) < len(stamps)
+        )
+        if not self.samples:
+            raise ValueError(
+                "no sample fell into a decode step (more --traced-steps, or --host-rate)"
+            )
+
+    @staticmethod
+    def _sample(
+        rows: HostRows, time_ns: int, step: int, numbers: Sequence[int], gil: float
+    ) -> StepSample:
+        unknown = "frame {0}"
+        frames = [rows.frames.get(n) or HostFrame(n, unknown.format(n), "", 0, "") for n in numbers]
+        stack = below_loop(frames)
+        kind = kind_of(stack)
+        return StepSample(time_ns, step, stack, kind, gil if kind in ("host", "launch") else 0.0)
+
+    @cached_property
+    def report(self) -> HostReport:
+        stamps = self.record.stamps_ns
+        step_ms = (stamps[-1] - stamps[0]) / self.record.steps / 1e6
+        kinds: Counter[str] = Counter()
+        for s in self.samples:
+            kinds[s.kind] += 1 - s.gil  # type: ignore[assignment]
+            kinds["gil"] += s.gil  # type: ignore[assignment]
+        total = len(self.samples)
+        by_kind = {k: step_ms * n / total for k, n in kinds.most_common() if n > 0}
+        return HostReport(
+            samples=total,
+            step_ms=step_ms,
+            kinds_ms_per_step=by_kind,
+            frames=frame_times(((s.stack, 1.0) for s in self.samples), step_ms),
+            threads=self.threads,
+            verdict=_verdict(by_kind, step_ms, self.threads),
+        )
+
+    def weighted(self, step: int | None = None) -> list[tuple[tuple[HostFrame, ...], float]]:
+        """(stack, 1) of every sample, or of those of one decode step."""
+        return [(s.stack, 1.0) for s in self.samples if step is None or s.step == step]
+
+
+def frame_times(
+    stacks: Iterable[tuple[Sequence[HostFrame], float]], total_ms: float
+) -> tuple[FrameTime, ...]:
+    """Self and inclusive time of every function, a recursive one counted once a stack.
+
+    Args:
+        stacks: each with its weight.
+        total_ms: what the sum of the weights stands for.
+    """
+    own: Counter[tuple[str, str]] = Counter()
+    on: Counter[tuple[str, str]] = Counter()
+    lines: defaultdict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    example: dict[tuple[str, str], HostFrame] = {}
+    total = 0.0
+    for stack, weight in stacks:
+        total += weight
+        seen = set()
+        for depth, frame in enumerate(stack):
+            key = (frame.function, frame.file)
+            example.setdefault(key, frame)
+            if depth == 0:
+                own[key] += weight  # type: ignore[assignment]
+            if key not in seen:
+                seen.add(key)
+                on[key] += weight  # type: ignore[assignment]
+                lines[key][_line(frame)] += weight  # type: ignore[assignment]
+    total = total or 1.0
+    found = [
+        FrameTime(
+            label=label(example[key], with_line=False),
+            origin=origin(example[key]),
+            self_share=own[key] / total,
+            inclusive_share=weight / total,
+            self_ms_per_step=total_ms * own[key] / total,
+            inclusive_ms_per_step=total_ms * weight / total,
+            lines=tuple((text, n / total) for text, n in lines[key].most_common(3)),
+        )
+        for key, weight in on.items()
+    ]
+    found.sort(key=lambda f: (ORIGINS.index(f.origin) > 0, -f.inclusive_share, -f.self_share))
+    kept = [f for f in found if f.origin == "engine"][: TOP // 2]
+    return tuple([*kept, *(f for f in found if f.origin != "engine")][:TOP])
+
+
+def _line(frame: HostFrame) -> str:
+    return f"{frame.line}: {frame.source}" if frame.source else str(frame.line)
+
+
+def flame(stacks: Iterable[tuple[Sequence[HostFrame], float]]) -> Flame:
+    """The stacks as a tree from the outermost frame inwards."""
+    root = Flame("all", "llmprof")
+    for stack, weight in stacks:
+        node = root
+        node.weight += weight
+        for frame in reversed(stack):
+            text = label(frame)
+            if text not in node.children:
+                node.children[text] = Flame(text, origin(frame))
+            node = node.children[text]
+            node.weight += weight
+        node.own += weight
+    return root
+
+
+def _threads(rows: HostRows, record: RoundRecord) -> tuple[ThreadTime, ...]:
+    sampled = rows.sampled
+    wall = max(1, sampled.cpu_wall_ns)
+    found = [
+        ThreadTime(
+            tid=int(tid),
+            name=sampled.threads.get(tid, ""),
+            python=tid in sampled.threads,
+            decoding=int(tid) == record.tid,
+            cpu_share=ns / wall,
+        )
+        for tid, ns in sampled.cpu_ns.items()
+        if tid.isdecimal()
+    ]
+    return tuple(sorted(found, key=lambda t: -t.cpu_share))
+
+
+def _fighting(rows: HostRows, busy: dict[int, float], own: float) -> dict[int, float]:
+    """Moment → rival / (rival + own) of the processor shares of busy Python threads not asleep.
+
+    A thread that runs Python code holds the GIL while it does: of the time that the GIL was held,
+    the rivals had this part. An upper bound, since code that lets go of the GIL counts too.
+    """
+    shares: defaultdict[int, float] = defaultdict(float)
+    for s in rows.samples:
+        if s.tid in busy:
+            frames = [rows.frames[n] for n in s.stack if n in rows.frames]
+            if kind_of(frames) != "wait":
+                shares[s.time_ns] += busy[s.tid]
+    return {moment: share / (share + own) for moment, share in shares.items()}
+
+
+_WORDS = {
+    "launch": "inside the framework (issuing work; on a CPU, doing it)",
+    "sync": "waiting for the device or a copy",
+    "graph update": "updating CUDA graphs",
+    "allocator": "allocating memory",
+    "wait": "asleep or waiting for a lock",
+    "gil": "waiting for the GIL",
+    "host": "computing on the host",
+}
+
+
+def _verdict(kinds: dict[str, float], step_ms: float, threads: Sequence[ThreadTime]) -> str:
+    parts = [
+        f"{ms:.2f} ms {_WORDS[kind]}"
+        for kind, ms in sorted(kinds.items(), key=lambda item: -item[1])
+        if ms >= 0.05 * step_ms
+    ]
+    text = f"of {step_ms:.2f} ms a step the host spent {', '.join(parts)}"
+    rivals = [t.name or str(t.tid) for t in threads if t.python and not t.decoding]
+    if kinds.get("gil", 0.0) >= 0.05 * step_ms and rivals:
+        text += f" (the rival: thread {rivals[0]})"
+    return text
+
+
+def open_host(
+    rows: HostRows | None, record: RoundRecord | None, why: str
+) -> HostTrace | Unavailable:
+    """The host side of a traced round, or why there is none."""
+    if rows is None or record is None:
+        return Unavailable(why)
+    try:
+        return HostTrace(rows, record)
+    except ValueError as text:
+        return Unavailable(str(text))

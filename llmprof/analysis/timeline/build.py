@@ -1,0 +1,156 @@
+"""From the traced pass of a run to the lanes of its timeline."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from llmprof.analysis.bandwidth.sampled import SampledSteps
+from llmprof.analysis.device.kernels import TracedRound
+from llmprof.analysis.host.stacks import HostTrace
+from llmprof.analysis.timeline.axis import Floats, Lane, RoundKey, Series, Track, track_of
+from llmprof.analysis.timeline.host import HostLane
+from llmprof.analysis.timeline.lod import Curve, LaneWork
+from llmprof.records import EngineRecord, RoundRecord, RunData, Unavailable
+from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.trace.overview import Cells
+from llmprof.runfile.trace.rows import ApiRows, CopyRows, Ints, KernelRows
+
+HOLD_NS = 1_000_000_000
+"""A reading of NVML stands for what follows it, at most this long."""
+
+
+class TracedEngine(Protocol):
+    """What a lane is built from: the traced round of one engine (``view.traced.EngineTrace``)."""
+
+    @property
+    def label(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+    @property
+    def record(self) -> RoundRecord | None: ...
+    @property
+    def round(self) -> TracedRound | Unavailable: ...
+    @property
+    def kernel_rows(self) -> KernelRows: ...
+    @property
+    def copy_rows(self) -> CopyRows: ...
+    @property
+    def api_rows(self) -> ApiRows: ...
+    @property
+    def host(self) -> HostTrace | Unavailable: ...
+    @property
+    def sampled(self) -> SampledSteps | Unavailable: ...
+    @property
+    def cells(self) -> Cells | None: ...
+
+
+def build_lane(
+    data: RunData, engine: EngineRecord, trace: TracedEngine, reader: RunFileReader
+) -> Lane:
+    """The lane of one engine; reads what ``trace`` does not hold yet."""
+    rounds = [r for r in data.rounds if r.engine_id == engine.engine_id]
+    work = _work(trace)
+    tracks = tuple(filter(None, (_track(record, trace) for record in rounds)))
+    api = trace.api_rows
+    covered = np.maximum.accumulate(api.end_ns) if len(api) else api.end_ns
+    begin = np.maximum(api.start_ns, np.concatenate([api.start_ns[:1], covered[:-1]]))
+    there = api.end_ns > begin
+    return Lane(
+        label=trace.label,
+        tracks=tracks,
+        work=work,
+        api=api,
+        api_busy=Curve.of(begin[there], api.end_ns[there]),
+        traced_key=(trace.record.pass_name, trace.record.index) if trace.record else None,
+        series=tuple(_nvml(data, engine)),
+        step_series=tuple(_per_step(trace)),
+        samples=dict(_samples(data, rounds, reader)),
+        host=None if isinstance(trace.host, Unavailable) else HostLane.of(trace.host),
+        cells=trace.cells,
+    )
+
+
+def _work(trace: TracedEngine) -> LaneWork | Unavailable:
+    if isinstance(trace.round, Unavailable):
+        return trace.round
+    streams = np.concatenate(
+        [
+            trace.kernel_rows.stream[trace.round.work.kernel_row],
+            trace.copy_rows.stream[trace.copy_rows.pid == trace.pid],
+        ]
+    )
+    complete_ns = None if trace.cells is None else trace.cells.start_ns
+    return LaneWork(trace.round.work, trace.round.categories, streams, complete_ns)
+
+
+def _track(record: RoundRecord, trace: TracedEngine) -> Track | None:
+    mine = trace.record is not None and record.round_id == trace.record.round_id
+    if mine and not isinstance(trace.round, Unavailable):
+        timeline = trace.round.timeline
+        if not isinstance(timeline, Unavailable):
+            # Of steps that are not analysed the stamps are known.
+            beyond = np.array(record.stamps_ns[len(timeline.bounds_ns) :], np.int64)
+            bounds = np.concatenate([timeline.bounds_ns, beyond])
+            return track_of(record, np.maximum.accumulate(bounds))
+    return track_of(record)
+
+
+def _device(engine: EngineRecord) -> int:
+    """Index of the device that the engine says it runs on."""
+    found = re.search(r":(\d+)$", engine.info.device if engine.info else "")
+    return int(found[1]) if found else 0
+
+
+def _nvml(data: RunData, engine: EngineRecord) -> Iterator[Series]:
+    samples = [s for s in data.gpu_samples if s.device == _device(engine)]
+    for name, unit, field in (("SM clock", "MHz", "sm_clock_mhz"), ("power", "W", "power_w")):
+        known = [(s.timestamp_ns, getattr(s, field)) for s in samples]
+        pairs = [(at, float(value)) for at, value in known if value is not None]
+        if pairs:
+            start: Ints = np.array([at for at, _ in pairs], np.int64)
+            end = np.minimum(np.append(start[1:], start[-1] + HOLD_NS), start + HOLD_NS)
+            yield Series.of(name, unit, start, end, np.array([v for _, v in pairs], np.float64))
+
+
+def _per_step(trace: TracedEngine) -> Iterator[tuple[str, str, tuple[float | None, ...], str]]:
+    sampled = trace.sampled
+    if isinstance(sampled, Unavailable):
+        return
+    for values, note in (
+        (sampled.measured_gb_s, "measured in the sampled round"),
+        (sampled.modelled_gb_s, "modelled"),
+    ):
+        if any(v is not None for v in values):
+            yield "DRAM", "GB/s", values, note
+            return
+
+
+def _samples(
+    data: RunData, rounds: list[RoundRecord], reader: RunFileReader
+) -> Iterator[tuple[RoundKey, tuple[Series, ...]]]:
+    """PM samples of a sampled round: finer than a step."""
+    for record in rounds:
+        found = None if record.pass_name != "sampled" else reader.pm_samples(record.round_id)
+        if found is None:
+            continue
+        facts, pm = found
+        peak = next(
+            (d.peak_bandwidth_gb_s for d in data.gpu_devices if d.index == facts.device), None
+        )
+        made = []
+        dram: Floats = pm.dram_pct if peak is None else pm.dram_pct / 100 * peak
+        for name, unit, values in (
+            ("DRAM", "%" if peak is None else "GB/s", dram),
+            ("SM active", "%", pm.sm_active_pct),
+        ):
+            there = np.flatnonzero(~np.isnan(values))
+            if len(there):
+                end = np.minimum(pm.end_ns[there], np.append(pm.start_ns[there][1:], 2**62))
+                series = Series.of(name, unit, pm.start_ns[there], end, values[there], "measured")
+                made.append(series)
+        if made:
+            yield (record.pass_name, record.index), tuple(made)

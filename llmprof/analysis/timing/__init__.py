@@ -1,0 +1,3 @@
+"""Steps, statistics, ratios and conditions of the timing pass; for the other rooms of analysis,
+and exports.
+"""

@@ -1,0 +1,373 @@
+"""The traced pass of a run file: kernels, gaps and waterfalls of every engine, and single steps.
+
+What the TUI's step and kernel views, the JSON document, the table and ``llmprof compare`` read.
+Text in it (kernel names) is as recorded where a field is called ``name`` and printable where it is
+called ``short_name``.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, cached_property
+from pathlib import Path
+from statistics import mean, median
+
+from llmprof.analysis.bandwidth.sampled import SampledSteps, sampled_steps
+from llmprof.analysis.device.attribution import attribute
+from llmprof.analysis.device.categories import OTHER, Rule, categorise, load_rules
+from llmprof.analysis.device.gaps import GapReport, idle_gaps
+from llmprof.analysis.device.kernels import KernelReport, TracedRound, kernel_report, prepare
+from llmprof.analysis.device.waterfall import (
+    StepParts,
+    Waterfall,
+    step_parts,
+    timing_waterfall,
+    waterfall,
+)
+from llmprof.analysis.host.causes import GapCauses, GapJudge, judge
+from llmprof.analysis.host.stacks import open_host
+from llmprof.analysis.timeline.axis import RunLanes
+from llmprof.analysis.timeline.build import build_lane
+from llmprof.analysis.timing.steps import engine_steps
+from llmprof.analysis.view.report import Report
+from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable, Warned
+from llmprof.runfile.nvtx import OpTotal
+from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.trace.chunks import Advance, silent
+from llmprof.runfile.trace.overview import Cells, walk
+from llmprof.runfile.trace.rows import ApiRows
+
+MAX_KERNELS = 1_000_000
+"""Of one run file that are analysed one by one; a longer trace is cut at a step."""
+LEAST_KERNELS = 100_000
+"""Of one engine, however many there are."""
+PENDING = Unavailable("the kernels are being read")
+
+Tell = Callable[[str, float | None], None]
+"""Told what is read and the share of it that is done (``None``: unknown); may raise to stop."""
+
+
+def quiet(_what: str, _share: float | None) -> None:
+    """Nobody looks on."""
+
+
+class EngineTrace:
+    """The traced round of one engine; everything is computed once, when first asked for.
+
+    Args:
+        reader: ``None``: nothing is read, the steps alone are known.
+        limit: kernels that are analysed at most, from the round's first on.
+    """
+
+    def __init__(
+        self,
+        label: str,
+        engine: str,
+        record: RoundRecord | None,
+        reader: RunFileReader | None,
+        clock_error_ns: int,
+        rules: Sequence[Rule],
+        operators: tuple[OpTotal, ...],
+        no_kernels: str,
+        sampled: SampledSteps | Unavailable,
+        no_host: str = "host stacks were not sampled",
+        limit: int = MAX_KERNELS,
+        advance: Advance = silent,
+    ) -> None:
+        self.label = label
+        self.cut = ""
+        """What of the round is analysed, where that is not all."""
+        self.cells: Cells | None = None
+        """Kernel time of what is not analysed."""
+        self.host = open_host(
+            reader.host_rows(record) if record and reader else None, record, no_host
+        )
+        """Sampled host stacks of the decode steps."""
+        self.sampled = sampled
+        """Measured bandwidth of single steps."""
+        self.record = record
+        self.operators = operators
+        """Host operators by self time, where they were recorded (engines on a CPU)."""
+        self.pid = 0 if record is None else record.pid
+        self.api_rows = ApiRows()
+        self.round: TracedRound | Unavailable
+        if record is None:
+            self.round = Unavailable("no traced pass")
+            return
+        if reader is None:
+            self.round = PENDING
+            return
+        rows = reader.trace_rows(record, limit, advance)
+        if not len(rows.kernels):
+            self.round = Unavailable(no_kernels)
+            return
+        if rows.complete_ns is not None:
+            whole, record = record, _shortened(record, rows.complete_ns)
+            self.record = record
+            rows = rows.until(record.end_ns)
+            self.cut = _cut(whole, record, limit)
+            self.cells = Cells(
+                record.pid,
+                record.end_ns,
+                whole.end_ns,
+                # Asked for every cell: the rules are regular expressions.
+                cache(lambda name: categorise({0: name}, engine, rules).get(0, OTHER)),
+            )
+            if whole.steps and not record.steps:
+                self.round = Unavailable(self.cut)
+                return
+        self.kernel_rows = rows.kernels
+        self.copy_rows = rows.copies
+        self.api_rows = rows.api
+        self._rows = rows
+        attribution = attribute(rows, record, clock_error_ns)
+        self.round = prepare(rows, record, attribution, engine, rules)
+
+    @cached_property
+    def kernels(self) -> KernelReport | Unavailable:
+        return self.round if isinstance(self.round, Unavailable) else kernel_report(self.round)
+
+    @cached_property
+    def gaps(self) -> GapReport | Unavailable:
+        if isinstance(self.round, Unavailable):
+            return self.round
+        return idle_gaps(self.round.timeline)
+
+    @cached_property
+    def judge(self) -> GapJudge | Unavailable:
+        """Tells the cause of every single gap."""
+        if isinstance(self.round, Unavailable):
+            return self.round
+        if self.record is None:
+            return Unavailable("no traced pass")
+        return judge(self.round, self._rows, self.record, self.host)
+
+    @property
+    def causes(self) -> GapCauses | Unavailable:
+        """Why the device waited; adds up to ``gaps.total_ns``."""
+        found = self.judge
+        return found if isinstance(found, Unavailable) else found.report
+
+    @cached_property
+    def parts(self) -> StepParts | Unavailable:
+        if isinstance(self.round, Unavailable):
+            return self.round
+        return step_parts(self.round, self.label)
+
+
+@dataclass(frozen=True)
+class Fall:
+    """From engine ``a`` to engine ``b``: as traced, and scaled to the timing pass."""
+
+    a: str
+    b: str
+    traced: Waterfall | Unavailable
+    timing: Waterfall | Unavailable
+
+
+class RunTrace:
+    """The traced passes of all engines of one run file.
+
+    Raises:
+        RunFileError: the file is damaged.
+    """
+
+    def __init__(self, path: Path, data: RunData, tell: Tell = quiet) -> None:
+        rules = load_rules()
+        traced = {r.engine_id for r in data.rounds if r.pass_name == "traced"}
+        limit = max(LEAST_KERNELS, MAX_KERNELS // max(1, len(traced)))
+        with RunFileReader(path) as reader:
+            total, done = max(1, reader.trace_size() * len(traced)), 0
+
+            def advance(rows: int) -> None:
+                nonlocal done
+                done += rows
+                tell("reading kernels", min(1.0, done / total))
+
+            self.engines = tuple(
+                EngineTrace(
+                    label=engine.label,
+                    engine=engine.name,
+                    record=_longest(data, engine),
+                    reader=reader,
+                    clock_error_ns=max(
+                        (c.error_ns for c in data.clocks if c.engine_id == engine.engine_id),
+                        default=0,
+                    ),
+                    rules=rules,
+                    operators=tuple(reader.nvtx_op_totals(engine.engine_id)),
+                    no_kernels=_why_no_kernels(data, engine.label),
+                    no_host=_why_no_host(data, engine.label),
+                    sampled=sampled_steps(reader, data, engine),
+                    limit=limit,
+                    advance=advance,
+                )
+                for engine in data.engines
+            )
+        self._parts: tuple[tuple[Path, RunData, tuple[EngineTrace, ...]], ...]
+        self._parts = ((path, data, self.engines),)
+
+    @classmethod
+    def outline(cls, path: Path, data: RunData) -> RunTrace:
+        """The steps alone: nothing is read for it."""
+        made = cls.__new__(cls)
+        made.engines = tuple(
+            EngineTrace(
+                label=engine.label,
+                engine=engine.name,
+                record=_longest(data, engine),
+                reader=None,
+                clock_error_ns=0,
+                rules=(),
+                operators=(),
+                no_kernels="",
+                sampled=PENDING,
+                no_host=PENDING.reason,
+            )
+            for engine in data.engines
+        )
+        made._parts = ((path, data, made.engines),)
+        return made
+
+    @property
+    def cuts(self) -> tuple[Warned, ...]:
+        """What was not analysed, by engine."""
+        return tuple(Warned(engine.label, engine.cut) for engine in self.engines if engine.cut)
+
+    def refine(self, tell: Tell = quiet) -> Iterator[None]:
+        """Add up the kernels that are not analysed one by one, for the timeline; yields whenever
+        there is more to be seen.
+
+        Raises:
+            RunFileError: the file is damaged.
+        """
+        for path, _, traces in self._parts:
+            wanted = [trace.cells for trace in traces if trace.cells is not None]
+            if wanted:
+                yield from walk(path, wanted, lambda share: tell("adding up kernels", share))
+
+    @classmethod
+    def joined(cls, traces: Sequence[RunTrace], labels: Sequence[Sequence[str]]) -> RunTrace:
+        """Several runs side by side.
+
+        Args:
+            labels: of every engine of every run, unique over all; the traces are relabelled.
+        """
+        made = cls.__new__(cls)
+        made._parts = tuple(part for trace in traces for part in trace._parts)
+        made.engines = tuple(engine for trace in traces for engine in trace.engines)
+        flat = [label for run in labels for label in run]
+        for engine, label in zip(made.engines, flat, strict=True):
+            engine.label = label
+        return made
+
+    def engine(self, label: str) -> EngineTrace:
+        """The trace of the engine with that label (``KeyError`` otherwise)."""
+        return {trace.label: trace for trace in self.engines}[label]
+
+    @cached_property
+    def lanes(self) -> RunLanes:
+        """For the timeline.
+
+        Raises:
+            RunFileError: the file is damaged.
+        """
+        lanes = []
+        for path, data, traces in self._parts:
+            with RunFileReader(path) as reader:
+                for engine, trace in zip(data.engines, traces, strict=True):
+                    lanes.append(build_lane(data, engine, trace, reader))
+        return RunLanes(lanes)
+
+    @cached_property
+    def falls(self) -> tuple[Fall, ...]:
+        """From the first engine to each other one."""
+        if not self.engines:
+            return ()
+        base, *others = self.engines
+        return tuple(self.fall(base.label, other.label) for other in others)
+
+    def fall(self, a: str, b: str) -> Fall:
+        """From one engine to another (labels)."""
+        one, two = self.engine(a), self.engine(b)
+        return fall_between(one, self._step_ns(one), two, self._step_ns(two))
+
+    def _step_ns(self, wanted: EngineTrace) -> Maybe:
+        for _, data, traces in self._parts:
+            for engine, trace in zip(data.engines, traces, strict=True):
+                if trace is wanted:
+                    return timing_step_ns(data, engine.label, trace)
+        return Unavailable(f"no traced steps of {wanted.label}")
+
+
+def _longest(data: RunData, engine: EngineRecord) -> RoundRecord | None:
+    """The traced round with the most steps."""
+    rounds = data.rounds_of(engine.engine_id, "traced")
+    return max(rounds, key=lambda record: record.steps, default=None)
+
+
+def _shortened(record: RoundRecord, end_ns: int) -> RoundRecord:
+    """Only the steps that ended by ``end_ns``; a round without steps ends there."""
+    kept = array("q", (stamp for stamp in record.stamps_ns if stamp <= end_ns))
+    return replace(record, stamps_ns=kept, end_ns=kept[-1] if kept else end_ns)
+
+
+def _cut(whole: RoundRecord, kept: RoundRecord, limit: int) -> str:
+    if not whole.steps:
+        return f"the first {limit:,} kernels are analysed, there are more"
+    if not kept.steps:
+        return f"its first step has more than {limit:,} kernels: too many to analyse"
+    return (
+        f"kernels are analysed for the first {kept.steps:,} of {whole.steps:,} steps:"
+        f" there are more than {limit:,}"
+    )
+
+
+def timing_step_ns(data: RunData, label: str, trace: EngineTrace) -> Maybe:
+    """Mean step of the timing pass at the positions that were traced, median over rounds, ns.
+
+    Means add up with the traced parts, and steps grow with the context: step 1 to N of both.
+    """
+    depth = 0 if trace.record is None else trace.record.steps
+    for engine in data.engines:
+        if engine.label == label and depth:
+            rounds = engine_steps(data, engine).rounds
+            means = [mean(r.step_ns[:depth]) for r in rounds if len(r.step_ns) >= depth]
+            return median(means) if means else Unavailable("no timing round is that long")
+    return Unavailable(f"no traced steps of {label}")
+
+
+def fall_between(a: EngineTrace, a_step_ns: Maybe, b: EngineTrace, b_step_ns: Maybe) -> Fall:
+    """The way from one engine's step to another's, of one run or of two."""
+    return Fall(
+        a=a.label,
+        b=b.label,
+        traced=waterfall(a.parts, b.parts),
+        timing=timing_waterfall(a.parts, b.parts, a_step_ns, b_step_ns),
+    )
+
+
+def _why_no_kernels(data: RunData, label: str) -> str:
+    level = "kernels were not traced (--trace steps)"
+    usual = level if data.info.trace_level == "steps" else "the trace holds no kernel"
+    return data.why_missing(label, "kernels") or usual
+
+
+def _why_no_host(data: RunData, label: str) -> str:
+    usual = "host stacks were not sampled"
+    level = " (--trace steps)" if data.info.trace_level == "steps" else ""
+    return data.why_missing(label, "host") or usual + level
+
+
+def all_warnings(report: Report, trace: RunTrace | Unavailable) -> tuple[Warned, ...]:
+    """Of the run, and what of its trace was not analysed."""
+    return (*report.warnings, *(trace.cuts if isinstance(trace, RunTrace) else ()))
+
+
+def load_trace(report: Report, data: RunData) -> RunTrace | Unavailable:
+    """The trace behind a report; ``Unavailable`` for a run that is not in a file."""
+    if not report.file:
+        return Unavailable("the run was not saved")
+    return RunTrace(Path(report.file), data)

@@ -1,0 +1,1 @@
+"""Engine llamacpp: GGUF files through a binding of llama.cpp."""

@@ -1,0 +1,195 @@
+"""The llama.cpp engine, through llama-cpp-python, which ``load`` imports."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from llmprof.engines.base import LoadRequest, Progress
+from llmprof.engines.driven import ClosedByDrive
+from llmprof.engines.options import Options
+from llmprof.engines.prompts import check_prompt
+from llmprof.errors import MissingPackage, ModelError, UsageError
+from llmprof.models.gguf.header import GgufHeader, read_header
+from llmprof.models.gguf.reader import ROPE_FACTORS, quantisation, step_tensors
+from llmprof.models.locate import ModelRef, resolve
+from llmprof.records import EngineInfo
+
+_KV_VALUE_BYTES = 2  # llama.cpp's default KV type is F16
+_TOPOLOGY = Path("/sys/devices/system/cpu")
+
+
+class LlamaCppEngine(ClosedByDrive):
+    """Options: ``drive=generator|forward``, ``threads=N``, ``n_gpu_layers=N``.
+
+    ``generator`` is llama-cpp-python's own loop, one sequence; ``forward`` is the bare
+    ``llama_decode`` with an argmax, which separates the engine from its sampler and can batch.
+    ``threads`` defaults to the physical cores that the process may use, as torch does it.
+    """
+
+    name = "llamacpp"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._filled = 0
+
+    def load(self, request: LoadRequest, progress: Progress) -> None:
+        try:
+            llama_cpp = import_module("llama_cpp")
+        except (ImportError, OSError, RuntimeError) as why:
+            raise MissingPackage(
+                f"engine 'llamacpp' needs llama-cpp-python ({why});"
+                " install it with: pip install 'llmprof[llamacpp]'"
+            ) from None
+        from llmprof.engines.llamacpp.drives import ForwardDrive, GeneratorDrive, Settings
+
+        given = Options("llamacpp", request.options)
+        drive = given.text("drive", "generator", ("generator", "forward"))
+        threads = given.integer("threads", None, 1) or physical_cores()
+        on_gpu = bool(llama_cpp.llama_supports_gpu_offload())
+        gpu_layers = given.integer("n_gpu_layers", -1 if on_gpu else 0, -1)
+        given.done()
+        gpu_layers = 0 if gpu_layers is None else gpu_layers
+        if gpu_layers and not on_gpu:
+            raise UsageError(
+                f"llamacpp:n_gpu_layers={gpu_layers}: this llama-cpp-python is built without a GPU"
+            )
+        if request.batch > 1 and drive == "generator":
+            raise UsageError(
+                f"llamacpp: the generator decodes one sequence, not {request.batch};"
+                " use llamacpp:drive=forward"
+            )
+        if request.batch > llama_cpp.llama_max_parallel_sequences():
+            raise UsageError(
+                f"llamacpp: batch {request.batch}, llama.cpp has at most"
+                f" {llama_cpp.llama_max_parallel_sequences()} sequences"
+            )
+        ref = resolve(request.model)
+        header = _header(ref)
+        limit, vocab = header.context_limit, header.vocab_size
+        if limit is not None and request.max_positions > limit:
+            raise UsageError(
+                f"llamacpp: {request.max_positions} positions asked for, but the context of"
+                f" {ref.name} is {limit}; shorten --prompt-len or --decode-len"
+            )
+        if vocab is None:
+            raise ModelError(f"{ref.name}: no token_embd.weight, this is no language model")
+        kv_bytes, notes = kv_bytes_per_token(header)
+        progress("loading weights", None)
+        self._drive = (GeneratorDrive if drive == "generator" else ForwardDrive)(
+            Settings(
+                path=header.path,
+                positions=request.max_positions,
+                batch=request.batch,
+                threads=threads,
+                n_gpu_layers=gpu_layers,
+                kv_bytes=kv_bytes and kv_bytes * request.max_positions * request.batch,
+            )
+        )
+        self._batch, self._positions, self._vocab = request.batch, request.max_positions, vocab
+        self._info = _describe(ref, header, llama_cpp, gpu_layers, kv_bytes, notes)
+        self._info.drive = drive
+        self._info.threads = threads
+        self._info.options = dict(request.options)
+
+    def prefill(self, prompt_ids: Sequence[Sequence[int]]) -> Sequence[int]:
+        check_prompt("llamacpp", prompt_ids, self._batch, self._vocab, self._positions)
+        first = self._ready().prefill(prompt_ids)
+        self._filled = len(prompt_ids[0])
+        return first
+
+    def decode_step(self) -> Sequence[int]:
+        if self._filled >= self._positions:
+            # llama.cpp's generator would drop the oldest half of the cache and go on.
+            raise UsageError(f"llamacpp: the KV cache of {self._positions} positions is full")
+        self._filled += 1
+        return self._ready().step()
+
+    def reset(self) -> None:
+        self._filled = 0
+        super().reset()
+
+
+def physical_cores() -> int:
+    """Cores, not hardware threads, among the CPUs that this process may run on."""
+    cores = set()
+    for cpu in os.sched_getaffinity(0):
+        try:
+            siblings = _TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list"
+            cores.add(siblings.read_text().strip())
+        except OSError:
+            cores.add(str(cpu))
+    return max(1, len(cores))
+
+
+def kv_bytes_per_token(header: GgufHeader) -> tuple[int | None, list[str]]:
+    """K and V of all layers for one position at F16, bytes; ``None`` with a note where layers
+    differ or do not keep every position."""
+    arch = header.architecture
+    layers, heads, width = (
+        header.integer(f"{arch}.{key}")
+        for key in ("block_count", "attention.head_count", "embedding_length")
+    )
+    kv_heads = header.integer(f"{arch}.attention.head_count_kv") or heads
+    uneven = [key for key in header.metadata if ".ssm." in key or key.endswith("sliding_window")]
+    if uneven or not layers or not heads or not width or not kv_heads:
+        return None, [f"KV bytes a token: not modelled for architecture {arch}"]
+    key_size = header.integer(f"{arch}.attention.key_length") or width // heads
+    value_size = header.integer(f"{arch}.attention.value_length") or width // heads
+    return layers * kv_heads * (key_size + value_size) * _KV_VALUE_BYTES, []
+
+
+def _header(ref: ModelRef) -> GgufHeader:
+    """Checked by our reader first: llama.cpp may abort the process over a corrupt file."""
+    if ref.kind != "gguf" or ref.path is None:
+        raise ModelError(f"llamacpp loads GGUF files only; {ref.name} is {_KINDS[ref.kind]}")
+    return read_header(ref.path)
+
+
+_KINDS = {
+    "preset": "a preset with random weights",
+    "hf": "a Hugging Face folder",
+    "mlc": "a folder of MLC weights",
+}
+
+
+def _describe(
+    ref: ModelRef,
+    header: GgufHeader,
+    llama_cpp: Any,
+    gpu_layers: int,
+    kv_bytes: int | None,
+    notes: list[str],
+) -> EngineInfo:
+    read = step_tensors(header)
+    size, count = sum(t.n_bytes for t in read), sum(t.count for t in read)
+    experts = header.integer(f"{header.architecture}.expert_count")
+    kind = quantisation(header)
+    notes = [*notes, "KV cache F16; activations are quantised to 8 bits for quantised weights"]
+    if experts:
+        notes.append(f"mixture of {experts} experts: bytes a step depend on the routing")
+    device = "cpu"
+    if gpu_layers:
+        built = llama_cpp.llama_print_system_info().decode("utf-8", "replace")
+        device = "cuda:0" if "CUDA" in built else "gpu"
+        notes.append(f"n_gpu_layers {gpu_layers} (-1: all); llama.cpp decides on CUDA graphs")
+    return EngineInfo(
+        versions={"llama_cpp_python": str(llama_cpp.__version__)},
+        model=ref.name,
+        model_format=f"gguf {kind}",
+        architecture=header.architecture,
+        parameters=sum(t.count for n, t in header.tensors.items() if n != ROPE_FACTORS),
+        bits_per_weight=8 * size / count if count else None,
+        weight_bytes_per_step=None if experts else size,
+        kv_bytes_per_token=kv_bytes,
+        context_limit=header.context_limit,
+        vocab_size=header.vocab_size,
+        device=device,
+        dtype="fp32",
+        warmup_min_steps=2,
+        notes=notes,
+        weights_id=header.weights_id,
+    )

@@ -1,0 +1,1 @@
+"""Engine torch: a Llama in plain PyTorch, eager or as a CUDA graph."""

@@ -1,0 +1,1 @@
+"""The document of --json and its schema."""

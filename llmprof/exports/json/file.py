@@ -1,0 +1,17 @@
+"""``--to json``: the document of ``--json``; several runs as a list under ``runs``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from llmprof.exports.formats import Progress
+from llmprof.exports.json.report import SCHEMA_VERSION, to_document, to_text
+from llmprof.exports.loaded import load
+
+
+def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+    """One document."""
+    runs = [to_document(r.report, r.data, r.trace) for r in load(files, progress, step_range)]
+    document = runs[0] if len(runs) == 1 else {"schema_version": SCHEMA_VERSION, "runs": runs}
+    out.write_text(to_text(document), encoding="utf-8")

@@ -1,0 +1,1 @@
+"""Host stacks for flame graph viewers."""

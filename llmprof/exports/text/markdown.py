@@ -1,0 +1,120 @@
+"""``--to markdown``: the report as tables for a pull request or an issue."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+
+from llmprof.analysis.device.waterfall import verdict_words
+from llmprof.analysis.view.traced import EngineTrace, all_warnings
+from llmprof.exports.formats import Progress
+from llmprof.exports.loaded import Loaded, load
+from llmprof.plaintext import one_line
+from llmprof.records import Maybe, Unavailable
+
+KERNELS = 15
+
+
+def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+    """One document."""
+    parts = ["\n".join(_run(run)) for run in load(files, progress, step_range)]
+    out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+
+
+def _run(run: Loaded) -> Iterator[str]:
+    report = run.report
+    yield f"# {_text(run.path.name)}"
+    yield ""
+    yield _text(f"llmprof {report.tool_version}, {report.state}, {report.workload}")
+    yield ""
+    head = "engine|tok/s|95 % interval|TTFT ms|ITL p50 ms|p95|p99|GB/s modelled|J/token|tracing"
+    yield from _table(head.split("|"), (_engine(engine) for engine in report.engines))
+    for pair in report.pairs:
+        yield f"* {_text(pair.verdict)}"
+    if not isinstance(run.trace, Unavailable):
+        for fall in run.trace.falls:
+            chosen = fall.traced if isinstance(fall.timing, Unavailable) else fall.timing
+            if isinstance(chosen, Unavailable):
+                continue
+            yield from ("", f"## From {_text(fall.a)} to {_text(fall.b)}", "")
+            yield from (_text(verdict_words(chosen)), "")
+            rows = [
+                [p.category, f"{p.a_ns / 1e6:.3f}", f"{p.b_ns / 1e6:.3f}", f"{p.delta_ms:+.3f}"]
+                for p in chosen.parts
+            ]
+            ends = (chosen.a_ns / 1e6, chosen.b_ns / 1e6)
+            rows.append(["step", *(f"{ms:.3f}" for ms in ends), f"{chosen.delta_ns / 1e6:+.3f}"])
+            yield from _table(["ms a step", fall.a, fall.b, "change"], rows)
+            yield _text(f"{chosen.provenance}: {chosen.note}")
+        for trace in run.trace.engines:
+            yield from _kernels(trace)
+    notes = [f"{w.scope}: {w.text}" for w in all_warnings(report, run.trace)]
+    notes += [f"{m.scope}: {m.name} is not available: {m.reason}" for m in report.missing]
+    if notes:
+        yield from ("", "## Warnings and what was not measured", "")
+        yield from (f"* {_text(note)}" for note in notes)
+
+
+def _engine(engine: object) -> list[str]:
+    from llmprof.analysis.view.report import EngineReport
+
+    assert isinstance(engine, EngineReport)
+    steps, itl = engine.steps, engine.steps.itl_ms
+    p50, p95, p99 = (
+        ("n/a",) * 3
+        if isinstance(itl, Unavailable)
+        else (f"{itl.p50:.2f}", f"{itl.p95:.2f}", f"{itl.p99:.2f}")
+    )
+    low, high = _number(steps.tok_s.low, 1), _number(steps.tok_s.high, 1)
+    return [
+        engine.label,
+        _number(steps.tok_s.value, 1),
+        "n/a" if "n/a" in (low, high) else f"{low}–{high}",
+        _number(steps.ttft_ms.value, 2),
+        p50,
+        p95,
+        p99,
+        _number(engine.bandwidth.modelled_gb_s, 0),
+        _number(steps.joule_per_token, 2),
+        _number(steps.slowdown.ratio, 2),
+    ]
+
+
+def _kernels(trace: EngineTrace) -> Iterator[str]:
+    report = trace.kernels
+    if isinstance(report, Unavailable):
+        return
+    yield from ("", f"## Kernels of {_text(trace.label)}, {report.scope}", "")
+    yield from _table(
+        ["kernel", "category", "share", "a step", "mean µs"],
+        (
+            [
+                k.short_name,
+                k.category,
+                f"{k.share:.1%}",
+                _number(k.count_per_step, 1),
+                f"{k.mean_ns / 1e3:.2f}",
+            ]
+            for k in report.kernels[:KERNELS]
+        ),
+    )
+
+
+def _number(value: Maybe, digits: int) -> str:
+    return "n/a" if isinstance(value, Unavailable) else f"{value:.{digits}f}"
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> Iterator[str]:
+    yield f"| {' | '.join(_text(cell) for cell in head)} |"
+    yield f"|{'---|' * len(head)}"
+    for row in rows:
+        yield f"| {' | '.join(_text(cell) for cell in row)} |"
+    yield ""
+
+
+def _text(text: str) -> str:
+    """One line without a sign that Markdown or HTML would act on."""
+    line = one_line(text, 200)
+    for sign in "\\`*_|[]#":
+        line = line.replace(sign, f"\\{sign}")
+    return line.replace("&", "&amp;").replace("<", "&lt;").replace(">", "&gt;")

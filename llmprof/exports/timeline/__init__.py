@@ -1,0 +1,1 @@
+"""Kernels, steps and host ranges as tracks, for timeline viewers."""

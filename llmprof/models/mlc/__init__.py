@@ -1,0 +1,1 @@
+"""What MLC LLM reads: compiled libraries, their metadata, weights and chat config."""

@@ -1,0 +1,1 @@
+"""The safetensors format: header and writer; knows nothing of models."""

@@ -1,0 +1,1 @@
+"""Files that llmprof did not make: exports of Nsight Systems."""

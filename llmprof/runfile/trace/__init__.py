@@ -1,0 +1,1 @@
+"""Rows of the traced pass, as numpy columns, read in stretches."""

@@ -1,0 +1,1 @@
+"""Kernels and API calls: CUPTI activity into a spool, and its decoder."""

@@ -1,0 +1,327 @@
+"""Spool files and raw CUPTI buffers to numpy arrays, in the parent. Needs numpy.
+
+A buffer mixes records of different sizes, so where the n-th record lies depends on all before it.
+``record_offsets`` finds every start without a Python step a record: each 8-byte word that could
+start a record points to the word after that record, and pointer doubling (as in parallel list
+ranking) marks those that are reached from the first.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from llmprof.records import Unavailable
+from llmprof.tracers.cupti import spool
+from llmprof.tracers.cupti.layout import (
+    API_FIELDS,
+    DRIVER,
+    KERNEL_FIELDS,
+    KERNEL_KINDS,
+    MEMCPY,
+    MEMCPY_FIELDS,
+    MEMSET,
+    MEMSET_FIELDS,
+    MIN_SIZES,
+    RUNTIME,
+    SYNC_FIELDS,
+    SYNCHRONIZATION,
+    Field,
+    Layout,
+)
+
+Array = npt.NDArray[Any]
+
+WINDOW = 1 << 20
+"""Bytes looked at in one go: the temporary arrays stay in the cache, and small."""
+_MAX_KIND = 1024
+"""cupti_activity.h of 13.5 ends at kind 60; larger numbers start no record."""
+
+
+@dataclass
+class Records:
+    """The records of one buffer by kind: structured arrays with the fields of ``cupti_layout``.
+
+    Times are CUPTI's clock in ns (``ClockMap`` turns them into CLOCK_MONOTONIC). Every row has a
+    start and an end that is not before it.
+    """
+
+    kernels: Array
+    memcpy: Array
+    memset: Array
+    api: Array
+    sync: Array
+    other: Counter[int] = field(default_factory=Counter)
+    """Records of kinds that llmprof does not read, by kind."""
+    lost: list[str] = field(default_factory=list)
+    """What this buffer held that is not in the arrays, and why."""
+
+
+def record_dtype(fields: tuple[Field, ...], size: int) -> np.dtype[Any]:
+    """The structured type of a record of ``size`` bytes; bytes that no field names are skipped."""
+    names, formats, offsets = zip(*fields, strict=True)
+    spec = {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}
+    return np.dtype(spec)  # type: ignore[call-overload,no-any-return]
+
+
+def record_offsets(data: bytes | memoryview, sizes: Mapping[int, int]) -> tuple[Array, Array, int]:
+    """Where each record starts.
+
+    Returns:
+        offsets (int64, bytes), kinds (uint32), and the byte where the chain ended: the length of
+        the data, or the start of a record that is cut or of unknown kind.
+    """
+    words = np.frombuffer(data, np.uint64, len(data) // 8)
+    step_of = np.zeros(_MAX_KIND, np.int32)
+    for kind, size in sizes.items():
+        if 0 < kind < _MAX_KIND - 1:  # the last slot stays 0: every larger number lands there
+            step_of[kind] = size // 8
+    window = WINDOW // 8
+    parts: list[Array] = []
+    start = 0
+    while start < len(words):
+        found, after = _chain(words[start : start + window], step_of)
+        if not len(found):
+            break
+        parts.append(found.astype(np.int64) + start)
+        start += after
+    at = np.concatenate(parts) if parts else np.zeros(0, np.int64)
+    return at * 8, words[at].astype(np.uint32), start * 8
+
+
+def _chain(words: Array, step_of: Array) -> tuple[Array, int]:
+    """Indices of the words that start a whole record, and of the word after the last of them."""
+    count = len(words)
+    kind = int(words[0]) & 0xFFFFFFFF
+    first = int(step_of[kind]) if kind < len(step_of) else 0
+    if first and count >= first:
+        # At the default level a buffer holds kernels only, or nearly: one stride, no search.
+        column = words[: count - count % first : first].astype(np.uint32)
+        other = np.flatnonzero(column != kind)
+        run = int(other[0]) if len(other) else len(column)
+        if run > len(column) // 2:
+            return np.arange(run, dtype=np.int32) * first, run * first
+    kinds = words.astype(np.uint32)  # the low half: every record starts with its u32 kind
+    step = step_of[np.minimum(kinds, len(step_of) - 1)]
+    starts = np.flatnonzero(step).astype(np.int32)  # words that look like the start of a record
+    after = starts + step[starts]
+    whole = after <= count
+    starts, after = starts[whole], after[whole]
+    if not len(starts) or starts[0] != 0:
+        return starts[:0], 0
+    # Number the candidates; a word that is none leads to the last number, which is the end.
+    end = len(starts)
+    number = np.full(count + 1, end, np.int32)
+    number[starts] = np.arange(end, dtype=np.int32)
+    jump = np.append(number[after], np.int32(end))
+    reached = np.zeros(end + 1, np.bool_)
+    reached[0] = True
+    front = np.zeros(1, np.int32)
+    while True:
+        # ``front`` holds what is reached in under 2^i steps, ``jump`` leads 2^i steps on.
+        new = jump[front]
+        new = new[new < end]
+        if not len(new):
+            break
+        reached[new] = True
+        front = np.concatenate((front, new))
+        jump = jump[jump]
+    chain = np.flatnonzero(reached[:end])
+    return starts[chain], int(after[chain[-1]])
+
+
+def decode_buffer(data: bytes | memoryview, layout: Layout) -> Records:
+    """Split one buffer of activity records by kind.
+
+    Never raises on corrupt data: what is whole is kept, the rest is named in ``lost``.
+    """
+    offsets, kinds, end = record_offsets(data, layout.sizes)
+    lost: list[str] = []
+    if end < len(data):
+        kind = int.from_bytes(data[end : end + 4], "little")
+        what = "a cut record" if kind in layout.sizes else f"a record of unknown kind {kind}"
+        lost.append(f"{len(data) - end} bytes of a buffer not decoded, after {what}")
+    present = {int(k): int(n) for k, n in zip(*np.unique(kinds, return_counts=True), strict=True)}
+
+    def rows(kind: int, fields: tuple[Field, ...]) -> Array:
+        size = layout.sizes.get(kind, MIN_SIZES[kind])
+        dtype = record_dtype(fields, size)
+        if kind not in present:
+            return np.zeros(0, dtype)
+        if len(present) == 1:
+            found = np.frombuffer(data, dtype, len(offsets))
+        else:
+            # An overlapping view with a record at every word; indexing copies whole records
+            # (``take`` would first make the view contiguous: 27 times the buffer).
+            whole = np.dtype((np.void, size))
+            every: Array = np.ndarray(((end - size) // 8 + 1,), whole, data, 0, (8,))
+            found = every[offsets[kinds == kind] // 8].view(dtype)
+        return _plausible(found, kind, lost)
+
+    kernels = [rows(kind, KERNEL_FIELDS) for kind in KERNEL_KINDS if kind in present]
+    # RUNTIME and DRIVER are one struct of one size in one array, in the order recorded.
+    api = [rows(kind, API_FIELDS) for kind in (RUNTIME, DRIVER)]
+    return Records(
+        kernels=_joined(kernels) if kernels else rows(KERNEL_KINDS[0], KERNEL_FIELDS),
+        memcpy=rows(MEMCPY, MEMCPY_FIELDS),
+        memset=rows(MEMSET, MEMSET_FIELDS),
+        api=_joined(api),
+        sync=rows(SYNCHRONIZATION, SYNC_FIELDS),
+        other=Counter({kind: n for kind, n in present.items() if kind not in MIN_SIZES}),
+        lost=lost,
+    )
+
+
+def _joined(parts: list[Array]) -> Array:
+    full = [part for part in parts if len(part)]
+    joined: Array = full[0] if len(full) == 1 else np.concatenate(full or parts[:1])
+    return joined
+
+
+def _plausible(rows: Array, kind: int, lost: list[str]) -> Array:
+    """Without the rows that have no times, which CUPTI writes when device memory is short."""
+    start, end = rows["start"], rows["end"]
+    good = (start > 0) & (end >= start)
+    if good.all():
+        return rows
+    lost.append(f"{len(rows) - int(good.sum())} records of kind {kind} without valid times")
+    kept: Array = rows[good]
+    return kept
+
+
+@dataclass(frozen=True)
+class Mark:
+    """A round's border in the spool: three clocks at one moment, ns (see ``ClockReading``)."""
+
+    round_id: int
+    where: str
+    """``begin`` or ``end``."""
+    monotonic_ns: int
+    wall_ns: int
+    cupti_ns: int
+    error_ns: int
+    dropped: int
+    """Records that CUPTI had no buffer for, at ``end``."""
+
+
+@dataclass(frozen=True)
+class ClockMap:
+    """CUPTI's clock to CLOCK_MONOTONIC by the line through two readings.
+
+    t ↦ m₀ + (t - c₀) + (t - c₀)·((m₁ - m₀) - (c₁ - c₀))/(c₁ - c₀): the drift alone passes through
+    floating point, so that nothing is lost of a 61-bit time.
+    """
+
+    begin: Mark
+    end: Mark
+
+    @property
+    def error_ns(self) -> int:
+        return max(self.begin.error_ns, self.end.error_ns)
+
+    def monotonic(self, cupti_ns: Array) -> Array:
+        """int64 ns, for an int64 array of any length."""
+        since: Array = cupti_ns - np.int64(self.begin.cupti_ns)
+        span = self.end.cupti_ns - self.begin.cupti_ns
+        if span <= 0:
+            return since + np.int64(self.begin.monotonic_ns)
+        drift = (self.end.monotonic_ns - self.begin.monotonic_ns - span) / span
+        drifted: Array = since + np.rint(since * drift).astype(np.int64)
+        return drifted + np.int64(self.begin.monotonic_ns)
+
+
+class Trace:
+    """A spool file: layout, names and marks at once, records as a stream of one buffer each.
+
+    Opening passes over the headers and reads the small frames only. ``lost`` says what was cut,
+    broken or dropped; records are added to it while they stream.
+
+    Raises:
+        OSError: the file cannot be opened.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.layout: Layout | Unavailable = Unavailable("the trace holds no record layout")
+        self.kernel_names: dict[int, str] = {}
+        """Name pointer → mangled name, as the module has it: not yet safe for a terminal."""
+        self.api_names: dict[tuple[int, int], str] = {}
+        """(kind, cbid) → ``cudaLaunchKernel_v7000``."""
+        self.marks: list[Mark] = []
+        self.lost: list[str] = []
+        self.library = ""
+        """Path of the CUPTI that recorded."""
+        self._reader = spool.SpoolReader(path)
+        self._buffers: list[tuple[int | None, spool.Frame]] = []
+        self._scan()
+
+    def _scan(self) -> None:
+        current: int | None = None
+        for frame in self._reader.frames():
+            if frame.kind == spool.RECORDS:
+                self._buffers.append((current, frame))
+                continue
+            value = self._reader.json(frame)
+            try:
+                if value is None:
+                    raise ValueError("not one JSON object")
+                if frame.kind == spool.MARK:
+                    current = self._read_mark(value)
+                elif frame.kind == spool.NAMES:
+                    self._read_names(value)
+                elif frame.kind == spool.LAYOUT:
+                    self.layout = Layout.from_dict(value)
+                    self.library = str(value.get("library", ""))
+            except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as why:
+                self.lost.append(f"a frame of kind {frame.kind} is corrupt: {why!r}")
+        if self._reader.lost:
+            self.lost.append(self._reader.lost)
+        if isinstance(self.layout, Unavailable) and self._buffers:
+            self.layout = Unavailable(
+                "the worker ended before it wrote the layout and names of its records"
+            )
+
+    def _read_mark(self, value: dict[str, Any]) -> int | None:
+        keys = ("monotonic_ns", "wall_ns", "cupti_ns", "error_ns", "dropped")
+        numbers = [int(value[key]) for key in keys]
+        if not all(0 <= number < 1 << 63 for number in numbers):
+            raise ValueError("a time is out of range")
+        mark = Mark(int(value["round"]), str(value["where"]), *numbers)
+        self.marks.append(mark)
+        if mark.dropped:
+            self.lost.append(f"CUPTI dropped {mark.dropped} records in round {mark.round_id}")
+        return mark.round_id if mark.where == "begin" else None
+
+    def _read_names(self, value: dict[str, Any]) -> None:
+        self.kernel_names.update({int(p): str(n) for p, n in value["kernels"].items()})
+        for kind, names in value["api"].items():
+            self.api_names.update({(int(kind), int(cbid)): str(n) for cbid, n in names.items()})
+
+    def clock(self, round_id: int) -> ClockMap | Unavailable:
+        """The clock of one round; ``Unavailable`` where the worker did not finish it."""
+        ends = {m.where: m for m in self.marks if m.round_id == round_id}
+        if "begin" not in ends or "end" not in ends:
+            return Unavailable(f"round {round_id} of the trace was not finished")
+        return ClockMap(ends["begin"], ends["end"])
+
+    def records(self, round_id: int | None = None) -> Iterator[Records]:
+        """The buffers of one round (or of all), decoded one at a time.
+
+        Nothing where the layout is ``Unavailable``.
+        """
+        layout = self.layout
+        if isinstance(layout, Unavailable):
+            return
+        for owner, frame in self._buffers:
+            if round_id is None or owner == round_id:
+                found = decode_buffer(self._reader.payload(frame), layout)
+                self.lost += found.lost
+                yield found
+
+    def close(self) -> None:
+        self._reader.close()

@@ -1,0 +1,1 @@
+"""Clocks, power, memory, throttling: NVML and GPM, in the parent."""

@@ -1,0 +1,1 @@
+"""DRAM and SM counters: PM sampling, in a process of its own."""

@@ -1,0 +1,1 @@
+"""Host stacks: py-spy in the parent, the metronome beside the worker."""

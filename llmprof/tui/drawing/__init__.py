@@ -1,0 +1,1 @@
+"""Cells, colours, glyphs, numbers: what pages are drawn with; imports no page."""

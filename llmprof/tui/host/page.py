@@ -1,0 +1,164 @@
+"""What the host did: each engine's flame, why the GPU waited, two engines' frames compared."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from llmprof.analysis.host.causes import GapCauses
+from llmprof.analysis.host.stacks import Flame, HostTrace, flame, frame_times
+from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.analysis.view.traced import EngineTrace, RunTrace
+from llmprof.records import HostFrame, Unavailable
+from llmprof.tui.drawing.cells import Row, Span, beside, clean, fit, fit_text, row, rule, wrap
+from llmprof.tui.view import Lane, View, trace_or_why
+
+_BAR: Final = 12
+_NARROW: Final = 76
+"""Below this width a flame has half a bar: names need the room."""
+_SMALLEST: Final = 0.02
+"""Frames below this share are left out; their time stands in their caller's."""
+_DEPTH: Final = 24
+_DIFF_ROWS: Final = 12
+
+Stacks = Sequence[tuple[tuple[HostFrame, ...], float]]
+
+
+def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
+    """Two engines' difference first: it says why; then each engine's flame."""
+    trace = trace_or_why(snapshot, view, width)
+    if isinstance(trace, list):
+        return trace
+    lanes = view.lanes(snapshot)
+    engines = {clean(e.label): e for e in trace.engines}
+    out = _difference(trace, view, width)
+    if width < 110 and len(lanes) > 1:
+        lanes = [lane for lane in lanes if lane.focused] or lanes[:1]
+    each = (width - 2 * (len(lanes) - 1)) // max(1, len(lanes))
+    blocks = [
+        _lane(engines[name], lane, view, each)
+        for lane in lanes
+        if (name := clean(lane.engine.label)) in engines
+    ]
+    return [*out, *beside(blocks, [each] * len(blocks), 2)] if blocks else out
+
+
+def selected(engine: EngineTrace, view: View) -> tuple[Stacks, float, str] | Unavailable:
+    """(stacks, ms a step that they stand for, what they are) of the range on show."""
+    host = engine.host
+    if isinstance(host, Unavailable):
+        return host
+    if view.host == "gaps":
+        causes = engine.causes
+        if isinstance(causes, Unavailable):
+            return causes
+        if not causes.stacks:
+            return Unavailable("no sample fell into a gap")
+        return causes.stacks, causes.ms_per_step, "idle gaps of the GPU"
+    if view.host == "step":
+        stacks = host.weighted(view.step)
+        if not stacks:
+            return Unavailable(f"no sample fell into step {view.step}")
+        stamps = host.record.stamps_ns
+        return stacks, (stamps[view.step] - stamps[view.step - 1]) / 1e6, f"step {view.step}"
+    return host.weighted(), host.report.step_ms, "all traced steps"
+
+
+def _lane(engine: EngineTrace, lane: Lane, view: View, width: int) -> list[Row]:
+    name = row(Span(clean(engine.label), f"{lane.accent} strong"))
+    found = selected(engine, view)
+    what = "" if isinstance(found, Unavailable) else found[2]
+    out = [rule(name, row(Span(f"{what} (g)", "dim")), width, view.glyphs.track)]
+    causes = engine.causes
+    if isinstance(causes, GapCauses):
+        out += _causes(causes, view, width)
+    if isinstance(engine.host, HostTrace):
+        lines = wrap(clean(engine.host.report.verdict), width)
+        out += [row(Span(line)) for line in lines]
+    if isinstance(found, Unavailable):
+        return [*out, *(row(Span(line, "dim")) for line in wrap(clean(found.reason), width))]
+    stacks, ms, _ = found
+    tree = flame(stacks)
+    head = f"{'with callees':>{_bar(width) + 9}}  {len(stacks)} samples"
+    out.append(row(Span(head, "dim")))
+    return [*out, *_flame(tree, tree.weight or 1.0, ms, view, width)]
+
+
+def _causes(causes: GapCauses, view: View, width: int) -> list[Row]:
+    out = [row(Span(line, "warn")) for line in wrap(clean(causes.verdict), width)]
+    for c in causes.causes:
+        bar = view.glyphs.bars[-1] * round(_BAR * c.share)
+        text = f"  {c.cause:<14}{c.ms_per_step:9.3f} ms{100 * c.share:6.1f}%  {bar}"
+        out.append(fit(row(Span(text)), width))
+    return out
+
+
+def _bar(width: int) -> int:
+    return _BAR if width >= _NARROW else _BAR // 2
+
+
+def _name(label: str, room: int) -> str:
+    """``f (model.py:7)``, or ``f :7`` where there is no room for it."""
+    function, _, place = label.rpartition(" (")
+    if len(label) <= room or not function:
+        return label
+    return f"{function} :{place.rstrip(')').rpartition(':')[2]}"
+
+
+def _flame(
+    node: Flame, total: float, ms: float, view: View, width: int, depth: int = 0
+) -> list[Row]:
+    """A line a frame, callees indented below their caller, the heaviest first."""
+    out: list[Row] = []
+    children = sorted(node.children.values(), key=lambda c: (-c.weight, c.label))
+    for child in children:
+        share = child.weight / total
+        if share < _SMALLEST or depth > _DEPTH:
+            continue
+        bar = view.glyphs.bars[-1] * round(_bar(width) * share)
+        indent = " " * min(depth, 12)
+        role = {"engine": "bright", "library": "", "native": ""}.get(child.origin, "dim")
+        room = max(8, width - _bar(width) - 11 - len(indent))
+        line = row(
+            Span(bar.ljust(_bar(width)), "good"),
+            Span(f"{ms * share:8.3f} "),
+            Span(indent),
+            Span(fit_text(_name(clean(child.label), room), room), role),
+        )
+        out.append(fit(line, width))
+        out += _flame(child, total, ms, view, width, depth + 1)
+    return out
+
+
+def _difference(trace: RunTrace, view: View, width: int) -> list[Row]:
+    """Self time of the frames in which the first two engines with stacks differ most."""
+    found = [
+        (e, chosen)
+        for e in trace.engines
+        if not isinstance(chosen := selected(e, view), Unavailable)
+    ][:2]
+    if len(found) < 2:
+        return []
+    (a, (a_stacks, a_ms, _)), (b, (b_stacks, b_ms, _)) = found
+    times = [
+        {f.label: f.self_ms_per_step for f in frame_times(stacks, ms)}
+        for stacks, ms in ((a_stacks, a_ms), (b_stacks, b_ms))
+    ]
+    labels = {*times[0], *times[1]}
+    ranked = sorted(labels, key=lambda n: (-abs(times[1].get(n, 0.0) - times[0].get(n, 0.0)), n))
+    names = f"{clean(a.label)} → {clean(b.label)}"
+    right = row(Span("self, ms a step", "dim"))
+    out = [rule(row(Span(names, "strong")), right, width, view.glyphs.track)]
+    room = max(12, width - 29)
+    for name in ranked[:_DIFF_ROWS]:
+        before, after = times[0].get(name, 0.0), times[1].get(name, 0.0)
+        if max(before, after) < 0.001:
+            break
+        change = "good" if after < before else "fail"
+        line = row(
+            Span(fit_text(clean(name), room)),
+            Span(f"{before:9.3f}{after:9.3f}"),
+            Span(f"{after - before:+10.3f}", change),
+        )
+        out.append(fit(line, width))
+    return [*out, ()]

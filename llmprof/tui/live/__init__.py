@@ -1,0 +1,1 @@
+"""Steps and summary: cards, bars, GPU panel."""

@@ -1,0 +1,1 @@
+"""What a start without arguments shows: model and engines to choose."""

@@ -1,0 +1,1 @@
+"""The timeline: rows, navigation, inspector."""
