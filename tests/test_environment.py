@@ -12,7 +12,7 @@ from typing import Any
 import nvml_stub
 import pytest
 
-from llmprof import environment
+from llmprof import environment, machine
 from llmprof.records import GpuDevice, Unavailable
 
 
@@ -107,9 +107,9 @@ def test_a_gpu_without_a_bus_width_has_no_peak() -> None:
 )
 def test_cpu_quota(tmp_path: Path, files: dict[str, str], expected: float | None) -> None:
     root = put(tmp_path, files)
-    assert environment.quota_cores(root) == expected
-    usable = environment.cpu(root)["usable_cores"]
-    affinity = environment.cpu(root)["affinity_cores"]
+    assert machine.quota_cores(root) == expected
+    usable = machine.cpu(root)["usable_cores"]
+    affinity = machine.cpu(root)["affinity_cores"]
     assert usable == (affinity if expected is None else min(affinity, expected))
 
 
@@ -120,18 +120,18 @@ def test_hyperthreads_are_no_cores_and_control_characters_no_text(tmp_path: Path
     }
     files |= {f"{cpus}/cpu{n}/cpufreq/scaling_governor": "powersave\n" for n in range(512)}
     files["proc/cpuinfo"] = "processor : 0\nmodel name\t: Some \x1b[31mCPU\n"
-    found = environment.cpu(put(tmp_path, files))
+    found = machine.cpu(put(tmp_path, files))
     assert found["physical_cores"] == 2
     assert found["governor"] == "powersave"
     assert found["model"] == "Some \\x1b[31mCPU"
 
 
 def test_what_a_bare_tree_lacks_has_a_reason(tmp_path: Path) -> None:
-    found = environment.cpu(tmp_path)
+    found = machine.cpu(tmp_path)
     for key in ("model", "physical_cores", "governor"):
         assert found[key]["value"] is None
         assert found[key]["reason"]
-    assert environment.ram_mib(tmp_path)["value"] is None
+    assert machine.ram_mib(tmp_path)["value"] is None
 
 
 @pytest.mark.parametrize(
@@ -146,8 +146,8 @@ def test_what_a_bare_tree_lacks_has_a_reason(tmp_path: Path) -> None:
 )
 def test_containers(tmp_path: Path, files: dict[str, str], kind: str | None) -> None:
     root = put(tmp_path, files)
-    assert environment.container_kind(root) == kind
-    described = environment.container(root)
+    assert machine.container_kind(root) == kind
+    described = machine.container(root)
     assert described["kind"] == (kind or "none seen")
     assert ("image_digest" in described) == (kind is not None)
 

@@ -44,7 +44,7 @@ def test_every_finding_that_is_not_ok_says_what_to_do() -> None:
 
 def test_engines_are_looked_for_without_being_imported() -> None:
     code = (
-        "import sys; from llmprof import doctor;"
+        "import sys; from llmprof.doctor import checks as doctor;"
         "doctor.examine({'torch': sys.executable, 'llamacpp': sys.executable});"
         "print({'torch', 'llama_cpp', 'gguf', 'textual', 'numpy'} & set(sys.modules))"
     )
@@ -65,7 +65,7 @@ def test_another_interpreter_is_asked_about_its_own_packages(tmp_path: Path) -> 
 
 def test_a_third_party_engine_counts_with_its_own_module(clean_env: dict[str, str]) -> None:
     code = (
-        "import sys; from llmprof import doctor;"
+        "import sys; from llmprof.doctor import checks as doctor;"
         "print(doctor.render(doctor.examine({'fake': sys.executable})))"
     )
     done = subprocess.run(
@@ -188,7 +188,7 @@ def gpu_checks(tmp_path: Path) -> GpuChecks:
     """The findings with an NVML that answers from a scenario."""
     library = nvml_stub.build(tmp_path)
     code = (
-        "import json; from llmprof import doctor;"
+        "import json; from llmprof.doctor import checks as doctor;"
         "print(json.dumps(doctor.to_json(doctor.examine({}))))"
     )
 

@@ -34,7 +34,7 @@ needs_pyspy = pytest.mark.skipif(
 TARGET = """
 import json, os, sys, time
 sys.path.insert(0, sys.argv[1])
-from llmprof.worker import metronome
+from llmprof.tracers.pyspy import metronome
 metronome.let_read(os.getppid())
 child = metronome.spawn(sys.argv[2], int(sys.argv[3]), os.getppid())
 def busy():

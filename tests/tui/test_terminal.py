@@ -183,7 +183,7 @@ sys.exit(run_app(Source(data.LIVE), refresh_hz=4))
 
 
 def test_a_crash_leaves_the_terminal_clean(terminal) -> None:
-    program = CRASH.format(tests=str(ROOT / "tests"))
+    program = CRASH.format(tests=str(ROOT / "tests" / "support"))
     shell = terminal([sys.executable, "-c", program])
     assert shell.code() != 0
     assert b"a mistake in the program" in shell.raw
