@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from llmprof import __version__
+from llmprof.distribution import how_to_install
 from llmprof.doctor import probe as doctor_probe
 from llmprof.machine import ROOT
 from llmprof.plaintext import one_line
@@ -153,7 +154,7 @@ def _engine(name: str, python: str, found: dict[str, Any] | str) -> Check:
     packages: dict[str, str | None] = facts["packages"]
     install = f"install its packages there: pip install {_distributions(name, packages)}"
     if not where and name in EXTRAS:
-        install = f"pip install 'llmprof[{name}]'"
+        install = how_to_install(name)
     if facts["target"] is None:
         text = f"Python {found['python']}{where} has no engine of that name (llmprof.engines)"
         return Check(title, "missing", text, "install the package that brings it there")
@@ -289,11 +290,11 @@ def ptrace(root: Path = ROOT) -> Check:
 
 def _py_spy() -> Check:
     """Is it there, and does it really read another process of this user?"""
-    from llmprof.tracers.pyspy.tracer import INSTALL, attempt, find
+    from llmprof.tracers.pyspy.tracer import attempt, find
 
     path = find()
     if path is None:
-        return Check("py-spy", "missing", "not found: no host stacks", INSTALL)
+        return Check("py-spy", "missing", "not found: no host stacks", how_to_install("host"))
     why = attempt(path)
     if isinstance(why, Unavailable):
         fix = permission().fix or "what forbids it is outside of llmprof; host stacks are n/a"

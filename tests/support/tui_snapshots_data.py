@@ -189,7 +189,7 @@ FAILED = replace(
             state="failed",
             phase="failed",
             failure="llama-cpp-python is not installed in /opt/py/bin/python; "
-            "pip install 'llmprof[llamacpp]'",
+            "pip install -e '.[llamacpp]'",
         ),
     ),
 )

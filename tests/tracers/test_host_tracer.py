@@ -224,7 +224,7 @@ def test_missing_py_spy_names_the_extra(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(pyspy.sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
     why = PySpyTracer(HostPlan(), tmp_path).probe()
-    assert why is not None and "llmprof[host]" in why.reason
+    assert why is not None and "[host]'" in why.reason
 
 
 # -- made-up files ---------------------------------------------------------------------------

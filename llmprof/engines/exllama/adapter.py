@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from importlib import metadata, util
 from typing import Any
 
+from llmprof.distribution import how_to_install
 from llmprof.engines.base import LoadRequest, Progress
 from llmprof.engines.driven import DrivenEngine
 from llmprof.engines.exllama.drives import Drive
@@ -195,7 +196,7 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
         except ImportError as why:
             raise MissingPackage(
                 f"engine {self.name!r} needs torch ({why}); install it with:"
-                " pip install 'llmprof[torch]'"
+                f" {how_to_install('torch')}"
             ) from None
         if not torch.cuda.is_available():
             raise UsageError(

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from llmprof.distribution import how_to_install
 from llmprof.engines.base import LoadRequest, Progress
 from llmprof.engines.driven import ClosedByDrive
 from llmprof.engines.options import Options
@@ -42,7 +43,7 @@ class LlamaCppEngine(ClosedByDrive):
         except (ImportError, OSError, RuntimeError) as why:
             raise MissingPackage(
                 f"engine 'llamacpp' needs llama-cpp-python ({why});"
-                " install it with: pip install 'llmprof[llamacpp]'"
+                f" install it with: {how_to_install('llamacpp')}"
             ) from None
         from llmprof.engines.llamacpp.drives import ForwardDrive, GeneratorDrive, Settings
 

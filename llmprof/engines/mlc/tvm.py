@@ -13,6 +13,7 @@ from importlib import import_module, metadata, util
 from pathlib import Path
 from typing import Any
 
+from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, ModelError, UsageError
 from llmprof.models.mlc.library import Library
 from llmprof.models.mlc.metadata import MlcMetadata, parse_metadata
@@ -54,7 +55,7 @@ def open_tvm(cuda: bool, engine: str = "mlc") -> Tvm:
     """
     if util.find_spec("tvm") is None or util.find_spec("tvm_ffi") is None:
         raise MissingPackage(
-            f"engine {engine!r} needs TVM; install it with: pip install 'llmprof[mlc]'"
+            f"engine {engine!r} needs TVM; install it with: {how_to_install('mlc')}"
             f" ({_INSTALL}), or MLC LLM's own wheels"
         )
     # libtvm_runtime_cuda.so and FlashInfer's kernels take the CUDA runtime from the process; a

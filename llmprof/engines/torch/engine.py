@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from llmprof.distribution import how_to_install
 from llmprof.engines.base import LoadRequest, Progress
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
@@ -59,7 +60,7 @@ class TorchEngine:
             import torch
         except ImportError as why:
             raise MissingPackage(
-                f"engine 'torch' needs torch ({why}); install it with: pip install 'llmprof[torch]'"
+                f"engine 'torch' needs torch ({why}); install it with: {how_to_install('torch')}"
             ) from None
         from llmprof.engines.torch.memory import check_fits, memory_errors
 

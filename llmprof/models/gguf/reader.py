@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from typing import Any
 
+from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, ModelError
 from llmprof.models.gguf.header import GgufHeader, TensorInfo, read_header
 from llmprof.models.presets import EMBEDDING, FINAL_NORM, HEAD, LlamaConfig, RopeScaling
@@ -131,7 +132,7 @@ class GgufWeights:
             import numpy
         except ImportError:
             raise MissingPackage(
-                "GGUF weights need the package gguf; install it with: pip install 'llmprof[torch]'"
+                f"GGUF weights need the package gguf; install it with: {how_to_install('torch')}"
             ) from None
         self._gguf = gguf
         self._numpy = numpy

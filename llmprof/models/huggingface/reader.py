@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, ModelError
 from llmprof.models.huggingface.config import our_notes
 from llmprof.models.huggingface.gptq import check_projection, is_gptq, read_projection
@@ -34,7 +35,7 @@ class SafetensorsWeights:
         except ImportError:
             raise MissingPackage(
                 "safetensors weights need the package safetensors;"
-                " install it with: pip install 'llmprof[torch]'"
+                f" install it with: {how_to_install('torch')}"
             ) from None
         folder = Path(path)
         self.rope_factors: Any | None = None

@@ -17,13 +17,13 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmprof.distribution import how_to_install
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
 from llmprof.tracers.pyspy.chrome import HostSamples, decode
 from llmprof.tracers.pyspy.metronome import PR_SET_PTRACER, Board
 from llmprof.tracers.pyspy.ptrace import why_denied, why_not_stopped
 
-INSTALL = "pip install 'llmprof[host]'"
 ATTACH_TIMEOUT_S = 20.0
 NATIVE_ATTACH_TIMEOUT_S = 120.0
 """The unwinder reads every library of the process first; torch's are large."""
@@ -141,7 +141,7 @@ class PySpyTracer:
 
     def probe(self) -> Unavailable | None:
         if find() is None:
-            return Unavailable(f"py-spy is not installed: {INSTALL}")
+            return Unavailable(f"py-spy is not installed: {how_to_install('host')}")
         return None
 
     def open_board(self) -> Unavailable | None:
