@@ -20,12 +20,11 @@ from llmprof.analysis.host.causes import (
     GapCauses,
     GapJudge,
     _verdict,
-    call_cause,
     gap_causes,
     judge,
-    share_out,
 )
 from llmprof.analysis.host.frames import kind_of, origin
+from llmprof.analysis.host.launches import call_cause, share_out
 from llmprof.analysis.host.stacks import HostTrace, flame, frame_times, open_host
 from llmprof.records import HostFrame, HostRound, Unavailable
 from llmprof.runfile.trace.host_rows import HostRows, HostSample

@@ -34,6 +34,8 @@ def work_of(items: list[tuple[int, int, int]]) -> LaneWork:
         step=np.ones(count, np.int64),
         is_kernel=np.ones(count, bool),
         kernel_row=np.arange(count),
+        copy_row=np.empty(0, np.int64),
+        device=np.zeros(count, np.int64),
         names=("void a()", "void b()", "void c()"),
     )
     return LaneWork(work, {0: "attention", 1: "norm", 2: "norm"}, label + 1)

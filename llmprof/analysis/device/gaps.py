@@ -1,4 +1,4 @@
-"""Where the device waits inside the decode steps: idle gaps, and the places where they recur."""
+"""Where one device waits inside the decode steps: idle gaps, and the places where they recur."""
 
 from __future__ import annotations
 

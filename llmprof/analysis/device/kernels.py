@@ -1,4 +1,10 @@
-"""What the device did in each decode step of a traced round: busy, idle, kernels, categories."""
+"""What the devices did in each decode step of a traced round: busy, idle, kernels, categories.
+
+Busy and idle time are a device's. Where an engine runs on several, its own busy and idle time,
+categories and gaps are those of its *primary* device: the one with the most busy time, the lowest
+number among equals. Kernels and launches are counted over all devices. ``KernelReport.devices``
+has the numbers of each.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +30,7 @@ _DURATION_BITS = 40
 
 @dataclass(frozen=True)
 class StepGpu:
-    """The device in one decode step. ``busy_ns + idle_ns == wall_ns``."""
+    """The primary device in one decode step. ``busy_ns + idle_ns == wall_ns``."""
 
     step: int
     """From 1."""
@@ -33,6 +39,7 @@ class StepGpu:
     """Some kernel, copy or set is running: the union over streams."""
     idle_ns: int
     kernels: int
+    """On all devices, like ``copies`` and ``launches``."""
     copies: int
     launches: int
     """Calls that started kernels: a CUDA graph of 200 kernels is one."""
@@ -77,6 +84,26 @@ class CategoryTime:
 
 
 @dataclass(frozen=True)
+class DeviceReport:
+    """One device of an engine in its traced round. ``busy_ns + idle_ns`` is the scope's length."""
+
+    device: int
+    primary: bool
+    """The engine's own busy and idle time are this device's."""
+    busy_ns: int
+    """Over the scope."""
+    idle_ns: int
+    busy_ms_per_step: Maybe
+    """Median over the steps, like ``idle_ms_per_step``."""
+    idle_ms_per_step: Maybe
+    kernels: int
+    """Over the scope, like ``copies``."""
+    copies: int
+    step_busy_ns: tuple[int, ...] | Unavailable
+    """Of every decode step."""
+
+
+@dataclass(frozen=True)
 class KernelReport:
     """The traced round of one engine. Without attribution: totals over the round with prefill."""
 
@@ -99,6 +126,10 @@ class KernelReport:
     kernels: tuple[KernelSummary, ...]
     categories: tuple[CategoryTime, ...]
     """By total time. Their sum is ``busy_ns``."""
+    device: int
+    """The primary one."""
+    devices: tuple[DeviceReport, ...]
+    """Each device that the engine's process used, ascending."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +137,12 @@ class TracedRound:
     """A traced round made ready once for the reports on it."""
 
     work: Work
+    """Of all devices."""
     laid: Timeline
-    """Of the decode steps; without attribution, of the round from prefill on as if one step."""
+    """Of the primary device: the decode steps; without attribution, the round from prefill on as if
+    one step."""
+    devices: tuple[Timeline, ...]
+    """The same for each device, ascending; one of them is ``laid``."""
     attribution: Attribution
     rows: KernelRows
     categories: dict[int, str]
@@ -115,7 +150,7 @@ class TracedRound:
 
     @property
     def timeline(self) -> Timeline | Unavailable:
-        """Of the decode steps."""
+        """Of the decode steps, on the primary device."""
         why = self.attribution.unavailable
         return self.laid if why is None else why
 
@@ -139,13 +174,14 @@ def prepare(
     if attribution.unavailable is not None:
         end = max(record.end_ns, record.prefill_start_ns)
         bounds = np.array([record.prefill_start_ns, end], np.int64)
-    laid = lay_out(work, bounds)
+    devices = tuple(lay_out(work, bounds, device) for device in work.devices() or (0,))
+    laid = max(devices, key=lambda timeline: int(timeline.busy_ns().sum()))
     categories = categorise(dict(enumerate(work.names)), engine, rules)
     for label, name in enumerate(work.names):
         # The user may say otherwise about kernels, but a transfer is a transfer.
         if name.startswith("[mem"):
             categories[label] = COPY
-    return TracedRound(work, laid, attribution, rows.kernels, categories)
+    return TracedRound(work, laid, devices, attribution, rows.kernels, categories)
 
 
 def kernel_report(traced: TracedRound) -> KernelReport:
@@ -175,11 +211,32 @@ def kernel_report(traced: TracedRound) -> KernelReport:
         idle_ns=int(laid.wall_ns().sum()) - busy,
         kernels=_summaries(traced, np.flatnonzero(inside), per_step),
         categories=_category_times(traced, per_step),
+        device=laid.device,
+        devices=tuple(_device(traced, timeline, inside) for timeline in traced.devices),
+    )
+
+
+def _device(traced: TracedRound, timeline: Timeline, inside: NDArray[np.bool_]) -> DeviceReport:
+    """``inside``: of every row of the work, is it in the scope?"""
+    work, why = traced.work, traced.attribution.unavailable
+    mine = inside & (work.device == timeline.device)
+    busy, wall = timeline.busy_ns(), timeline.wall_ns()
+    known = why is None
+    return DeviceReport(
+        device=timeline.device,
+        primary=timeline is traced.laid,
+        busy_ns=int(busy.sum()),
+        idle_ns=int(wall.sum() - busy.sum()),
+        busy_ms_per_step=float(np.median(busy)) / 1e6 if known else _no_steps(traced),
+        idle_ms_per_step=float(np.median(wall - busy)) / 1e6 if known else _no_steps(traced),
+        kernels=int(np.count_nonzero(mine & work.is_kernel)),
+        copies=int(np.count_nonzero(mine & ~work.is_kernel)),
+        step_busy_ns=tuple(busy.tolist()) if why is None else why,
     )
 
 
 def category_ns(traced: TracedRound) -> dict[str, int]:
-    """Busy ns of each category, adding up to the busy time."""
+    """Busy ns of each category on the primary device, adding up to its busy time."""
     laid = traced.laid
     by_label = sums(laid.label, laid.end_ns - laid.start_ns, len(laid.names))
     totals: dict[str, int] = {}

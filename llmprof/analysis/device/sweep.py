@@ -1,4 +1,7 @@
-"""Device work laid out in time: overlaps counted once, cut at the borders of the decode steps.
+"""One device's work laid out in time: overlaps counted once, cut at the borders of decode steps.
+
+Idle time is a device's, so each device has a timeline of its own and work of two devices is never
+merged into one.
 
 Everything here is integer ns and vectorised, so sums are exact and a million kernels take well
 under a second.
@@ -38,16 +41,43 @@ class Work:
     is_kernel: NDArray[np.bool_]
     kernel_row: Ints
     """Rows of ``KernelRows`` of the kernels, in order."""
+    copy_row: Ints
+    """Rows of ``CopyRows`` of all else, in order."""
+    device: Ints
     names: tuple[str, ...]
+
+    def devices(self) -> tuple[int, ...]:
+        """That any of the work ran on, ascending."""
+        return tuple(int(number) for number in np.unique(self.device))
+
+    def on(self, device: int) -> Work:
+        """What ran on one device; the labels stay."""
+        mine = self.device == device
+        if mine.all():
+            return self
+        kernel = self.is_kernel
+        return Work(
+            start_ns=self.start_ns[mine],
+            end_ns=self.end_ns[mine],
+            label=self.label[mine],
+            step=self.step[mine],
+            is_kernel=kernel[mine],
+            kernel_row=self.kernel_row[mine[kernel]],
+            copy_row=self.copy_row[mine[~kernel]],
+            device=self.device[mine],
+            names=self.names,
+        )
 
 
 @dataclass(frozen=True, eq=False)
 class Timeline:
-    """Who occupies the device from the first to the last bound; what is not covered is idle.
+    """Who occupies one device from the first to the last bound; what is not covered is idle.
 
-    Pieces are disjoint, ordered and cut at the bounds. Where work overlaps on several streams (or
-    devices) the time belongs to what started first, so pieces add up to the busy time exactly.
+    Pieces are disjoint, ordered and cut at the bounds. Where work overlaps on several streams the
+    time belongs to what started first, so pieces add up to the busy time exactly.
     """
+
+    device: int
 
     bounds_ns: Ints
     """``bounds_ns[i - 1]`` to ``bounds_ns[i]`` is decode step ``i``; steps + 1 values."""
@@ -86,12 +116,15 @@ def collect(rows: TraceRows, pid: int, kernel_step: Ints, copy_step: Ints) -> Wo
         step=np.concatenate([kernel_step[mine], copy_step[copied]]),
         is_kernel=np.arange(len(start)) < len(mine),
         kernel_row=mine,
+        copy_row=copied,
+        device=np.concatenate([kernels.device[mine], copies.device[copied]]),
         names=(*kernel_names, *copy_names),
     )
 
 
-def lay_out(work: Work, bounds_ns: Ints) -> Timeline:
-    """The timeline between the bounds (ascending), at least one."""
+def lay_out(work: Work, bounds_ns: Ints, device: int) -> Timeline:
+    """The timeline of one device between the bounds (ascending), at least one."""
+    work = work.on(device)
     order = np.argsort(work.start_ns, kind="stable")
     start, end, label = work.start_ns[order], work.end_ns[order], work.label[order]
     covered = np.concatenate([bounds_ns[:1], np.maximum.accumulate(end)[:-1]])[: len(start)]
@@ -99,7 +132,7 @@ def lay_out(work: Work, bounds_ns: Ints) -> Timeline:
     end = np.minimum(end, bounds_ns[-1])
     there = end > start
     origin, start, end, step = cut(start[there], end[there], bounds_ns)
-    return Timeline(bounds_ns, start, end, label[there][origin], step, work.names)
+    return Timeline(device, bounds_ns, start, end, label[there][origin], step, work.names)
 
 
 def cut(start: Ints, end: Ints, bounds_ns: Ints) -> tuple[Ints, Ints, Ints, Ints]:

@@ -20,7 +20,7 @@ Basis = Literal["traced", "timing"]
 
 @dataclass(frozen=True)
 class StepParts:
-    """The mean decode step of one engine; the parts add up to ``step_ns``."""
+    """The mean decode step of one engine on its primary device; the parts add up to ``step_ns``."""
 
     label: str
     steps: int

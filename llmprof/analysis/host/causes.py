@@ -14,6 +14,8 @@ The rules, for each gap (a stretch without kernel, copy or set), the first that 
    uncertainty with the gap. A sample of kind ``host`` counts as ``launch`` where work began within
    ``LAUNCH_PACE_NS`` before and behind it.
 4. Fewer than one sample in a sort of gaps: ``unknown``.
+5. Gaps are those of the engine's primary device. While another of its devices works, time that the
+   rules above call waiting (``PEER_WAITS``) is ``other GPU``.
 
 A sample while another Python thread was busy counts for ``gil`` by that thread's part of the
 processor time of both.
@@ -26,7 +28,6 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Literal, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -34,21 +35,24 @@ from numpy.typing import NDArray
 from llmprof.analysis.device.gaps import between_pieces
 from llmprof.analysis.device.kernels import TracedRound
 from llmprof.analysis.device.sweep import Timeline
+from llmprof.analysis.host.launches import (
+    LAUNCH_PACE_NS,
+    Cause,
+    Launches,
+    share_out,
+)
+from llmprof.analysis.host.peers import moved, peer_ns
 from llmprof.analysis.host.stacks import FrameTime, HostTrace, StepSample, frame_times
 from llmprof.records import HostFrame, RoundRecord, Unavailable
-from llmprof.runfile.trace.rows import ApiRows, Ints, TraceRows
+from llmprof.runfile.trace.rows import Ints, TraceRows
 
-Cause = Literal[
-    "launch", "sync", "graph update", "allocator", "wait", "gil", "host", "device", "unknown"
-]
-CAUSES: tuple[Cause, ...] = get_args(Cause)
-LAUNCH_PACE_NS = 200_000
-"""Launches no further apart than this are one burst: an eager operator takes 10–100 us of host."""
 SHORT_NS = 100_000
 """Gaps up to here are pooled apart from longer ones."""
 READ_NS = 200_000
 """A sample was taken within this before its time, mostly (measured; docs/host-stacks.md)."""
 LEAST_WEIGHT = 1.0
+PEER_WAITS: tuple[Cause, ...] = ("sync", "wait", "host", "device", "unknown")
+"""Not ``launch`` and the like: there the host is at work, and late, whatever the other GPU does."""
 
 WORDS: Mapping[Cause, str] = {
     "launch": "launch-bound, the host was issuing launches all along",
@@ -59,24 +63,9 @@ WORDS: Mapping[Cause, str] = {
     "gil": "the host waited for the GIL, which another Python thread held",
     "host": "the host computed (sampling, detokenising, Python)",
     "device": "the device's own way from one kernel to the next; the work was there",
+    "other GPU": "another GPU of the engine was at work, this one had to wait for it",
     "unknown": "no call and no sample says",
 }
-_CALLS: tuple[tuple[str, Cause], ...] = (
-    ("Synchronize", "sync"),
-    ("Query", "sync"),
-    ("GraphExec", "graph update"),
-    ("GraphInstantiate", "graph update"),
-    ("GraphCreate", "graph update"),
-    ("GraphAdd", "graph update"),
-    ("Malloc", "allocator"),
-    ("Free", "allocator"),
-    ("MemAlloc", "allocator"),
-    ("MemCreate", "allocator"),
-    ("MemMap", "allocator"),
-    ("MemUnmap", "allocator"),
-    ("MemSetAccess", "allocator"),
-)
-"""Part of a CUDA call's name → cause. A blocking copy is told from ``cudaMemcpyAsync`` below."""
 
 
 @dataclass(frozen=True)
@@ -149,7 +138,10 @@ class GapJudge:
             (s, w) for s, o in zip(samples, overlaps, strict=True) if (w := sum(o.values())) > 0
         ]
         self._inside = _by_gap(overlaps, [_kinds(s, begins) for s in samples])
-        self._launches = _Launches(traced, rows, record)
+        self._launches = Launches(traced, rows, record)
+        others = [device for device in traced.devices if device is not timeline]
+        self._peer = peer_ns(others, start, end)
+        """Of every gap: ns in which another device of the engine worked."""
 
     @cached_property
     def _queued(self) -> NDArray[np.bool_]:
@@ -181,6 +173,7 @@ class GapJudge:
                 found[cause] += ns
         else:
             found.update(_by_sort(end_ns - start_ns, self._weights[self._gaps.sort(n)]))
+        _to_peer(found, int(self._peer[n]))
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     @cached_property
@@ -216,16 +209,23 @@ class GapJudge:
         length = gaps.end - gaps.start
         total = int(length.sum())
         totals["device"] = int(length[self._queued].sum())
+        _to_peer(totals, int(np.minimum(self._peer, length)[self._queued].sum()))
         if self.has_calls:
             for n in np.flatnonzero(~self._queued).tolist():
+                found = defaultdict[Cause, int](int)
                 for cause, ns in self._cut(n):
+                    found[cause] += ns
+                _to_peer(found, int(self._peer[n]))
+                for cause, ns in found.items():
                     totals[cause] += ns
         else:
             place, short = gaps.sorts
             for sort in itertools.product(range(4), (False, True)):
                 mine = ~self._queued & (place == sort[0]) & (short == sort[1])
                 if ns := int(length[mine].sum()):
-                    for cause, part in _by_sort(ns, self._weights[sort]).items():
+                    found = defaultdict(int, _by_sort(ns, self._weights[sort]))
+                    _to_peer(found, int(self._peer[mine].sum()))
+                    for cause, part in found.items():
                         totals[cause] += part
         stacks = tuple((s.stack, w) for s, w in self._touched)
         causes = _causes(totals, total, self._steps)
@@ -240,6 +240,15 @@ class GapJudge:
             stacks=stacks,
             verdict=_verdict(causes, ms),
         )
+
+
+def _to_peer(found: defaultdict[Cause, int], ns: int) -> None:
+    """Rule 5."""
+    if ns:
+        whole = sum(found.values())
+        rest = moved(found, PEER_WAITS, ns)
+        found.update({cause: rest.get(cause, 0) for cause in found})
+        found["other GPU"] += whole - sum(rest.values())
 
 
 def _causes(totals: Mapping[Cause, int], total: int, steps: int) -> tuple[CauseTime, ...]:
@@ -326,153 +335,3 @@ def _by_sort(ns: int, weights: Mapping[Cause, float]) -> dict[Cause, int]:
     if sum(weights.values()) < LEAST_WEIGHT:
         return {"unknown": ns}
     return share_out(ns, weights)
-
-
-def share_out(total: int, weights: Mapping[Cause, float]) -> dict[Cause, int]:
-    """Integers in proportion to the weights that add up to ``total`` (largest remainder)."""
-    whole = sum(weights.values())
-    exact = {cause: total * weight / whole for cause, weight in weights.items()}
-    parts = {cause: int(value) for cause, value in exact.items()}
-    ranked = sorted(exact, key=lambda cause: parts[cause] - exact[cause])
-    for cause in ranked[: max(0, total - sum(parts.values()))]:
-        parts[cause] += 1
-    parts[ranked[0]] += total - sum(parts.values())  # floats of more than 53 bits
-    return parts
-
-
-def _found(ordered: Ints, wanted: Ints) -> tuple[Ints, NDArray[np.bool_]]:
-    """(place of each wanted value in a row that is not empty, is it there at all?)."""
-    at = np.minimum(np.searchsorted(ordered, wanted), len(ordered) - 1)
-    return at, ordered[at] == wanted
-
-
-class _Launches:
-    """Which call launched what, and what the launching thread did when."""
-
-    def __init__(self, traced: TracedRound, rows: TraceRows, record: RoundRecord) -> None:
-        work, kernels, copies = traced.work, rows.kernels, rows.copies
-        mine = copies.pid == record.pid
-        correlation = np.concatenate(
-            [kernels.correlation[work.kernel_row], copies.correlation[mine]]
-        )
-        node = np.concatenate([kernels.graph_node[work.kernel_row], copies.graph_node[mine]])
-        order = np.argsort(work.start_ns, kind="stable")
-        self._starts = work.start_ns[order]
-        self._correlation, self._node = correlation[order], node[order]
-        by_end = np.argsort(work.end_ns, kind="stable")
-        self._ends = work.end_ns[by_end]
-        self._end_correlation, self._end_node = correlation[by_end], node[by_end]
-        self.calls = _calls(rows.api, record)
-        api = rows.api
-        ids, first = np.unique(api.correlation, return_index=True)
-        self._ids, self._begin = ids, api.start_ns[first]
-
-    def _next(self, end: int) -> int | None:
-        """Row of the work that begins at the gap's end."""
-        at = int(np.searchsorted(self._starts, end))
-        return at if at < len(self._starts) and self._starts[at] == end else None
-
-    def launched_ns(self, end: int) -> int | None:
-        """Begin of the call that launched the work behind the gap."""
-        at = self._next(end)
-        if at is None or not len(self._ids):
-            return None
-        n = int(np.searchsorted(self._ids, self._correlation[at]))
-        if n < len(self._ids) and self._ids[n] == self._correlation[at]:
-            return int(self._begin[n])
-        return None
-
-    def queued(self, start: Ints, end: Ints) -> NDArray[np.bool_]:
-        """Rule 1: was the work behind each gap there before the gap began?"""
-        if not len(self._starts):
-            return np.zeros(len(start), np.bool_)
-        after, follows = _found(self._starts, end)
-        before, precedes = _found(self._ends, start)
-        graph = (self._end_correlation[before] == self._correlation[after]) & precedes
-        graph &= (self._end_node[before] != 0) & (self._node[after] != 0)
-        ahead = np.zeros(len(start), np.bool_)
-        if len(self._ids):
-            call, known = _found(self._ids, self._correlation[after])
-            ahead = known & (self._begin[call] <= start)
-        found: NDArray[np.bool_] = follows & (graph | ahead)
-        return found
-
-    def split(
-        self, start: int, end: int, weights: Mapping[Cause, float]
-    ) -> Iterator[tuple[Cause, int]]:
-        """Rule 2: the gap's ns by cause."""
-        assert self.calls is not None
-        calls = self.calls
-        launched = self.launched_ns(end)
-        stop = end if launched is None else max(start, min(end, launched))
-        if end > stop:
-            yield "launch", end - stop
-        at = int(np.searchsorted(calls.end, start, "right"))
-        now = start
-        while now < stop:
-            if at == len(calls.start) or calls.start[at] >= stop:
-                yield from self._pause(at, now, stop, weights)
-                return
-            if calls.start[at] > now:
-                yield from self._pause(at, now, int(calls.start[at]), weights)
-                now = int(calls.start[at])
-            until = min(stop, int(calls.end[at]))
-            if until > now:
-                yield calls.cause[at], until - now
-                now = until
-            at += 1
-
-    def _pause(
-        self, at: int, begin: int, finish: int, weights: Mapping[Cause, float]
-    ) -> Iterator[tuple[Cause, int]]:
-        """Between call ``at - 1`` and call ``at``."""
-        calls = self.calls
-        assert calls is not None
-        before = int(calls.end[at - 1]) if at else begin
-        behind = int(calls.start[at]) if at < len(calls.start) else finish
-        if behind - before <= LAUNCH_PACE_NS:
-            yield "launch", finish - begin
-            return
-        said = {c: w for c, w in weights.items() if c not in ("launch", "sync", "device")}
-        yield from (share_out(finish - begin, said) if said else {"host": finish - begin}).items()  # type: ignore[misc]
-
-
-@dataclass(frozen=True, eq=False)
-class _Calls:
-    """Calls of the launching thread, ordered, none inside another."""
-
-    start: Ints
-    end: Ints
-    cause: tuple[Cause, ...]
-
-
-def _calls(api: ApiRows, record: RoundRecord) -> _Calls | None:
-    mine: NDArray[np.bool_] = api.pid == record.pid
-    if not mine.any():
-        return None
-    threads, counts = np.unique(api.tid[mine], return_counts=True)
-    # Of the round loop's thread; an engine may launch from another one.
-    thread = record.tid if record.tid in threads else int(threads[np.argmax(counts)])
-    chosen = np.flatnonzero(mine & (api.tid == thread))
-    chosen = chosen[np.argsort(api.start_ns[chosen], kind="stable")]
-    ends = np.maximum.accumulate(api.end_ns[chosen])
-    # A runtime call holds the driver calls that it makes: the outer one counts.
-    outer = np.concatenate([[True], api.end_ns[chosen][1:] > ends[:-1]])
-    chosen = chosen[outer]
-    names = {number: call_cause(name) for number, name in api.names.items()}
-    return _Calls(
-        api.start_ns[chosen],
-        api.end_ns[chosen],
-        tuple(names.get(int(n), "launch") for n in api.name_id[chosen]),
-    )
-
-
-def call_cause(name: str) -> Cause:
-    """The cause that stands for the inside of a CUDA call."""
-    base = name.split("_v", 1)[0].split("_ptsz", 1)[0]
-    for part, cause in _CALLS:
-        if part in base:
-            return cause
-    if base.startswith(("cudaMemcpy", "cuMemcpy")) and "Async" not in base:
-        return "sync"
-    return "launch"

@@ -118,7 +118,7 @@ class Lane:
     tracks: tuple[Track, ...]
     """In order of time."""
     work: LaneWork | Unavailable
-    """Of the traced round."""
+    """Of the traced round, on the engine's primary device."""
     api: ApiRows
     api_busy: Curve
     """Time inside calls, nested ones once."""
@@ -133,6 +133,8 @@ class Lane:
     """Sampled stacks of the traced round; ``None`` where there are none."""
     cells: Cells | None = None
     """Kernel time behind what ``work`` holds."""
+    others: tuple[LaneWork, ...] = ()
+    """Of the same round on the engine's other devices."""
 
     def analysed_steps(self, track: Track) -> int:
         """The first so many decode steps have all their kernels in ``work``."""

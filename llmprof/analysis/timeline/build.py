@@ -53,7 +53,7 @@ def build_lane(
 ) -> Lane:
     """The lane of one engine; reads what ``trace`` does not hold yet."""
     rounds = [r for r in data.rounds if r.engine_id == engine.engine_id]
-    work = _work(trace)
+    work, others = _work(trace)
     tracks = tuple(filter(None, (_track(record, trace) for record in rounds)))
     api = trace.api_rows
     covered = np.maximum.accumulate(api.end_ns) if len(api) else api.end_ns
@@ -71,20 +71,25 @@ def build_lane(
         samples=dict(_samples(data, rounds, reader)),
         host=None if isinstance(trace.host, Unavailable) else HostLane.of(trace.host),
         cells=trace.cells,
+        others=others,
     )
 
 
-def _work(trace: TracedEngine) -> LaneWork | Unavailable:
+def _work(trace: TracedEngine) -> tuple[LaneWork | Unavailable, tuple[LaneWork, ...]]:
+    """Of the primary device, and of the other ones."""
     if isinstance(trace.round, Unavailable):
-        return trace.round
-    streams = np.concatenate(
-        [
-            trace.kernel_rows.stream[trace.round.work.kernel_row],
-            trace.copy_rows.stream[trace.copy_rows.pid == trace.pid],
-        ]
-    )
+        return trace.round, ()
     complete_ns = None if trace.cells is None else trace.cells.start_ns
-    return LaneWork(trace.round.work, trace.round.categories, streams, complete_ns)
+    found: dict[int, LaneWork] = {}
+    for timeline in trace.round.devices:
+        work = trace.round.work.on(timeline.device)
+        streams = np.concatenate(
+            [trace.kernel_rows.stream[work.kernel_row], trace.copy_rows.stream[work.copy_row]]
+        )
+        made = LaneWork(work, trace.round.categories, streams, complete_ns, timeline.device)
+        found[timeline.device] = made
+    primary = found.pop(trace.round.laid.device)
+    return primary, tuple(found.values())
 
 
 def _track(record: RoundRecord, trace: TracedEngine) -> Track | None:

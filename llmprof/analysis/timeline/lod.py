@@ -1,4 +1,4 @@
-"""Work of one traced round at every level of detail, from the whole round to single kernels.
+"""One device's work of a traced round at every level of detail, down to single kernels.
 
 No pyramid of pre-drawn levels: each category has a curve, the time that it has had up to any
 moment. Two binary searches a cell then give the exact time of every category in every cell at any
@@ -96,11 +96,18 @@ class LaneWork:
         categories: dict[int, str],
         streams: Ints,
         complete_ns: int | None = None,
+        device: int = 0,
     ) -> None:
-        """``streams``: of every row of ``work``; ``complete_ns``: what runs later is left out."""
+        """``work``: of ``device`` alone; ``streams``: of every row of it; ``complete_ns``: what
+        runs later is left out."""
         self.complete_ns = complete_ns
+        self.device = device
         self.order = np.argsort(work.start_ns, kind="stable")
         """Item → row of ``work``."""
+        rows = np.full(len(work.start_ns), -1, np.int64)
+        rows[work.is_kernel] = work.kernel_row
+        self.kernel_row = rows[self.order]
+        """Item → row of ``KernelRows``; -1 for what is no kernel."""
         self.start_ns = work.start_ns[self.order]
         self.end_ns = work.end_ns[self.order]
         self.label = work.label[self.order]

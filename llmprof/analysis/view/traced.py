@@ -124,6 +124,8 @@ class EngineTrace:
         self._rows = rows
         attribution = attribute(rows, record, clock_error_ns)
         self.round = prepare(rows, record, attribution, engine, rules)
+        if self.cells is not None:
+            self.cells.device = self.round.laid.device
 
     @cached_property
     def kernels(self) -> KernelReport | Unavailable:

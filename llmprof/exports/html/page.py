@@ -50,14 +50,20 @@ def _run(run: Loaded) -> dict[str, Any]:
 
 
 def _timeline(trace: EngineTrace) -> dict[str, Any] | None:
-    """Work of some steps: rows ``[start, length, name, category, stream]``, ns from the first."""
+    """Work of some steps: rows ``[start, length, name, category, stream]``, ns from the first.
+
+    A stream is a number, or ``GPU n: number`` where the engine ran on several GPUs.
+    """
     if isinstance(trace.round, Unavailable) or isinstance(trace.round.timeline, Unavailable):
         return None
     work, bounds = trace.round.work, trace.round.timeline.bounds_ns
+    several = len(trace.round.devices) > 1
     first, last = _chosen(bounds)
     inside = np.flatnonzero((work.step >= first) & (work.step <= last))
     inside = inside[np.argsort(work.start_ns[inside], kind="stable")][:MAX_ITEMS]
-    streams = np.concatenate([trace.kernel_rows.stream, trace.copy_rows.stream])
+    streams = np.concatenate(
+        [trace.kernel_rows.stream[work.kernel_row], trace.copy_rows.stream[work.copy_row]]
+    )
     origin = int(bounds[first - 1])
     names: dict[str, int] = {}
     kinds: dict[str, int] = {}
@@ -67,7 +73,9 @@ def _timeline(trace: EngineTrace) -> dict[str, Any] | None:
         name = names.setdefault(short_name(work.names[label]), len(names))
         kind = kinds.setdefault(trace.round.categories.get(label, "other"), len(kinds))
         start = int(work.start_ns[i])
-        stream = int(streams[i]) if len(streams) == len(work.start_ns) else 0
+        stream: int | str = int(streams[i])
+        if several:
+            stream = f"GPU {int(work.device[i])}: {stream}"
         rows.append([start - origin, int(work.end_ns[i]) - start, name, kind, stream])
     return {
         "label": trace.label,

@@ -25,7 +25,7 @@ from llmprof.exports.json.host import host_document
 from llmprof.exports.json.trace import engine_trace, fall_document, null, waterfalls
 from llmprof.records import GpuDevice, RunData, Unavailable
 
-SCHEMA_VERSION = "1.1"
+SCHEMA_VERSION = "1.2"
 """Major: a key changed its meaning or went away. Minor: keys were added."""
 
 Document = dict[str, Any]

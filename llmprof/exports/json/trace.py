@@ -7,7 +7,7 @@ from typing import Any
 
 from llmprof.analysis.bandwidth.sampled import SampledSteps
 from llmprof.analysis.device.gaps import GapReport
-from llmprof.analysis.device.kernels import KernelReport
+from llmprof.analysis.device.kernels import DeviceReport, KernelReport
 from llmprof.analysis.device.waterfall import Waterfall, verdict_words
 from llmprof.analysis.view.traced import EngineTrace, Fall, RunTrace
 from llmprof.plaintext import one_line
@@ -41,6 +41,8 @@ def engine_trace(trace: EngineTrace | Unavailable) -> Document:
             **_number("launches_per_step", report.launches_per_step),
             "busy_ns": report.busy_ns,
             "idle_ns": report.idle_ns,
+            "device": report.device,
+            "devices": [_device(device) for device in report.devices],
             **_steps(report),
             # What nsys' own kernel summary adds up: the whole round, prefill included.
             "round_kernels": len(trace.kernel_rows),
@@ -114,6 +116,24 @@ def _steps(report: KernelReport) -> Document:
     if isinstance(report.steps, Unavailable):
         return null("steps", report.steps)
     return {"steps": [asdict(step) for step in report.steps]}
+
+
+def _device(device: DeviceReport) -> Document:
+    return {
+        "device": device.device,
+        "primary": device.primary,
+        "busy_ns": device.busy_ns,
+        "idle_ns": device.idle_ns,
+        **_number("busy_ms_per_step", device.busy_ms_per_step),
+        **_number("idle_ms_per_step", device.idle_ms_per_step),
+        "kernels": device.kernels,
+        "copies": device.copies,
+        **(
+            null("step_busy_ns", device.step_busy_ns)
+            if isinstance(device.step_busy_ns, Unavailable)
+            else {"step_busy_ns": list(device.step_busy_ns)}
+        ),
+    }
 
 
 def _kernel(kernel: Any) -> Document:

@@ -14,12 +14,18 @@ from llmprof.exports.loaded import Loaded, load
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
 
+_DEVICE = (
+    "device", "primary", "busy_ns", "idle_ns", "busy_ms_per_step", "idle_ms_per_step", "kernels",
+    "copies",
+)  # fmt: skip
 _FORMULA = ("=", "+", "-", "@")
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
-    """``engines steps kernels categories gaps waterfalls gpu_samples`` .csv; all begin with the
-    file's name, so that several runs go into one table."""
+    """``engines steps kernels categories gaps devices waterfalls gpu_samples`` .csv.
+
+    All begin with the file's name, so that several runs go into one table.
+    """
     runs = load(files, progress, step_range)
     out.mkdir()
     tables = {
@@ -28,6 +34,7 @@ def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str 
         "kernels": _kernels,
         "categories": _categories,
         "gaps": _gaps,
+        "devices": _devices,
         "waterfalls": _waterfalls,
         "gpu_samples": _gpu_samples,
         "unavailable": _unavailable,
@@ -115,6 +122,14 @@ def _gaps(run: Loaded) -> Iterable[dict[str, Any]]:
         if not isinstance(trace.gaps, Unavailable):
             for place in trace.gaps.places:
                 yield {"engine": trace.label, **asdict(place)}
+
+
+def _devices(run: Loaded) -> Iterable[dict[str, Any]]:
+    for trace in _traces(run):
+        if not isinstance(trace.kernels, Unavailable):
+            for device in trace.kernels.devices:
+                row = {key: getattr(device, key) for key in _DEVICE}
+                yield {"engine": trace.label, **row}
 
 
 def _waterfalls(run: Loaded) -> Iterable[dict[str, Any]]:

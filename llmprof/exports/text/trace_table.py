@@ -52,9 +52,22 @@ def _gpu(reports: Sequence[tuple[EngineTrace, KernelReport]]) -> list[str]:
             _count(r.launches_per_step).rjust(10),
         )
         lines.append(f"  {one_line(engine.label, LABEL):<{LABEL}}{''.join(cells)}")
+        lines += _devices(r)
         if isinstance(r.steps, Unavailable):
             lines.append(f"    {one_line(r.steps.reason)}")
     return lines
+
+
+def _devices(report: KernelReport) -> list[str]:
+    """A line a device where there are several; busy and idle of the engine are the first one's."""
+    if len(report.devices) < 2:
+        return []
+    ranked = sorted(report.devices, key=lambda device: not device.primary)
+    return [
+        f"    {f'GPU {d.device}' + ' (as above)' * d.primary:<{LABEL + 8}}"
+        f"{_ms(d.busy_ms_per_step):>11}{_ms(d.idle_ms_per_step):>11}"
+        for d in ranked
+    ]
 
 
 def _categories(engines: Sequence[EngineTrace], width: int) -> list[str]:

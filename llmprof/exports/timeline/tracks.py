@@ -1,7 +1,8 @@
 """A run as tracks of slices and counters, for the formats that show a timeline.
 
 One process an engine; its tracks are rounds (with prefill and steps inside), each stream's kernels
-and copies, and API calls. Counters are the GPU's. All times are ns since the start of the file.
+and copies (device by device), and API calls. Counters are the GPU's. All times are ns since the
+start of the file.
 """
 
 from __future__ import annotations
@@ -101,11 +102,21 @@ def _round(track: Track, record: RoundRecord) -> Iterator[Slice]:
 def _work(pid: int, label: str, rows: TraceRows, kinds: dict[int, str]) -> Iterator[Slice]:
     kernels, copies = rows.kernels, rows.copies
     short = {number: short_name(name) for number, name in kernels.names.items()}
-    for stream in sorted({*kernels.stream.tolist(), *copies.stream.tolist()}):
-        track = Track(pid, label, f"stream {stream}", "stream")
+    places = sorted(
+        {
+            *zip(kernels.device.tolist(), kernels.stream.tolist(), strict=True),
+            *zip(copies.device.tolist(), copies.stream.tolist(), strict=True),
+        }
+    )
+    several = len({device for device, _ in places}) > 1
+    for device, stream in places:
+        name = f"GPU {device} stream {stream}" if several else f"stream {stream}"
+        track = Track(pid, label, name, "stream")
+        ran = ((kernels.device == device) & (kernels.stream == stream)).nonzero()[0]
+        moved = ((copies.device == device) & (copies.stream == stream)).nonzero()[0]
         items = [
-            *((int(kernels.start_ns[i]), i, True) for i in (kernels.stream == stream).nonzero()[0]),
-            *((int(copies.start_ns[i]), i, False) for i in (copies.stream == stream).nonzero()[0]),
+            *((int(kernels.start_ns[i]), i, True) for i in ran),
+            *((int(copies.start_ns[i]), i, False) for i in moved),
         ]
         free = -(1 << 62)
         for start, i, is_kernel in sorted(items):

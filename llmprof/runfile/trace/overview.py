@@ -26,7 +26,7 @@ CELLS = 1 << 16
 
 
 class Cells:
-    """Kernel time of one process in equal cells of a stretch of time, by kind of kernel.
+    """Kernel time of one process on one device in equal cells of time, by kind of kernel.
 
     A kernel shorter than a cell counts in the cell of its middle. Kernels that ran at the same time
     both count, but no cell is more than full. One thread writes, any number read.
@@ -34,10 +34,19 @@ class Cells:
     Args:
         pid: as ``RoundRecord.pid``.
         kind_of: name of a kernel → kind.
+        device: ``None``: the file says of no kernel where it ran.
     """
 
-    def __init__(self, pid: int, start_ns: int, end_ns: int, kind_of: Callable[[str], str]) -> None:
+    def __init__(
+        self,
+        pid: int,
+        start_ns: int,
+        end_ns: int,
+        kind_of: Callable[[str], str],
+        device: int | None = None,
+    ) -> None:
         self.pid = pid
+        self.device = device
         self.start_ns = start_ns
         self.end_ns = max(end_ns, start_ns + 1)
         self.width_ns = max(1, -(-(self.end_ns - start_ns) // CELLS))
@@ -116,7 +125,7 @@ def walk(path: Path, wanted: Sequence[Cells], tell: Share = lambda _: None) -> I
 
 
 _WHOLE = """ FROM CUPTI_ACTIVITY_KIND_KERNEL WHERE rowid >= ? AND rowid <= ? AND {process} = ?
- AND start > ? AND start <= ? AND typeof(start) = 'integer' AND typeof("end") = 'integer'"""
+ AND start > ? AND start <= ? AND typeof(start) = 'integer' AND typeof("end") = 'integer'{device}"""
 
 
 def _walk(sql: sqlite3.Connection, wanted: Sequence[Cells], tell: Share) -> Iterator[None]:
@@ -126,7 +135,6 @@ def _walk(sql: sqlite3.Connection, wanted: Sequence[Cells], tell: Share) -> Iter
     tables = {str(n) for (n,) in sql.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     process = "coalesce(globalPid, 0) >> 24" if "globalPid" in there else "0"
     name = "coalesce(demangledName, -1)" if "demangledName" in there else "-1"
-    rows = _WHOLE.format(process=process)
     names = _Names(sql, "StringIds" in tables)
     total, done = max(1, size(sql, KERNELS)), 0
     for first, last, count in stretches(sql, KERNELS):
@@ -135,6 +143,9 @@ def _walk(sql: sqlite3.Connection, wanted: Sequence[Cells], tell: Share) -> Iter
             if "LLMPROF_RUN" in tables:
                 owner = schema.global_pid(cells.pid) >> 24
             where = (first, last, owner, cells.start_ns, cells.end_ns)
+            known_device = cells.device is not None and "deviceId" in there
+            device = f" AND deviceId = {cells.device}" if known_device else ""
+            rows = _WHOLE.format(process=process, device=device)
             width = cells.width_ns
             found = sql.execute(
                 f'SELECT {name}, (start - {cells.start_ns} + ("end" - start) / 2) / {width},'

@@ -63,20 +63,11 @@ def inspector(now: Scene, view: View, lane: Lane, width: int) -> list[Row]:
     elif chosen.item is not None and work is not None and chosen.item < len(work):
         trace = view.trace
         engine = trace.engines[now.index] if isinstance(trace, RunTrace) else None
-        kind = "copy" if engine is None or _kernel_row(engine, work, chosen.item) < 0 else "kernel"
+        kind = "copy" if work.kernel_row[chosen.item] < 0 else "kernel"
         title, body = kind, _item(now, track, work, chosen.item, engine, view, width)
     else:
         title, body = "step", _step(now, track, work, chosen.step, view, width)
     return [rule(row(Span(title, "strong")), right, width, glyphs.track), *body]
-
-
-def _kernel_row(engine: EngineTrace, work: LaneWork, item: int) -> int:
-    """Row of ``EngineTrace.kernel_rows``; -1 for a copy."""
-    if not hasattr(engine.round, "work"):
-        return -1
-    rows = engine.round.work.kernel_row
-    at = int(work.order[item])
-    return int(rows[at]) if at < len(rows) else -1
 
 
 def _wall(track: Track, step: int) -> int:
@@ -117,9 +108,9 @@ def _item(
         f"{100 * length / _wall(track, step):.2f} % of the step",
         f"at {duration(start - int(track.bounds_ns[step]))}",
         f"slower than {100 * max(0.0, spread_of.rank(length - 1)):.0f} % of them",
-        f"stream {int(work.stream[item])}",
+        f"{f'GPU {work.device} ' if now.lane.others else ''}stream {int(work.stream[item])}",
     ]
-    if engine is not None and (i := _kernel_row(engine, work, item)) >= 0:
+    if engine is not None and (i := int(work.kernel_row[item])) >= 0:
         k = engine.kernel_rows
         node = int(k.graph_node[i])
         facts += [

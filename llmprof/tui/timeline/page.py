@@ -28,11 +28,12 @@ _INSPECTOR: Final = 7
 """Rows that are the inspector's in any case: the lanes keep their height most of the time."""
 _TALLEST: Final = 14
 
-RowKind = Literal["name", "steps", "bars", "kernels", "streams", "api", "host", "series"]
+RowKind = Literal["name", "steps", "bars", "kernels", "devices", "streams", "api", "host", "series"]
 _LaneRows = list[tuple[RowKind, Row]]
 _GIVE_WAY: Final[tuple[tuple[bool, RowKind], ...]] = (
     (False, "series"), (True, "series"), (False, "streams"), (False, "api"), (False, "bars"),
-    (False, "host"), (False, "steps"), (True, "streams"), (True, "bars"),
+    (False, "host"), (False, "steps"), (False, "devices"), (True, "streams"), (True, "bars"),
+    (True, "devices"),
 )  # fmt: skip
 """(of the lane in focus, kind of row) that a small terminal does without, in this order."""
 
@@ -137,6 +138,7 @@ def _tall(now: Scene, view: View, shown: Sequence[Lane], room: int, most: int) -
         mine = now.lanes.lanes[lane.index]
         fixed += 2  # name, steps
         fixed += 1 if not isinstance(mine.work, Unavailable) else 0
+        fixed += min(len(mine.others), timeline_rows.MOST_DEVICES)
         fixed += bool(len(mine.api)) + (mine.host is not None)
         fixed += min(most, len(timeline_rows.series_of(now, lane.index)))
         if view.timeline.streams and not isinstance(mine.work, Unavailable):
@@ -236,15 +238,18 @@ def _lane(
         seen: tuple[int, int] | None = work.within(int(times[0]), int(times[-1]))
         if mine.cells is not None and times[-1] > mine.cells.start_ns:
             seen = None  # those in cells are not counted
-        facts = _facts(spent, inside, seen)
+        facts = _facts(spent, inside, seen, f"GPU {work.device}" if mine.others else "GPU")
         bars = timeline_rows.bars(spent, names, edges, tall, glyphs)
         out += [("bars", row(Span(" " * GUTTER), *line)) for line in bars]
         letters = timeline_rows.letters(spent, names, inside, glyphs)
         timeline_rows.name_items(letters, cells, work, traced)
         if chosen is not None and not step_only and spot is not None:
             timeline_rows.mark(letters, edges, spot)
-        line = row(Span("kernels".ljust(GUTTER), "dim"), *timeline_rows.spans(letters))
+        title = f"GPU {work.device}" if mine.others else "kernels"
+        line = row(Span(title.ljust(GUTTER), "dim"), *timeline_rows.spans(letters))
         out.append(("kernels", line))
+        further = timeline_rows.others(cells, mine, inside, glyphs)
+        out += [("devices", line) for line in further]
         if view.timeline.streams:
             streams = timeline_rows.streams(cells, work, inside, glyphs)
             out += [("streams", line) for line in streams]
@@ -258,7 +263,7 @@ def _lane(
     return head + [(kind, fit(line, width)) for kind, line in out]
 
 
-def _facts(spent: Ints, inside: Ints, items: tuple[int, int] | None) -> Row:
+def _facts(spent: Ints, inside: Ints, items: tuple[int, int] | None, device: str) -> Row:
     """Of what is in view; ``items`` ``None``: not all of them are known."""
     wall, busy = int(inside.sum()), int(spent.sum())
     if not wall:
@@ -266,7 +271,8 @@ def _facts(spent: Ints, inside: Ints, items: tuple[int, int] | None) -> Row:
     share = 100 * busy / wall
     idle = max(0, wall - busy)
     return row(
-        Span("GPU busy ", "dim"), Span(f"{duration(busy):>8}"), Span(f" {share:3.0f} %", "dim"),
+        Span(f"{device} busy ", "dim"), Span(f"{duration(busy):>8}"),
+        Span(f" {share:3.0f} %", "dim"),
         Span("   idle ", "dim"), Span(f"{duration(idle):>8}", "warn" if share < 70 else ""),
         Span("   kernels ", "dim"),
         Span(f"{max(0, items[1] - items[0]):6d}" if items else "   n/a", "" if items else "dim"),

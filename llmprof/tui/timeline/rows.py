@@ -22,6 +22,8 @@ from llmprof.tui.timeline.nav import Scene, step_gaps
 GUTTER: Final = 15
 """Cells left of the chart: what a row shows."""
 MOST_STREAMS: Final = 4
+MOST_DEVICES: Final = 7
+"""Beside the primary one."""
 NAME_CELLS: Final = 5
 """A kernel at least this wide carries its name."""
 _GAP_CELLS: Final = 9
@@ -259,6 +261,17 @@ def name_items(line: list[Cell], cells: Cells, work: LaneWork, traced: Track | N
                 text = f" {duration(gap.end_ns - gap.start_ns)} "
             if len(text) <= b - a + 1:
                 write(line, (a + b + 1 - len(text)) // 2, text, "warn")
+
+
+def others(cells: Cells, lane: Lane, inside: Ints, glyphs: Glyphs) -> list[Row]:
+    """A row of letters a further device of the engine: its own busy time, its own gaps."""
+    out = []
+    for work in lane.others[:MOST_DEVICES]:
+        spent = np.stack([curve.between(cells.times) for curve in work.curves.values()])
+        line = letters(spent, list(work.curves), inside, glyphs)
+        name_items(line, cells, work, lane.traced)
+        out.append(row(Span(fit_text(f"GPU {work.device}", GUTTER), "dim"), *spans(line)))
+    return out
 
 
 def streams(cells: Cells, work: LaneWork, inside: Ints, glyphs: Glyphs) -> list[Row]:
