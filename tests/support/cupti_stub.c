@@ -6,6 +6,7 @@
 #include <pthread.h>
 #include <stddef.h>
 #include <stdint.h>
+#include <stdlib.h>
 #include <string.h>
 #include <time.h>
 
@@ -19,13 +20,15 @@ static requested_t requested;
 static completed_t completed;
 static uint32_t version = 130001, register_result, enable_result, correlation, launches;
 static size_t kernel_size = 216, dropped, filled, capacity;
-static int enabled[64], changes, thread_id_type = -1, declined;
+static int enabled[64], changes, thread_id_type = -1, declined, subscribers;
 static uint8_t *buffer;
+static uint64_t (*clock_of_client)(void);
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 void stub_reset(uint32_t v, size_t kernel, uint32_t register_code, uint32_t enable_code) {
   version = v, kernel_size = kernel, register_result = register_code, enable_result = enable_code;
   correlation = launches = 0, dropped = changes = declined = 0, thread_id_type = -1;
-  buffer = NULL, filled = capacity = 0;
+  buffer = NULL, filled = capacity = 0, clock_of_client = NULL;
   memset(enabled, 0, sizeof enabled);
 }
 int stub_changes(void) { return changes; }
@@ -39,6 +42,7 @@ static size_t size_of(uint32_t kind) {
 
 static uint64_t now(void) {
   struct timespec t;
+  if (clock_of_client) return clock_of_client();
   clock_gettime(CLOCK_REALTIME, &t);
   return (uint64_t)t.tv_sec * 1000000000u + (uint64_t)t.tv_nsec;
 }
@@ -81,6 +85,7 @@ static void put32(uint8_t *at, uint32_t value) { memcpy(at, &value, 4); }
 
 /* n launches: a RUNTIME and a DRIVER record and a kernel each (where enabled), 1 µs long. */
 void stub_launch(uint32_t n) {
+  pthread_mutex_lock(&lock);
   for (uint32_t i = 0; i < n; i++) {
     uint8_t *at;
     uint64_t start = now();
@@ -96,6 +101,7 @@ void stub_launch(uint32_t n) {
       put64(at + 104, (uint64_t)(uintptr_t)NAMES[launches++ % 3]);
     }
   }
+  pthread_mutex_unlock(&lock);
 }
 
 /* A kernel whose name points nowhere. */
@@ -125,7 +131,32 @@ int cuptiActivityEnable(int kind) {
   return enabled[kind] = 1, changes++, 0;
 }
 int cuptiActivityDisable(int kind) { return enabled[kind] = 0, changes++, 0; }
-int cuptiActivityFlushAll(uint32_t flag) { return deliver(), flag == 1 ? 0 : 1; }
+int cuptiActivityFlushAll(uint32_t flag) {
+  pthread_mutex_lock(&lock);
+  deliver();
+  pthread_mutex_unlock(&lock);
+  return flag > 1;
+}
+int cuptiActivityRegisterTimestampCallback(uint64_t (*clock)(void)) {
+  return clock_of_client = clock, 0;
+}
+int cuptiSubscribe(void **handle, void *callback, void *data) {
+  const char *taken = getenv("LLMPROF_STUB_SUBSCRIBED");
+  *handle = &subscribers;
+  return !callback || data || taken || subscribers++ ? 39 : 0;
+}
+int cuptiActivitySetAttribute(int attribute, size_t *size, void *value) {
+  return attribute != 5 || *size != 1 || *(uint8_t *)value != 1;
+}
+/* As in CUPTI, chosen calls are recorded without their kind being enabled. */
+int cuptiActivityEnableRuntimeApi(uint32_t id, uint8_t on) {
+  if (id == 211) enabled[RUNTIME] = on;
+  return 0;
+}
+int cuptiActivityEnableDriverApi(uint32_t id, uint8_t on) {
+  if (id == 307) enabled[DRIVER] = on;
+  return 0;
+}
 int cuptiActivityGetNumDroppedRecords(void *context, uint32_t stream, size_t *n) {
   *n = dropped, dropped = 0;
   return context || stream;

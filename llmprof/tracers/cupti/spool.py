@@ -2,8 +2,10 @@
 
 A frame is a 16-byte header (magic, u16 kind, u16 format version, u64 payload length) and its
 payload, padded to 8 bytes. Kinds: ``LAYOUT``, ``MARK`` and ``NAMES`` hold one JSON object,
-``RECORDS`` the bytes of one CUPTI buffer. A killed worker leaves a cut last frame: everything
-before it, and the whole records inside it, stay readable.
+``RECORDS`` the bytes of one CUPTI buffer. The recorder of ``llmprof record`` (``llmprof/native``)
+writes ``PROCESS``, ``DEVICES`` and ``ERROR`` besides, JSON objects too, and ``NVTX``: events of 40
+bytes with their text. A killed process leaves a cut last frame: everything before it, and the whole
+records inside it, stay readable.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import Any
 MAGIC = b"LPSP"
 FORMAT = 1
 LAYOUT, RECORDS, MARK, NAMES = 1, 2, 3, 4
+PROCESS, NVTX, DEVICES, ERROR = 5, 6, 7, 8
 HEADER = struct.Struct("<4sHHQ")
 MAX_PAYLOAD = 64 << 20
 """A longer frame is a broken file, not a buffer; it bounds the reader's memory."""

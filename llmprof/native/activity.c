@@ -1,0 +1,244 @@
+/* CUPTI: the order of calls, the buffers, the window.
+ *
+ * Traps, each met on an H100:
+ *   - Without cuptiSubscribe, torch.profiler's library takes the buffer callbacks over at its first
+ *     start and keeps them, without an error anywhere. A subscriber is asked first: torch.profiler
+ *     then says MULTIPLE_SUBSCRIBERS and sees nothing.
+ *   - All of the API (kinds 4 and 5) makes 18 records a kernel and an eager step 1.34 times slower
+ *     than CUPTI's floor. The calls chosen below cost nothing that can be measured.
+ *   - cuptiActivityFlushPeriod hands over full buffers only; FlushAll(0) also part-filled ones whose
+ *     records are complete. */
+#include "recorder.h"
+
+#include <dlfcn.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+enum { BUFFER_BYTES = 1 << 20, BUFFERS = 256, ZEROED_OUT_BUFFERS = 5, SYSTEM_THREAD_IDS = 1,
+       MULTIPLE_SUBSCRIBERS = 39, CLOCK_TRIES = 16 };
+
+/* Launches, copies, sets, waits, allocations: what ties a kernel to a host thread and a time. */
+static const uint16_t RUNTIME_CALLS[] = {13,  20,  22,  31,  41,  44,  51,  131, 137,
+                                         147, 165, 211, 214, 269, 311, 312, 430, 431};
+static const uint16_t DRIVER_CALLS[] = {17,  121, 126, 277, 278, 279, 306,
+                                        307, 442, 477, 514, 515, 652, 653};
+static const int ACTIVITIES[] = {CONCURRENT_KERNEL, MEMCPY, MEMSET};
+static const int ALL_CALLS[] = {RUNTIME, DRIVER, SYNCHRONIZATION};
+#define COUNT(array) (sizeof(array) / sizeof *(array))
+
+struct cupti cupti;
+static enum level level;
+static int started, on;
+static pthread_mutex_t switch_lock = PTHREAD_MUTEX_INITIALIZER;
+
+static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* what follows */
+static uint8_t *all[BUFFERS], *spare[BUFFERS];
+static int buffers, spares, out;
+static uint64_t completed_n, declined, bytes, callback_ns;
+
+static void on_requested(uint8_t **buffer, size_t *size, size_t *most) {
+  uint8_t *found = NULL;
+  pthread_mutex_lock(&lock);
+  if (spares) {
+    found = spare[--spares];
+  } else if (buffers < BUFFERS) {
+    void *fresh = mmap(NULL, BUFFER_BYTES, PROT_READ | PROT_WRITE,
+                       MAP_PRIVATE | MAP_ANONYMOUS | MAP_POPULATE, -1, 0);
+    if (fresh != MAP_FAILED) all[buffers++] = found = fresh;
+  }
+  if (found) out++;
+  else declined++; /* CUPTI then drops records, and counts them */
+  pthread_mutex_unlock(&lock);
+  *buffer = found, *size = found ? BUFFER_BYTES : 0, *most = 0;
+}
+
+/* On a thread of CUPTI's own, or on the one that flushes. */
+static void on_completed(void *context, uint32_t stream, uint8_t *buffer, size_t size,
+                         size_t valid) {
+  uint64_t begin = monotonic_ns();
+  int ours = 0;
+  (void)context, (void)stream, (void)size;
+  pthread_mutex_lock(&lock);
+  for (int i = 0; i < buffers && !ours; i++) ours = all[i] == buffer;
+  pthread_mutex_unlock(&lock);
+  if (!ours || valid > BUFFER_BYTES) return;
+  if (valid && level != LEVEL_FLOOR && spool_is_open()) {
+    names_of_buffer(buffer, valid);
+    write_frame(FRAME_RECORDS, buffer, valid);
+  }
+  memset(buffer, 0, valid); /* CUPTI was promised zeros, and spares itself the clearing */
+  pthread_mutex_lock(&lock);
+  spare[spares++] = buffer;
+  out--, completed_n++;
+  bytes += valid;
+  callback_ns += monotonic_ns() - begin;
+  pthread_mutex_unlock(&lock);
+}
+
+static void no_callback(void *data, int domain, uint32_t id, const void *facts) {
+  (void)data, (void)domain, (void)id, (void)facts;
+}
+
+/* Functions by name, `cupti` before each; the missing one, or NULL. */
+static const char *bind_functions(void *library) {
+  struct { const char *name; void *slot; int needed; } const functions[] = {
+      {"cuptiGetVersion", &cupti.GetVersion, 1},
+      {"cuptiGetTimestamp", &cupti.GetTimestamp, 1},
+      {"cuptiSetThreadIdType", &cupti.SetThreadIdType, 1},
+      {"cuptiActivityRegisterCallbacks", &cupti.ActivityRegisterCallbacks, 1},
+      {"cuptiActivityEnable", &cupti.ActivityEnable, 1},
+      {"cuptiActivityDisable", &cupti.ActivityDisable, 1},
+      {"cuptiActivityFlushAll", &cupti.ActivityFlushAll, 1},
+      {"cuptiActivityGetNumDroppedRecords", &cupti.ActivityGetNumDroppedRecords, 1},
+      {"cuptiActivityGetNextRecord", &cupti.ActivityGetNextRecord, 1},
+      {"cuptiActivitySetAttribute", &cupti.ActivitySetAttribute, 1},
+      {"cuptiGetCallbackName", &cupti.GetCallbackName, 1},
+      {"cuptiActivityRegisterTimestampCallback", &cupti.ActivityRegisterTimestampCallback, 0},
+      {"cuptiSubscribe", &cupti.Subscribe, 0},
+      {"cuptiActivityEnableRuntimeApi", &cupti.ActivityEnableRuntimeApi, 0},
+      {"cuptiActivityEnableDriverApi", &cupti.ActivityEnableDriverApi, 0}};
+  for (size_t i = 0; i < COUNT(functions); i++) {
+    void *found = dlsym(library, functions[i].name);
+    if (!found && functions[i].needed) return functions[i].name;
+    memcpy(functions[i].slot, &found, sizeof found);
+  }
+  return NULL;
+}
+
+static void say_started(const char *library, uint32_t version, uint64_t begun) {
+  text_t text = {0};
+  put_text(&text, "{");
+  put_string(&text, "library", library);
+  put_number(&text, "cupti_version", version);
+  put_number(&text, "start_took_ns", (long long)(monotonic_ns() - begun));
+  put_text(&text, "}");
+  write_text(FRAME_PROCESS, &text);
+}
+
+static int fail(const char *what, int code, const char *advice) {
+  write_error(what, code, advice);
+  return 0;
+}
+
+/* Subscribe, clock, attribute, callbacks: all before anything is enabled, and inside cuInit, when
+ * there is no context and no graph yet. */
+int activity_start(enum level wanted, const char *fallback) {
+  char found[PATH_ROOM] = "";
+  uint64_t begun = monotonic_ns();
+  uint32_t version = 0;
+  void *subscriber;
+  uint8_t yes = 1;
+  size_t one = 1;
+  int code;
+  level = wanted;
+  void *library = find_cupti(fallback, found);
+  if (!library)
+    return fail("no libcupti", 0, "install nvidia-cuda-cupti into the program's environment");
+  const char *missing = bind_functions(library);
+  if (missing) return fail(missing, 0, "this libcupti is older than CUDA 12");
+  if ((code = cupti.GetVersion(&version))) return fail("cuptiGetVersion", code, "");
+  names_start(version);
+  if (cupti.Subscribe && (code = cupti.Subscribe(&subscriber, no_callback, NULL)))
+    return fail("cuptiSubscribe", code,
+                code == MULTIPLE_SUBSCRIBERS ? "another profiler holds CUPTI in this process" : "");
+  if (!cupti.ActivityRegisterTimestampCallback ||
+      (code = cupti.ActivityRegisterTimestampCallback(monotonic_ns)))
+    write_error("cuptiActivityRegisterTimestampCallback", code, "times go by the marks' clocks");
+  if ((code = cupti.ActivitySetAttribute(ZEROED_OUT_BUFFERS, &one, &yes)))
+    write_error("ZEROED_OUT_ACTIVITY_BUFFER", code, "CUPTI clears each buffer itself");
+  if ((code = cupti.ActivityRegisterCallbacks(on_requested, on_completed)))
+    return fail("cuptiActivityRegisterCallbacks", code, "");
+  cupti.SetThreadIdType(SYSTEM_THREAD_IDS);
+  __atomic_store_n(&started, 1, __ATOMIC_RELEASE);
+  if (control_wanted() & WANT_ACTIVITY) activity_switch(1);
+  say_started(found, version, begun);
+  return 1;
+}
+
+int activity_is_started(void) { return __atomic_load_n(&started, __ATOMIC_ACQUIRE); }
+int activity_is_on(void) { return __atomic_load_n(&on, __ATOMIC_RELAXED); }
+int activity_buffers_out(void) { return __atomic_load_n(&out, __ATOMIC_RELAXED); }
+uint64_t activity_completed(void) { return __atomic_load_n(&completed_n, __ATOMIC_RELAXED); }
+
+static void switch_kinds(const int *kinds, size_t count, int wanted) {
+  for (size_t i = 0; i < count; i++) {
+    int code = wanted ? cupti.ActivityEnable(kinds[i]) : cupti.ActivityDisable(kinds[i]);
+    if (code && wanted) write_error("cuptiActivityEnable", kinds[i] * 10000L + code, "");
+  }
+}
+
+static void switch_calls(int wanted) {
+  int code, refused = 0;
+  if (!cupti.ActivityEnableRuntimeApi || !cupti.ActivityEnableDriverApi) {
+    if (wanted)
+      write_error("cuptiActivityEnableRuntimeApi", 0,
+                  "this CUPTI (before CUDA 12.5) cannot choose API calls: kernels without calls");
+    return;
+  }
+  for (size_t i = 0; i < COUNT(RUNTIME_CALLS); i++)
+    if ((code = cupti.ActivityEnableRuntimeApi(RUNTIME_CALLS[i], (uint8_t)wanted))) refused++;
+  for (size_t i = 0; i < COUNT(DRIVER_CALLS); i++)
+    if ((code = cupti.ActivityEnableDriverApi(DRIVER_CALLS[i], (uint8_t)wanted))) refused++;
+  if (refused && wanted) write_error("API calls that this CUPTI does not know", refused, "");
+}
+
+/* Kernels, copies and sets together: their kinds are the only ones that were switched on and off
+ * around instantiated graphs without a crash (GRAPH_TRACE by turns with them did crash). */
+void activity_switch(int wanted) {
+  pthread_mutex_lock(&switch_lock);
+  if (activity_is_started() && wanted != on) {
+    if (!wanted) activity_mark("off");
+    switch_kinds(ACTIVITIES, COUNT(ACTIVITIES), wanted);
+    if (level == LEVEL_FULL) switch_calls(wanted);
+    if (level == LEVEL_ALL) switch_kinds(ALL_CALLS, COUNT(ALL_CALLS), wanted);
+    __atomic_store_n(&on, wanted, __ATOMIC_RELAXED);
+    if (wanted) activity_mark("on");
+    else activity_flush(1);
+  }
+  pthread_mutex_unlock(&switch_lock);
+}
+
+void activity_flush(int forced) {
+  if (activity_is_started()) cupti.ActivityFlushAll(forced ? 1 : 0);
+}
+
+/* Three clocks at one moment, the tightest of a few readings; counters since the start. */
+void activity_mark(const char *where) {
+  uint64_t error = UINT64_MAX, middle = 0, wall = 0, device = 0;
+  size_t dropped = 0;
+  text_t text = {0};
+  for (int i = 0; i < CLOCK_TRIES; i++) {
+    uint64_t before = monotonic_ns(), then = 0;
+    if (activity_is_started()) cupti.GetTimestamp(&then);
+    uint64_t now = wall_ns(), after = monotonic_ns();
+    if (after - before < error)
+      error = after - before, middle = before + error / 2, wall = now, device = then;
+  }
+  if (activity_is_started()) cupti.ActivityGetNumDroppedRecords(NULL, 0, &dropped);
+  put_text(&text, "{");
+  put_number(&text, "round", 0);
+  put_string(&text, "where", where);
+  put_number(&text, "monotonic_ns", (long long)middle);
+  put_number(&text, "wall_ns", (long long)wall);
+  put_number(&text, "cupti_ns", (long long)device);
+  put_number(&text, "error_ns", (long long)(error / 2 + 1));
+  put_number(&text, "dropped", (long long)dropped);
+  pthread_mutex_lock(&lock);
+  put_number(&text, "buffers", (long long)completed_n);
+  put_number(&text, "bytes", (long long)bytes);
+  put_number(&text, "declined", (long long)declined);
+  put_number(&text, "callback_ns", (long long)callback_ns);
+  pthread_mutex_unlock(&lock);
+  put_text(&text, "}");
+  write_text(FRAME_MARK, &text);
+}
+
+/* In a forked child CUDA and CUPTI are the parent's. Buffers stay mapped: nobody knows who holds
+ * them. */
+void activity_forget(void) {
+  pthread_mutex_init(&lock, NULL);
+  pthread_mutex_init(&switch_lock, NULL);
+  started = on = buffers = spares = out = 0;
+  completed_n = declined = bytes = callback_ns = 0;
+}

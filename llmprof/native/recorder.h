@@ -1,0 +1,126 @@
+/* The recorder of `llmprof record`: a library that the CUDA driver loads into every process of a
+ * program (CUDA_INJECTION64_PATH), and NVTX too (NVTX_INJECTION64_PATH). It writes what CUPTI and
+ * NVTX hand over into one spool file a process image; llmprof reads along from outside.
+ *
+ * Whatever goes wrong here, the program goes on: nothing in these files ends the process, and a
+ * spool that cannot be written is closed for good.
+ *
+ *   process.c   entry points, the helper thread, fork, exit, SIGTERM
+ *   activity.c  CUPTI: order of calls, buffers, window on and off
+ *   library.c   which libcupti
+ *   names.c     kernel names, record sizes
+ *   ranges.c    NVTX
+ *   spool.c     frames, JSON, the control page
+ *
+ * No CUDA header is needed: what is used of cupti_activity.h is the same from CUDA 12.0 to 13.5. */
+#ifndef LLMPROF_RECORDER_H
+#define LLMPROF_RECORDER_H
+
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include <pthread.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <sys/types.h>
+
+#define EXPORT __attribute__((visibility("default")))
+
+/* Frame kinds, as in llmprof/tracers/cupti/spool.py. */
+enum frame_kind {
+  FRAME_LAYOUT = 1, FRAME_RECORDS, FRAME_MARK, FRAME_NAMES,
+  FRAME_PROCESS, FRAME_NVTX, FRAME_DEVICES, FRAME_ERROR
+};
+
+/* CUpti_ActivityKind */
+enum { MEMCPY = 1, MEMSET = 2, KERNEL = 3, DRIVER = 4, RUNTIME = 5, CONCURRENT_KERNEL = 10,
+       MEMCPY_PEER = 22, SYNCHRONIZATION = 38, KINDS = 64 };
+
+/* What `llmprof record --trace` asks for; FLOOR (benchmarks) throws every buffer away. */
+enum level { LEVEL_STEPS, LEVEL_KERNELS, LEVEL_FULL, LEVEL_ALL, LEVEL_FLOOR };
+
+/* Bits of the control page's first word. */
+enum { WANT_ACTIVITY = 1, WANT_RANGES = 2 };
+
+/* The page shared with llmprof: it writes `wanted`, the processes write the rest. */
+struct control {
+  uint32_t wanted;
+  uint32_t lost_spools; /* spools that were closed for want of space */
+  int32_t lost_errno;   /* why the first of them was */
+  uint32_t unused;
+  uint64_t lost_ns;     /* when, CLOCK_MONOTONIC; 0: none was */
+};
+
+uint64_t monotonic_ns(void);
+uint64_t wall_ns(void);
+uint32_t thread_id(void);
+
+/* spool.c */
+typedef struct { char *at; size_t length, room; int failed; } text_t;
+void put_bytes(text_t *text, const char *bytes, size_t length);
+void put_text(text_t *text, const char *string);
+void put_quoted(text_t *text, const char *bytes, size_t length);
+void put_key(text_t *text, const char *key);
+void put_number(text_t *text, const char *key, long long value);
+void put_string(text_t *text, const char *key, const char *string);
+void write_text(uint16_t kind, text_t *text); /* frees it */
+void free_text(text_t *text);
+void write_frame(uint16_t kind, const void *payload, uint64_t length);
+void write_error(const char *what, long code, const char *advice);
+int spool_open(const char *path);
+int spool_is_open(void);
+void spool_close(void);
+void spool_forget(void); /* in a forked child */
+void control_map(const char *folder);
+uint32_t control_wanted(void);
+
+/* library.c: a handle, and in `found` (PATH_ROOM bytes) its path and how it was found */
+enum { PATH_ROOM = 4096 };
+void *find_cupti(const char *fallback, char *found);
+
+/* names.c */
+void names_start(uint32_t cupti_version);
+void names_of_buffer(uint8_t *buffer, size_t valid);
+void names_recheck(void);
+void names_forget(void);
+
+/* activity.c */
+struct cupti {
+  int (*GetVersion)(uint32_t *);
+  int (*GetTimestamp)(uint64_t *);
+  int (*SetThreadIdType)(int);
+  int (*ActivityRegisterCallbacks)(void (*)(uint8_t **, size_t *, size_t *),
+                                   void (*)(void *, uint32_t, uint8_t *, size_t, size_t));
+  int (*ActivityEnable)(int);
+  int (*ActivityDisable)(int);
+  int (*ActivityFlushAll)(uint32_t);
+  int (*ActivityGetNumDroppedRecords)(void *, uint32_t, size_t *);
+  int (*ActivityGetNextRecord)(uint8_t *, size_t, uint8_t **);
+  int (*ActivitySetAttribute)(int, size_t *, void *);
+  int (*GetCallbackName)(int, uint32_t, const char **);
+  /* Not in every CUDA 12. */
+  int (*ActivityRegisterTimestampCallback)(uint64_t (*)(void));
+  int (*Subscribe)(void **, void (*)(void *, int, uint32_t, const void *), void *);
+  int (*ActivityEnableRuntimeApi)(uint32_t, uint8_t);
+  int (*ActivityEnableDriverApi)(uint32_t, uint8_t);
+};
+extern struct cupti cupti;
+int activity_start(enum level level, const char *fallback);
+void activity_switch(int on);
+int activity_is_on(void);
+int activity_is_started(void);
+int activity_buffers_out(void);
+uint64_t activity_completed(void);
+void activity_flush(int forced);
+void activity_mark(const char *where);
+void activity_forget(void);
+
+/* ranges.c */
+void ranges_flush(void);
+void ranges_forget(void);
+int ranges_attach(const void *(*export_table)(uint32_t));
+
+/* process.c */
+int process_begin(void); /* the spool and the helper of this process image; 0 where none can be */
+
+#endif
