@@ -20,3 +20,17 @@ def one_line(text: str, limit: int = 300) -> str:
     """``printable`` on one line of at most ``limit`` characters."""
     line = printable(" ".join(text.split()))
     return line if len(line) <= limit else line[: limit - 1] + "…"
+
+
+_ASCII_FOR = {
+    "·": "-", "–": "-", "—": "-", "×": "x", "…": "~", "°": " ", "≥": ">", "≤": "<", "≠": "!",
+    "→": ">", "←": "<", "±": "~", "“": '"', "”": '"', "‘": "'", "’": "'", "│": "|", "─": "-",
+    "−": "-", "µ": "u", "┬": "^", "▲": "^", "█": "#", "━": "=",
+    "⁰": "0", "¹": "1", "²": "2", "³": "3", "⁴": "4", "⁵": "5", "⁶": "6", "⁷": "7", "⁸": "8",
+    "⁹": "9",
+}  # fmt: skip
+
+
+def ascii_for(character: str) -> str:
+    """One ASCII character that can stand for this one; ``?`` where there is none."""
+    return character if character.isascii() else _ASCII_FOR.get(character, "?")

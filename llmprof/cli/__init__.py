@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from llmprof.errors import EXIT_INTERRUPTED, LlmprofError
+from llmprof.errors import EXIT_INTERRUPTED, EXIT_USAGE, LlmprofError
 
 if TYPE_CHECKING:
     import argparse
@@ -22,21 +21,30 @@ def run_command_line(
     argv: list[str], check: Callable[[argparse.Namespace], None] | None = None
 ) -> int:
     """``main`` with a check of the parsed arguments, which may raise ``UsageError``."""
+    from llmprof.cli import streams
     from llmprof.cli.parser import parse
 
-    arguments = parse(argv)
+    streams.settle()
     try:
-        if check is not None:
-            check(arguments)
-        return int(arguments.command(arguments))
+        try:
+            arguments = parse(argv)
+            if check is not None:
+                check(arguments)
+            code = int(arguments.command(arguments))
+        except SystemExit as why:  # argparse: --help, or a mistake
+            code = why.code if isinstance(why.code, int) else EXIT_USAGE
+        streams.flush()
+        return code
     except LlmprofError as why:
         from llmprof.plaintext import printable
 
+        if isinstance(why, streams.OutputFailed):
+            streams.give_up()
         print(f"llmprof: {printable(str(why))}", file=sys.stderr)
         return why.exit_code
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:
-        # `llmprof --json | head`: the reader has what it wanted. Python would complain at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        # `llmprof --json | head`: the reader has what it wanted.
+        streams.give_up()
         return 0

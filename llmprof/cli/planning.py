@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from llmprof.config import Config, EngineSpec, labels, load_config, parse_engine
@@ -13,6 +14,7 @@ from llmprof.engines.registry import BUILT_IN, check_name
 from llmprof.errors import LlmprofError, ModelError, UsageError
 from llmprof.models.locate import RANDOM, ModelRef, default_model, resolve
 from llmprof.models.tokenizer import Tokenizer, load_tokenizer
+from llmprof.newfiles import first_free
 from llmprof.records import Unavailable
 from llmprof.session.plan import Plan
 from llmprof.tracers.pyspy.tracer import HostPlan, default_rate_hz
@@ -57,7 +59,7 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
         engines=tuple(specs),
         labels=tuple(labels(specs)),
         models=tuple(_model_text(ref) for ref in refs),
-        output=_output(arguments.output, specs),
+        output=_output(arguments.output),
         trace_level=_setting(arguments, config, "trace", "kernels"),  # type: ignore[arg-type]
         capture=_capture(arguments),
         host=_host(arguments, config),
@@ -187,23 +189,42 @@ def _check_context(workload: Workload, specs: list[EngineSpec], refs: list[Model
             )
 
 
-def _output(given: str | None, specs: list[EngineSpec]) -> Path:
-    if given is not None:
-        path = Path(given)
-        if path.suffix != ".sqlite":
-            raise UsageError(f"-o {given}: name it *.sqlite, nsys stats refuses other names")
-        return path
+def _output(given: str | None) -> Path:
+    """Where the run goes; an empty path where ``name_run`` finds a name."""
+    if given is None:
+        return Path()
+    path = Path(given)
+    if path.suffix != ".sqlite":
+        raise UsageError(f"-o {given}: name it *.sqlite, nsys stats refuses other names")
+    return path
+
+
+@contextmanager
+def named_run(prepared: Prepared) -> Iterator[Prepared]:
+    """With a run file of its own in the data folder, where the user has named none.
+
+    The file is created here, so that of several runs in one second each has one; it is removed at
+    the end if nothing was written to it.
+
+    Raises:
+        LlmprofError: the data folder cannot be written.
+    """
+    plan = prepared.plan
+    if plan.output != Path():
+        yield prepared
+        return
     import platformdirs
 
     folder = Path(platformdirs.user_data_dir("llmprof")) / "runs"
+    name = time.strftime("%Y-%m-%dT%H-%M-%S") + "-" + "-".join(e.name for e in plan.engines)
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        path = first_free(folder, name[:80], ".sqlite")
     except OSError as why:
         raise LlmprofError(f"cannot keep the run in {folder}: {why.strerror}; use -o") from None
-    name = time.strftime("%Y-%m-%dT%H-%M-%S") + "-" + "-".join(spec.name for spec in specs)
-    path = folder / f"{name[:80]}.sqlite"
-    number = 1
-    while path.exists():
-        number += 1
-        path = folder / f"{name[:80]}-{number}.sqlite"
-    return path
+    try:
+        yield replace(prepared, plan=replace(plan, output=path))
+    finally:
+        with suppress(OSError):
+            if not path.stat().st_size:
+                path.unlink()

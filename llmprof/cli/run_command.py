@@ -36,7 +36,7 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.step_range is not None:
         raise UsageError("--step-range goes with --from FILE, open, compare or export")
     headless = arguments.headless or arguments.json or not _interactive()
-    from llmprof.cli.planning import prepare
+    from llmprof.cli.planning import named_run, prepare
     from llmprof.config import load_config
 
     if not headless and not arguments.engine and "engine" not in load_config().run:
@@ -46,9 +46,12 @@ def run(arguments: argparse.Namespace) -> int:
         from llmprof.cli.setup_command import set_up
 
         chosen = set_up(arguments)
-        return EXIT_OK if chosen is None else _in_tui(chosen)
-    prepared = prepare(arguments)
-    return _headless(prepared, arguments.json) if headless else _in_tui(prepared)
+        if chosen is None:
+            return EXIT_OK
+        with named_run(chosen) as prepared:
+            return _in_tui(prepared)
+    with named_run(prepare(arguments)) as prepared:
+        return _headless(prepared, arguments.json) if headless else _in_tui(prepared)
 
 
 def _interactive() -> bool:
@@ -128,9 +131,18 @@ def _headless(prepared: Any, as_json: bool) -> int:
     session = Session(prepared.plan, [StderrProgress()], prepared.decode)
     with _ends_cleanly(session):
         session.run()
-    code = report(prepared.plan.output, as_json)
+    return _ended(prepared.plan.output, session.engines, as_json)
+
+
+def _ended(file: Path, engines: list[EngineRecord], as_json: bool) -> int:
+    """The report of a run that is over, and where it is kept. Of a run in which no engine loaded,
+    since an option or a model was wrong, nothing is."""
+    code = report(file, as_json)
     sys.stdout.flush()
-    print(f"llmprof: run file {prepared.plan.output}", file=sys.stderr)
+    if code == EXIT_USAGE and all(engine.load_ns is None for engine in engines):
+        file.unlink(missing_ok=True)
+    else:
+        print(f"llmprof: run file {file}", file=sys.stderr)
     return code
 
 
@@ -164,6 +176,4 @@ def _in_tui(prepared: Any) -> int:
             thread.join()
     if trouble:
         raise trouble[0]
-    code = report(prepared.plan.output, as_json=False)
-    print(f"llmprof: run file {prepared.plan.output}", file=sys.stderr)
-    return code
+    return _ended(prepared.plan.output, session.engines, as_json=False)

@@ -10,6 +10,7 @@ from typing import Any
 
 from llmprof.cli.planning import Prepared, prepare
 from llmprof.errors import LlmprofError
+from llmprof.newfiles import write_whole
 from llmprof.tui.setup.screen import FIELDS, Choice, Facts, Offer, SetupApp
 
 _DEFAULTS = {
@@ -134,6 +135,6 @@ def remember(choice: Choice) -> None:
     data = {"engines": list(choice.engines), "model": choice.model, "fields": dict(choice.fields)}
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(data, indent=1) + "\n", encoding="utf-8")
+        write_whole(file, json.dumps(data, indent=1) + "\n")
     except OSError as why:
         print(f"llmprof: the choice is not remembered: {why}", file=sys.stderr)

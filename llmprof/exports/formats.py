@@ -1,15 +1,13 @@
 """All export formats in one registry, and the one way to write them.
 
 The command line and the TUI's dialog both call ``export_runs``. A writer is imported when it is
-used; it writes to a hidden name beside the target, which is renamed when everything is there.
+used; it writes into a hidden folder beside the target, which gets its name when all is there.
 """
 
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +15,7 @@ from typing import Any
 
 from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, UsageError
+from llmprof.newfiles import hidden_beside, publish
 from llmprof.plaintext import one_line
 
 Progress = Callable[[str, float | None], None]
@@ -107,17 +106,17 @@ def export_runs(
                 f"--to {to} needs the package {chosen.package}: {how_to_install('export')}"
             ) from None
     writer: Any = import_module(f"llmprof.exports.{chosen.module}")
-    part = target.with_name(f".{target.name}.part")
-    _remove(part)
     try:
-        writer.write(files, part, progress or silent, step_range)
-        part.replace(target)
+        with hidden_beside(target) as hidden:
+            part = hidden / target.name
+            writer.write(files, part, progress or silent, step_range)
+            publish(part, target)
+    except FileExistsError:
+        raise UsageError(_there(target)) from None
     except OSError as why:
         raise UsageError(
             f"{one_line(str(target))}: cannot be written: {why.strerror or why}"
         ) from None
-    finally:
-        _remove(part)
     return target
 
 
@@ -128,14 +127,10 @@ def silent(what: str, share: float | None) -> None:
 def _check_target(target: Path) -> None:
     name = one_line(str(target))
     if os.path.lexists(target):
-        raise UsageError(f"{name}: exists already: remove it or use -o with another name")
+        raise UsageError(_there(target))
     if not target.parent.is_dir():
         raise UsageError(f"{name}: folder {one_line(str(target.parent))} does not exist: create it")
 
 
-def _remove(path: Path) -> None:
-    with suppress(FileNotFoundError):
-        if path.is_dir():
-            shutil.rmtree(path)
-        else:
-            path.unlink()
+def _there(target: Path) -> str:
+    return f"{one_line(str(target))}: exists already: remove it or use -o with another name"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from llmprof.errors import UsageError
+from llmprof.newfiles import hidden_beside, publish
 from llmprof.plaintext import one_line
 
 _SPARE = 64 << 20
@@ -28,9 +28,9 @@ def new_folder(target: Path, n_bytes: int) -> Iterator[Path]:
         UsageError: ``target`` exists, cannot be made, or the disk has too little room.
     """
     shown = one_line(str(target))
+    there = f"{shown} exists and is not overwritten; remove it or name another folder"
     if target.exists():
-        raise UsageError(f"{shown} exists and is not overwritten; remove it or name another folder")
-    partial = target.with_name(f"{target.name}.partial-{os.getpid()}")
+        raise UsageError(there)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         free = shutil.disk_usage(target.parent).free
@@ -39,13 +39,13 @@ def new_folder(target: Path, n_bytes: int) -> Iterator[Path]:
                 f"{shown}: the model takes {n_bytes / 1e9:.2f} GB,"
                 f" {free / 1e9:.2f} GB are free on that disk"
             )
-        partial.mkdir()
-        try:
+        with hidden_beside(target) as hidden:
+            partial = hidden / target.name
+            partial.mkdir()
             yield partial
-            partial.rename(target)
-        except BaseException:
-            shutil.rmtree(partial, ignore_errors=True)
-            raise
+            publish(partial, target)
+    except FileExistsError:
+        raise UsageError(there) from None
     except OSError as why:
         raise UsageError(f"{shown}: {why.strerror or why}") from None
 

@@ -76,13 +76,27 @@ class RunDatabase:
         self.written = Written()
         self._strings: dict[str, int] = {}
         self._created = _claim(path)
+        self.sql = sqlite3.connect(path, isolation_level=None)
         try:
-            self.sql = sqlite3.connect(path, isolation_level=None)
             self.sql.execute("PRAGMA journal_mode = DELETE")
             # Enough for a killed process and a full disk; FULL would add an fsync to each round.
             self.sql.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error as why:
+            self.abandon()
             raise RunFileError(f"{one_line(str(path))}: cannot be created: {why}") from why
+
+    def check_ours(self) -> None:
+        """Inside the first transaction, which holds the lock: nobody else has written the file.
+
+        Two programs may find the same empty file.
+
+        Raises:
+            RunFileError: somebody has.
+        """
+        (tables,) = self.sql.execute("SELECT count(*) FROM sqlite_master").fetchone()
+        if tables:
+            self._created = False
+            raise _exists(one_line(str(self.path)))
 
     def abandon(self) -> None:
         """Close, and remove the file if it is ours: nothing was ever committed to it."""
@@ -246,10 +260,14 @@ def _claim(path: Path) -> bool:
     if not stat.S_ISREG(found.st_mode):
         raise RunFileError(f"{name}: is not a regular file: use -o with another name")
     if found.st_size:
-        raise RunFileError(f"{name}: exists already: remove it or use -o with another name")
+        raise _exists(name)
     if not os.access(path, os.W_OK):
         raise RunFileError(f"{name}: cannot be written (no permission): use -o elsewhere")
     return False
+
+
+def _exists(name: str) -> RunFileError:
+    return RunFileError(f"{name}: exists already: remove it or use -o with another name")
 
 
 def quoted(name: str) -> str:

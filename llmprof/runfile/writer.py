@@ -67,6 +67,7 @@ class RunFileWriter:
         self._db = RunDatabase(self.path)
         try:
             with self._db.transaction():
+                self._db.check_ours()
                 self._create(info)
         except BaseException:
             self._db.abandon()

@@ -293,9 +293,12 @@ class EngineRun:
     def fail(self, why: EngineFailure) -> None:
         self.record.state = "failed"
         self.record.failure_kind = why.kind
-        self.record.failure = str(why)
+        label = f"{self.record.label}: "
+        # Adapters begin with their own name too: "torch: torch: unknown option".
+        said = str(why).removeprefix(label).removeprefix(f"{self.record.name}: ")
+        self.record.failure = f"{label}{said}"
         self._recorder.engine(self.record)
-        self._recorder.say(str(why))
+        self._recorder.say(self.record.failure)
         self.end(kill=True)
 
     def abandon(self) -> None:

@@ -21,6 +21,7 @@ from llmprof.errors import (
     EXIT_OK,
     LlmprofError,
 )
+from llmprof.newfiles import first_free
 from llmprof.tui.commands import Palette, RunCommands
 from llmprof.tui.dialogs import Choose, ConfirmStop
 from llmprof.tui.drawing import palette
@@ -183,10 +184,13 @@ class LlmprofApp(CellApp[int]):
 
     def take_screenshot(self) -> None:
         """The screen as SVG into the current folder."""
-        names = (Path(f"llmprof-{n}.svg") for n in range(1, 10_000))
-        path = next(p for p in names if not p.exists())
         try:
-            self.save_screenshot(str(path), path=str(Path.cwd()))
+            path = first_free(Path.cwd(), "llmprof", ".svg", numbered=True)
+            try:
+                self.save_screenshot(path.name, path=str(path.parent))
+            except BaseException:
+                path.unlink(missing_ok=True)
+                raise
         except OSError as why:
             self.notify(f"no screenshot: {clean(str(why))}", severity="error", markup=False)
         else:

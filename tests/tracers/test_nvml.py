@@ -324,3 +324,55 @@ def test_energy_between_two_moments() -> None:
     assert _between(readings, 300) == 7000
     assert _between(readings, 99) is None
     assert _between(readings, 401) is None
+
+
+OLD_PYNVML = """
+from pynvml.theirs import *
+from pynvml import theirs
+NVMLError = theirs.NVMLError
+"""
+
+
+@pytest.fixture
+def old_pynvml(tmp_path: Path) -> Path:
+    """A folder ``pynvml`` before nvidia-ml-py's module of that name, without newer functions."""
+    import importlib.metadata
+
+    source = Path(str(importlib.metadata.distribution("nvidia-ml-py").locate_file("pynvml.py")))
+    text = source.read_text()
+    for name in ("nvmlDeviceGetMemoryInfo", "nvmlDeviceGetTemperature", "nvmlGpmSampleAlloc",
+                 "nvmlDeviceGetPowerUsage", "nvmlDeviceGetTemperatureV"):  # fmt: skip
+        text = text.replace(f"def {name}(", f"def _gone_{name}(")
+    package = tmp_path / "old" / "pynvml"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text(OLD_PYNVML)
+    (package / "theirs.py").write_text(text)
+    return package.parent
+
+
+def test_an_old_pynvml_does_not_hide_the_right_one(trace: Trace, old_pynvml: Path) -> None:
+    result = trace(H100, env={"PYTHONPATH": str(old_pynvml)})
+    assert result["enough"] and not result["warnings"]
+    assert result["samples"][0]["power_w"] and result["samples"][0]["temperature_c"]
+    assert not [reason for reason in reasons(result).values() if "too old" in reason]
+
+
+def test_what_an_old_pynvml_lacks_is_not_measured(
+    library: Path, tmp_path: Path, old_pynvml: Path
+) -> None:
+    """And nothing else is: an AttributeError once ended the sampling thread without a word."""
+    hide = "import llmprof.tracers.nvml.binding as b; b._hidden = lambda: None\n"
+    done = subprocess.run(
+        [sys.executable, "-c", hide + TRACE, json.dumps({"samples": 3}), "null"],
+        env=nvml_stub.environment(library, tmp_path, H100, PYTHONPATH=str(old_pynvml)),
+        capture_output=True,
+        text=True,
+        timeout=90,
+    )
+    assert done.returncode == 0 and not done.stderr, done.stderr
+    result = json.loads(done.stdout)
+    assert result["enough"] and len(result["samples"]) >= 3
+    assert result["samples"][0]["sm_clock_mhz"] and result["samples"][0]["power_w"] is None
+    why = reasons(result)
+    for name in ("nvml.power_w", "nvml.temperature_c", "nvml.memory_used_mib", "gpm"):
+        assert "too old" in why["gpu0", name] and "pip" in why["gpu0", name]

@@ -13,6 +13,7 @@ from typing import Any
 
 from llmprof.plaintext import one_line
 from llmprof.records import GpuDevice, Missing, Unavailable
+from llmprof.tracers.nvml.binding import ERROR_FUNCTION_NOT_FOUND, load
 
 MIB = 1024 * 1024
 
@@ -20,7 +21,6 @@ MIB = 1024 * 1024
 ERROR_NO_PERMISSION = 4
 ERROR_DRIVER_NOT_LOADED = 9
 ERROR_LIBRARY_NOT_FOUND = 12
-ERROR_FUNCTION_NOT_FOUND = 13
 ERROR_LIB_RM_VERSION_MISMATCH = 18
 DEVICE_GONE = frozenset({1, 9, 15, 16, 28})
 """Uninitialized, driver not loaded, GPU is lost, reset required, GPU not found: the handle is of
@@ -50,12 +50,11 @@ class Field:
 def _temperature(nvml: Any, handle: Any) -> tuple[float, ...]:
     """nvmlDeviceGetTemperatureV takes over from nvmlDeviceGetTemperature in CUDA 14."""
     sensor = nvml.NVML_TEMPERATURE_GPU
-    if hasattr(nvml, "nvmlDeviceGetTemperatureV"):
-        try:
-            return (nvml.nvmlDeviceGetTemperatureV(handle, sensor),)
-        except nvml.NVMLError as why:
-            if why.value != ERROR_FUNCTION_NOT_FOUND:
-                raise
+    try:
+        return (nvml.nvmlDeviceGetTemperatureV(handle, sensor),)
+    except nvml.NVMLError as why:
+        if why.value != ERROR_FUNCTION_NOT_FOUND:
+            raise
     return (nvml.nvmlDeviceGetTemperature(handle, sensor),)
 
 
@@ -88,9 +87,9 @@ FIELDS = (
 
 # GpuDevice field → call. Read once.
 _FACTS: dict[str, Callable[[Any, Any], Any]] = {
-    "name": lambda n, h: one_line(n.nvmlDeviceGetName(h), 100),
-    "uuid": lambda n, h: one_line(n.nvmlDeviceGetUUID(h), 100),
-    "pci_bus_id": lambda n, h: one_line(n.nvmlDeviceGetPciInfo(h).busId),
+    "name": lambda n, h: one_line(_text(n.nvmlDeviceGetName(h)), 100),
+    "uuid": lambda n, h: one_line(_text(n.nvmlDeviceGetUUID(h)), 100),
+    "pci_bus_id": lambda n, h: one_line(_text(n.nvmlDeviceGetPciInfo(h).busId)),
     "memory_total_mib": lambda n, h: n.nvmlDeviceGetMemoryInfo(h).total / MIB,
     "bus_width_bits": lambda n, h: n.nvmlDeviceGetMemoryBusWidth(h),
     "max_sm_clock_mhz": lambda n, h: n.nvmlDeviceGetMaxClockInfo(h, n.NVML_CLOCK_SM),
@@ -102,6 +101,11 @@ _FACTS: dict[str, Callable[[Any, Any], Any]] = {
 }
 
 
+def _text(value: str | bytes) -> str:
+    """nvidia-ml-py before 11.515 gives bytes."""
+    return value if isinstance(value, str) else value.decode("utf-8", "replace")
+
+
 def open_nvml() -> Any:
     """Load and initialise NVML.
 
@@ -109,14 +113,16 @@ def open_nvml() -> Any:
         The module ``pynvml``, to be closed with its ``nvmlShutdown()``, or ``Unavailable``.
     """
     try:
-        import pynvml
+        nvml = load()
     except ImportError:
         return Unavailable("package nvidia-ml-py is not installed (pip install nvidia-ml-py)")
+    except AttributeError:
+        return Unavailable("the installed module pynvml is not nvidia-ml-py's: pip uninstall it")
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError as why:
+        nvml.nvmlInit()
+    except nvml.NVMLError as why:
         return Unavailable(_OPEN_REASONS.get(why.value, f"NVML does not start: {why}"))
-    return pynvml
+    return nvml
 
 
 def visible_handles(nvml: Any) -> tuple[list[Any], list[Missing]]:
@@ -154,7 +160,9 @@ def _handle_of(nvml: Any, entry: str, handles: dict[int, Any]) -> Any | None:
         if entry.startswith("MIG-"):
             return nvml.nvmlDeviceGetHandleByUUID(entry)
         if entry.startswith("GPU-"):
-            found = [h for h in handles.values() if nvml.nvmlDeviceGetUUID(h).startswith(entry)]
+            found = [
+                h for h in handles.values() if _text(nvml.nvmlDeviceGetUUID(h)).startswith(entry)
+            ]
             return found[0] if len(found) == 1 else None
     except nvml.NVMLError:
         pass  # an entry that NVML does not know is one that CUDA does not know
@@ -184,9 +192,9 @@ def driver_versions() -> dict[str, str] | Unavailable:
     try:
         cuda = nvml.nvmlSystemGetCudaDriverVersion_v2()  # 13000: 1000 × major + 10 × minor
         return {
-            "driver": one_line(nvml.nvmlSystemGetDriverVersion(), 40),
+            "driver": one_line(_text(nvml.nvmlSystemGetDriverVersion()), 40),
             "cuda": f"{cuda // 1000}.{cuda % 1000 // 10}",
-            "nvml": one_line(nvml.nvmlSystemGetNVMLVersion(), 40),
+            "nvml": one_line(_text(nvml.nvmlSystemGetNVMLVersion()), 40),
         }
     except nvml.NVMLError as why:
         return Unavailable(f"NVML: {why}")

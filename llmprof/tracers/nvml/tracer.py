@@ -198,7 +198,16 @@ class NvmlTracer:
             )
 
     def _sample(self) -> None:
-        """The thread: one list of samples each interval, until stopped or no device is left."""
+        """The thread: a fault in it ends sampling, and is said."""
+        try:
+            self._sample_on()
+        except Exception as why:  # noqa: BLE001 - a thread that dies alone is seen by nobody
+            text = f"sampling has ended: {type(why).__name__}: {why}"
+            self._miss("run", "nvml", text)
+            self._on_warning("run", f"NVML: {text}")
+
+    def _sample_on(self) -> None:
+        """One list of samples each interval, until stopped or no device is left."""
         loops = [
             _DeviceLoop(self._nvml, handle, index, self._miss)
             for index, handle in self._handles.items()

@@ -8,6 +8,8 @@ from typing import Final
 
 from rich.cells import cell_len
 
+from llmprof.plaintext import ascii_for
+
 
 @dataclass(frozen=True)
 class Glyphs:
@@ -81,15 +83,9 @@ ASCII: Final = Glyphs(
     lane="|",
 )
 
-_ASCII_FOR: Final = {
-    "·": "-", "–": "-", "—": "-", "×": "x", "…": "~", "°": " ", "≥": ">", "≤": "<", "≠": "!",
-    "→": ">", "←": "<", "±": "~", "“": '"', "”": '"', "‘": "'", "’": "'", "│": "|", "─": "-",
-    "−": "-", "µ": "u", "┬": "^",
-}  # fmt: skip
-
 
 def _ascii(char: str) -> str:
-    return _ASCII_FOR.get(char, "?" * cell_len(char))
+    return ascii_for(char) * max(1, cell_len(char)) if cell_len(char) else ""
 
 
 def choose(environ: Mapping[str, str]) -> Glyphs:

@@ -1,0 +1,91 @@
+"""Files and folders that appear whole, under a name that nobody else has taken. Standard library.
+
+Looking for a name and then creating it lets two programs take the same one: six runs of a job
+array, started in the same second, once had two run files between them. Every name is taken by
+creating it, and finished work is put in its place without overwriting what stands there.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+def first_free(folder: Path, stem: str, suffix: str, numbered: bool = False) -> Path:
+    """Create the first of ``stem.x``, ``stem-2.x``, ``stem-3.x`` … that nobody has.
+
+    Args:
+        suffix: with its dot.
+        numbered: begin with ``stem-1.x``.
+
+    Returns:
+        Its path: an empty file that only the caller writes to.
+
+    Raises:
+        OSError: the folder is missing or cannot be written.
+    """
+    number = 1
+    while True:
+        name = f"{stem}-{number}{suffix}" if number > 1 or numbered else f"{stem}{suffix}"
+        with suppress(FileExistsError):
+            _create(folder / name)
+            return folder / name
+        number += 1
+
+
+@contextmanager
+def hidden_beside(target: Path) -> Iterator[Path]:
+    """A new folder beside ``target``, for what becomes it; removed at the end, with what is left.
+
+    Raises:
+        OSError: the folder of ``target`` is missing or cannot be written.
+    """
+    made = tempfile.mkdtemp(prefix=f".{target.name[:80]}.", suffix=".part", dir=target.parent)
+    try:
+        yield Path(made)
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
+def publish(part: Path, target: Path) -> None:
+    """Give finished work (a file, or a folder) the name ``target``, on the same file system.
+
+    Raises:
+        FileExistsError: somebody has that name; ``part`` stays as it is.
+        OSError: it cannot be renamed.
+    """
+    if part.is_dir():
+        target.mkdir()
+        try:
+            part.rename(target)  # over a folder only where that is empty, as ours is
+        except BaseException:
+            with suppress(OSError):
+                target.rmdir()
+            raise
+        return
+    _create(target)
+    try:
+        part.replace(target)
+    except BaseException:
+        target.unlink(missing_ok=True)
+        raise
+
+
+def write_whole(target: Path, text: str) -> None:
+    """Put ``text`` in place of the file ``target``: another reader sees the old or the new one.
+
+    Raises:
+        OSError: it cannot be written; the old one stays.
+    """
+    with hidden_beside(target) as folder:
+        part = folder / target.name
+        part.write_text(text, encoding="utf-8")
+        part.replace(target)
+
+
+def _create(path: Path) -> None:
+    os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644))
