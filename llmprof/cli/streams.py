@@ -123,7 +123,7 @@ def _occupy() -> set[int]:
 def _nowhere(mode: str) -> TextIO:
     """For the rest of the process."""
     # pathlib is a sixth of the time of `llmprof --help`.
-    return cast(TextIO, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123, SIM115
+    return cast(TextIO, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123
 
 
 def _text(raw: Any, like: io.TextIOWrapper, errors: str) -> io.TextIOWrapper:
