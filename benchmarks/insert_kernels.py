@@ -2,7 +2,7 @@
 
     python benchmarks/insert_kernels.py
 
-Columns as ``session/trace_import.py`` makes them of a CUDA graph of 587 kernels, one CUPTI buffer
+Columns as ``ingest/activities.py`` makes them of a CUDA graph of 587 kernels, one CUPTI buffer
 (4 MiB) and one transaction a call: one process, device, context and stream, 22 launch shapes, times
 and grid ids that all differ. Both take turns; printed are medians. Goal: 0.5 million rows a second.
 """

@@ -26,7 +26,7 @@ from llmprof.runfile.writer import RunFileWriter
 from llmprof.session.events import SessionObserver
 
 if TYPE_CHECKING:
-    from llmprof.session.trace_import import Imported
+    from llmprof.ingest.traced_round import Imported
     from llmprof.tracers.pm.tracer import PmSamples
     from llmprof.tracers.pyspy.chrome import HostSamples
     from llmprof.tracers.pyspy.tracer import HostPlan
@@ -81,7 +81,7 @@ class Recorder:
 
     def trace(self, record: RoundRecord, spool: Path) -> Imported | Unavailable:
         """Decode a traced round's spool into the file."""
-        from llmprof.session.trace_import import TraceImport
+        from llmprof.ingest.traced_round import TraceImport
 
         importer = TraceImport(self._writer, record.engine_id, record.pid)
         return importer.round(spool, record.round_id)
@@ -116,7 +116,7 @@ class Recorder:
         cpu_wall_ns: int,
     ) -> None:
         """Host stacks sampled during a traced round, and its threads' processor time."""
-        from llmprof.session.host_import import put_samples
+        from llmprof.ingest.host_stacks import put_samples
 
         put_samples(self._writer, record, plan, found, cpu_ns, cpu_wall_ns)
 

@@ -15,10 +15,11 @@ import pytest
 from runfile_factory import sample_engine, sample_info
 
 from llmprof.analysis.device.attribution import attribute
+from llmprof.ingest.activities import base_name
+from llmprof.ingest.traced_round import Imported, TraceImport
 from llmprof.records import RoundRecord, Unavailable
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.writer import RunFileWriter
-from llmprof.session.trace_import import Imported, TraceImport, _base_name
 from llmprof.tracers.cupti.decode import Trace
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
@@ -159,4 +160,4 @@ def test_a_round_that_was_not_finished_is_no_trace(tmp_path: Path) -> None:
     ],
 )
 def test_short_names_are_those_of_nsys(name: str, base: str) -> None:
-    assert _base_name(name) == base
+    assert base_name(name) == base
