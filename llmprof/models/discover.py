@@ -6,6 +6,7 @@ import os
 from itertools import islice
 from pathlib import Path
 
+from llmprof.models.gguf.header import part_of_split
 from llmprof.models.locate import SMOLLM2, default_model
 from llmprof.models.presets import PRESETS
 
@@ -19,7 +20,7 @@ def found_models() -> list[tuple[str, str]]:
     if default_model() == SMOLLM2:
         found.append((SMOLLM2, "SmolLM2-135M-Instruct, real weights"))
     for folder in (Path(), Path("models"), Path.home() / "models"):
-        found += [(str(path), "GGUF file") for path in _some(folder, "*.gguf")]
+        found += [(str(path), "GGUF file") for path in _some(folder, "*.gguf") if _first(path)]
         configs = _some(folder, "*/config.json")
         found += [(str(c.parent), "Hugging Face folder") for c in configs if _has_weights(c)]
     for config in _some(_hub(), "models--*/snapshots/*/config.json"):
@@ -32,6 +33,12 @@ def found_models() -> list[tuple[str, str]]:
 
 def _has_weights(config: Path) -> bool:
     return any(config.parent.glob("*.safetensors"))
+
+
+def _first(path: Path) -> bool:
+    """Not a later part of a split model."""
+    part = part_of_split(path)
+    return part is None or part[1] == 1
 
 
 def _hub() -> Path:

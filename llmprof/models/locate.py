@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, ModelError
-from llmprof.models.gguf.header import read_header
+from llmprof.models.gguf.header import part_of_split, read_header
 from llmprof.models.presets import PRESETS
 from llmprof.plaintext import one_line
 
@@ -123,7 +123,8 @@ def _file(path: Path) -> ModelRef:
 
 def _gguf(path: Path) -> ModelRef:
     header = read_header(path)
-    name = one_line(path.stem, 80)
+    part = part_of_split(path) if header.parts > 1 else None
+    name = one_line(part[0] if part else path.stem, 80)
     return ModelRef("gguf", str(path), None, name, header.vocab_size, header.context_limit)
 
 

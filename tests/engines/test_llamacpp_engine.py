@@ -160,8 +160,29 @@ def test_corrupt_files(drive: str, small_gguf: str, tmp_path: Path) -> None:
         load(str(bad), drive=drive)
     # Whole to our reader, but a tensor that llama.cpp needs is named otherwise.
     bad.write_bytes(whole.replace(b"blk.1.ffn_up.weight", b"blk.1.ffn_xx.weight"))
-    with pytest.raises(ModelError, match=r"llama\.cpp does not load this file"):
+    with pytest.raises(
+        ModelError, match=r"llama\.cpp does not load this file \(.*blk\.1\.ffn_up\.weight"
+    ):
         load(str(bad), drive=drive)
+
+
+@pytest.mark.parametrize("drive", DRIVES)
+def test_llama_cpp_s_own_reason_is_told(drive: str, tmp_path: Path) -> None:
+    path = small_models.write_gguf(
+        tmp_path / "m.gguf",
+        small_models.weights(),
+        more={"blk.0.attn_q_norm.weight": np.ones(16)},
+    )
+    with pytest.raises(ModelError, match="wrong number of tensors"):
+        load(str(path), drive=drive)
+
+
+def test_a_rope_scaling_at_which_llama_cpp_would_abort(tmp_path: Path) -> None:
+    path = small_models.write_gguf(
+        tmp_path / "m.gguf", small_models.weights(), metadata={"rope.scaling.type": "dynamic"}
+    )
+    with pytest.raises(ModelError, match="'dynamic', at which"):
+        load(str(path))
 
 
 @pytest.mark.parametrize("token", [-1, 300])

@@ -57,17 +57,31 @@ def write_gguf(
     tensors: dict[str, np.ndarray],
     config: LlamaConfig = SHAPE,
     rope_factors: np.ndarray | None = None,
+    *,
+    architecture: str = "llama",
+    metadata: dict[str, object] | None = None,
+    more: dict[str, np.ndarray] | None = None,
+    **split: object,
 ) -> Path:
-    """As llama.cpp's converter writes a Llama in F32: q and k rows reordered, no tokenizer."""
+    """As llama.cpp's converter writes a Llama in F32: q and k rows reordered, no tokenizer.
+
+    ``metadata`` has keys without the architecture, ``more`` tensors by their GGUF names; ``split``
+    is GGUFWriter's own (``split_max_tensors=9, small_first_shard=True``).
+    """
     import gguf
 
-    writer = gguf.GGUFWriter(str(path), "llama")
+    writer = gguf.GGUFWriter(str(path), architecture, **split)
+    for key, value in (metadata or {}).items():
+        add = {str: writer.add_string, bool: writer.add_bool, int: writer.add_uint32}
+        add.update({float: writer.add_float32, list: writer.add_array})
+        add[type(value)](f"{architecture}.{key}", value)
     writer.add_block_count(config.num_hidden_layers)
     writer.add_context_length(config.max_position_embeddings)
     writer.add_embedding_length(config.hidden_size)
     writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.num_attention_heads)
-    writer.add_head_count_kv(config.num_key_value_heads)
+    if "attention.head_count_kv" not in (metadata or {}):
+        writer.add_head_count_kv(config.num_key_value_heads)
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_layer_norm_rms_eps(config.rms_norm_eps)
@@ -78,7 +92,11 @@ def write_gguf(
             heads = tensor.shape[0] // config.head_dim
             halves = tensor.reshape(heads, 2, config.head_dim // 2, -1)
             tensor = np.ascontiguousarray(halves.swapaxes(1, 2).reshape(tensor.shape))
-        writer.add_tensor(gguf_name(name), tensor)
+        writer.add_tensor(
+            gguf_name(name) if name.startswith(("model.", "lm_head")) else name, tensor
+        )
+    for name, tensor in (more or {}).items():
+        writer.add_tensor(name, np.ascontiguousarray(tensor, np.float32))
     if rope_factors is not None:
         writer.add_tensor("rope_freqs.weight", rope_factors.astype(np.float32))
     writer.write_header_to_file()

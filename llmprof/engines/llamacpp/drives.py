@@ -12,8 +12,8 @@ import llama_cpp
 import numpy
 
 from llmprof.engines.host_memory import MIB, free_text, host_free_bytes
-from llmprof.errors import ModelError, OutOfMemory, UsageError
-from llmprof.plaintext import one_line
+from llmprof.engines.llamacpp.refusal import errors_heard, not_loaded
+from llmprof.errors import OutOfMemory, UsageError
 
 PROMPT_CHUNK = 512
 """Prompt tokens a call evaluates at most: llama-cpp-python's default ``n_batch``."""
@@ -39,20 +39,21 @@ class GeneratorDrive:
     """
 
     def __init__(self, settings: Settings) -> None:
-        try:
-            self._llama = llama_cpp.Llama(
-                settings.path,
-                n_ctx=settings.positions,
-                n_batch=PROMPT_CHUNK,
-                n_threads=settings.threads,
-                n_threads_batch=settings.threads,
-                n_gpu_layers=settings.n_gpu_layers,
-                verbose=False,
-            )
-        except ValueError as why:
-            if "context" in str(why):
-                raise _no_context(settings) from None
-            raise _not_loaded(settings.path) from None
+        with errors_heard() as errors:
+            try:
+                self._llama = llama_cpp.Llama(
+                    settings.path,
+                    n_ctx=settings.positions,
+                    n_batch=PROMPT_CHUNK,
+                    n_threads=settings.threads,
+                    n_threads_batch=settings.threads,
+                    n_gpu_layers=settings.n_gpu_layers,
+                    verbose=False,
+                )
+            except ValueError as why:
+                if "context" in str(why):
+                    raise _no_context(settings) from None
+                raise not_loaded(settings.path, errors) from None
         self._tokens: Generator[int, Any, None] | None = None
 
     def prefill(self, rows: Sequence[Sequence[int]]) -> list[int]:
@@ -91,9 +92,12 @@ class ForwardDrive:
         model_settings.n_gpu_layers = (
             0x7FFFFFFF if settings.n_gpu_layers < 0 else settings.n_gpu_layers
         )
-        self._model = llama_cpp.llama_model_load_from_file(settings.path.encode(), model_settings)
+        with errors_heard() as errors:
+            self._model = llama_cpp.llama_model_load_from_file(
+                settings.path.encode(), model_settings
+            )
         if not self._model:
-            raise _not_loaded(settings.path)
+            raise not_loaded(settings.path, errors)
         self._context = llama_cpp.llama_init_from_model(self._model, self._context_settings())
         if not self._context:
             self.close()
@@ -173,13 +177,6 @@ class ForwardDrive:
 
     def _greedy(self, slot: int) -> int:
         return int(self.logits(slot).argmax())
-
-
-def _not_loaded(path: str) -> ModelError:
-    return ModelError(
-        f"{one_line(path)}: llama.cpp does not load this file (corrupt, or newer than the"
-        " installed llama-cpp-python)"
-    )
 
 
 def _no_context(settings: Settings) -> OutOfMemory:

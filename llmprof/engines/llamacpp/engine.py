@@ -15,11 +15,15 @@ from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
 from llmprof.errors import MissingPackage, ModelError, UsageError
 from llmprof.models.gguf.header import GgufHeader, read_header
-from llmprof.models.gguf.reader import ROPE_FACTORS, quantisation, step_tensors
+from llmprof.models.gguf.reader import quantisation
+from llmprof.models.gguf.sizes import kv_values_per_token, parameters, step_tensors
 from llmprof.models.locate import ModelRef, resolve
-from llmprof.records import EngineInfo
+from llmprof.plaintext import one_line
+from llmprof.records import EngineInfo, Unavailable
 
 _KV_VALUE_BYTES = 2  # llama.cpp's default KV type is F16
+_ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
+"""``LLAMA_ROPE_SCALING_TYPES`` in llama-model.cpp."""
 _TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
@@ -127,27 +131,26 @@ def physical_cores() -> int:
 
 
 def kv_bytes_per_token(header: GgufHeader) -> tuple[int | None, list[str]]:
-    """K and V of all layers for one position at F16, bytes; ``None`` with a note where layers
-    differ or do not keep every position."""
-    arch = header.architecture
-    layers, heads, width = (
-        header.integer(f"{arch}.{key}")
-        for key in ("block_count", "attention.head_count", "embedding_length")
-    )
-    kv_heads = header.integer(f"{arch}.attention.head_count_kv") or heads
-    uneven = [key for key in header.metadata if ".ssm." in key or key.endswith("sliding_window")]
-    if uneven or not layers or not heads or not width or not kv_heads:
-        return None, [f"KV bytes a token: not modelled for architecture {arch}"]
-    key_size = header.integer(f"{arch}.attention.key_length") or width // heads
-    value_size = header.integer(f"{arch}.attention.value_length") or width // heads
-    return layers * kv_heads * (key_size + value_size) * _KV_VALUE_BYTES, []
+    """K and V of all layers for one position at F16, bytes; ``None`` with a note where that is not
+    known."""
+    values = kv_values_per_token(header)
+    if isinstance(values, Unavailable):
+        return None, [values.reason]
+    return values * _KV_VALUE_BYTES, []
 
 
 def _header(ref: ModelRef) -> GgufHeader:
     """Checked by our reader first: llama.cpp may abort the process over a corrupt file."""
     if ref.kind != "gguf" or ref.path is None:
         raise ModelError(f"llamacpp loads GGUF files only; {ref.name} is {_KINDS[ref.kind]}")
-    return read_header(ref.path)
+    header = read_header(ref.path)
+    scaling = header.text(f"{header.architecture}.rope.scaling.type")
+    if scaling not in (None, *_ROPE_SCALINGS):
+        raise ModelError(
+            f"{ref.name}: rope scaling {one_line(scaling, 40)!r}, at which llama.cpp would abort;"
+            f" it knows {', '.join(_ROPE_SCALINGS)}"
+        )
+    return header
 
 
 _KINDS = {
@@ -166,12 +169,14 @@ def _describe(
     notes: list[str],
 ) -> EngineInfo:
     read = step_tensors(header)
-    size, count = sum(t.n_bytes for t in read), sum(t.count for t in read)
-    experts = header.integer(f"{header.architecture}.expert_count")
+    size = bits = None
+    if not isinstance(read, Unavailable):
+        size, count = sum(t.n_bytes for t in read), sum(t.count for t in read)
+        bits = 8 * size / count if count else None
     kind = quantisation(header)
     notes = [*notes, "KV cache F16; activations are quantised to 8 bits for quantised weights"]
-    if experts:
-        notes.append(f"mixture of {experts} experts: bytes a step depend on the routing")
+    if isinstance(read, Unavailable):
+        notes.append(read.reason)
     device = "cpu"
     if gpu_layers:
         built = llama_cpp.llama_print_system_info().decode("utf-8", "replace")
@@ -182,9 +187,9 @@ def _describe(
         model=ref.name,
         model_format=f"gguf {kind}",
         architecture=header.architecture,
-        parameters=sum(t.count for n, t in header.tensors.items() if n != ROPE_FACTORS),
-        bits_per_weight=8 * size / count if count else None,
-        weight_bytes_per_step=None if experts else size,
+        parameters=parameters(header),
+        bits_per_weight=bits,
+        weight_bytes_per_step=size,
         kv_bytes_per_token=kv_bytes,
         context_limit=header.context_limit,
         vocab_size=header.vocab_size,

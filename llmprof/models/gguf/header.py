@@ -9,9 +9,10 @@ from __future__ import annotations
 import hashlib
 import math
 import os
+import re
 import struct
-from collections.abc import Container
-from dataclasses import dataclass, field
+from collections.abc import Container, Iterable
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -25,6 +26,12 @@ MAX_ARRAY = 1 << 22
 MAX_KEYS = 1 << 16
 MAX_TENSORS = 1 << 16
 MAX_DIMENSIONS = 4
+
+_SPLIT_NUMBER, _SPLIT_COUNT, _SPLIT_TENSORS = "split.no", "split.count", "split.tensors.count"
+_PART = re.compile(r"(.*)-(\d{5})-of-(\d{5})\.gguf")
+_WHOLE = 64 << 20
+"""Tensor data up to which all of it goes into ``weights_id``."""
+_BLOCK = 4096
 
 _STRING, _ARRAY = 8, 9
 _SCALARS = {
@@ -96,6 +103,8 @@ class TensorInfo:
     type_id: int
     start: int
     """Absolute offset in the file, bytes."""
+    path: str = ""
+    """The file: of a split model, the part that holds it."""
 
     @property
     def type_name(self) -> str:
@@ -113,7 +122,11 @@ class TensorInfo:
 
 @dataclass(frozen=True)
 class GgufHeader:
-    """What a GGUF file says about itself; every tensor is known to lie inside the file."""
+    """What a GGUF model says about itself; every tensor is known to lie inside its file.
+
+    A split model (``NAME-00001-of-00003.gguf``) is one header: the metadata of its first part, the
+    tensors of all.
+    """
 
     path: str
     version: int
@@ -121,7 +134,11 @@ class GgufHeader:
     tensors: dict[str, TensorInfo]
     data_start: int
     weights_id: str = field(repr=False)
-    """SHA-256 over the tensor table, the file's size and samples of its tensor data."""
+    """SHA-256 over the tensor table, the architecture's own metadata (the same weights under
+    another RoPE are another model), the file's size and its tensor data: all of it in a small file,
+    else samples that reach every tensor."""
+    parts: int = 1
+    """Files that hold it."""
 
     @property
     def architecture(self) -> str:
@@ -160,14 +177,71 @@ def read_header(path: str | os.PathLike[str], keep: Container[str] = ()) -> Gguf
         keep: metadata keys whose arrays are wanted; other arrays become ``Skipped``.
 
     Raises:
-        ModelError: unreadable, not GGUF, truncated, or a value that no real file has.
+        ModelError: unreadable, not GGUF, truncated, or a value that no real file has; a part of a
+            split model that is not the first, or a part that is missing.
     """
+    first = _read_one(Path(path), keep)
+    count = first.integer(_SPLIT_COUNT)
+    return first if count is None or count < 2 else _joined(first, count)
+
+
+def part_of_split(path: Path) -> tuple[str, int, int] | None:
+    """(name without the number, number from 1, parts) of a file named as gguf-split does it."""
+    match = _PART.fullmatch(path.name)
+    return None if match is None else (match[1], int(match[2]), int(match[3]))
+
+
+def _read_one(path: Path, keep: Container[str]) -> GgufHeader:
     shown = one_line(str(path))
     try:
-        with Path(path).open("rb") as file:
+        with path.open("rb") as file:
             return _Reader(file, shown).header(str(path), keep)
     except OSError as why:
         raise ModelError(f"{shown}: {why.strerror or why}") from None
+
+
+def _joined(first: GgufHeader, count: int) -> GgufHeader:
+    """The parts beside ``first``, which llama.cpp finds by their names as well
+    (``llama_split_path`` in llama.cpp)."""
+    path = Path(first.path)
+    shown = one_line(first.path)
+    number = first.integer(_SPLIT_NUMBER) or 0
+    named = part_of_split(path)
+    if number:
+        stem = named[0] if named else path.stem
+        raise ModelError(
+            f"{shown}: part {number + 1} of {count} of a split model; give part 1:"
+            f" {one_line(stem)}-00001-of-{count:05d}.gguf"
+        )
+    if named is None or named[1:] != (1, count):
+        raise ModelError(
+            f"{shown}: part 1 of {count} of a split model must be named"
+            f" NAME-00001-of-{count:05d}.gguf, by which its other parts are found"
+        )
+    tensors = dict(first.tensors)
+    digest = hashlib.sha256(first.weights_id.encode())
+    for index in range(1, count):
+        file = path.with_name(f"{named[0]}-{index + 1:05d}-of-{count:05d}.gguf")
+        if not file.is_file():
+            raise ModelError(f"{shown}: part {index + 1} of {count} is missing: {file.name}")
+        part = _read_one(file, ())
+        told = part.integer(_SPLIT_NUMBER), part.integer(_SPLIT_COUNT)
+        twice = tensors.keys() & part.tensors.keys()
+        if told != (index, count) or twice:
+            wrong = told != (index, count)
+            what = "another part's number" if wrong else f"tensor {one_line(min(twice), 80)} again"
+            raise ModelError(
+                f"{one_line(str(file))}: not part {index + 1} of {shown}: it has {what}"
+            )
+        tensors |= part.tensors
+        digest.update(part.weights_id.encode())
+    told_tensors = first.integer(_SPLIT_TENSORS)
+    if told_tensors is not None and told_tensors != len(tensors):
+        raise ModelError(
+            f"{shown}: the {count} parts hold {len(tensors)} tensors, the model has {told_tensors};"
+            " download them again"
+        )
+    return replace(first, tensors=tensors, weights_id=digest.hexdigest(), parts=count)
 
 
 class _Reader:
@@ -266,12 +340,16 @@ class _Reader:
             raise self.bad("odd general.alignment")
         data_start = (self.at + alignment - 1) // alignment * alignment
         tensors = {
-            name: self._placed(name, shape, kind, data_start, offset, alignment)
+            name: replace(self._placed(name, shape, kind, data_start, offset, alignment), path=path)
             for name, shape, kind, offset in table
         }
         if len(tensors) != tensor_count:
             raise self.bad("two tensors of one name")
-        self._sample(digest, data_start)
+        architecture = metadata.get("general.architecture")
+        for key in sorted(metadata):
+            if key.startswith(f"{architecture}."):
+                digest.update(f"{key} {metadata[key]!r}\n".encode("utf-8", "replace"))
+        self._sample(digest, data_start, tensors.values())
         return GgufHeader(path, version, metadata, tensors, data_start, digest.hexdigest())
 
     def _tensor(self) -> tuple[str, tuple[int, ...], int, int]:
@@ -302,10 +380,19 @@ class _Reader:
             )
         return info
 
-    def _sample(self, digest: hashlib._Hash, data_start: int) -> None:
-        """64 blocks of 4 KiB spread over the data: cheap, and other weights differ there."""
+    def _sample(
+        self, digest: hashlib._Hash, data_start: int, tensors: Iterable[TensorInfo]
+    ) -> None:
+        """All of a small file; of a large one 64 blocks of 4 KiB spread over the data and one from
+        the middle of each tensor: cheap, and one layer that was exchanged shows."""
         digest.update(struct.pack("<QQ", self.size, data_start))
-        span = max(0, self.size - data_start - 4096)
-        for i in range(64):
-            self.file.seek(data_start + span * i // 63)
-            digest.update(self.file.read(4096))
+        length = self.size - data_start
+        if length <= _WHOLE:
+            self.file.seek(data_start)
+            digest.update(self.file.read())
+            return
+        places = [data_start + (length - _BLOCK) * i // 63 for i in range(64)]
+        places += [tensor.start + tensor.n_bytes // 2 for tensor in tensors]
+        for place in sorted(places):
+            self.file.seek(place)
+            digest.update(self.file.read(_BLOCK))

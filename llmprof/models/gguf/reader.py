@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 from collections import Counter
+from collections.abc import Container
 from typing import Any
 
 from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, ModelError
-from llmprof.models.gguf.header import GgufHeader, TensorInfo, read_header
+from llmprof.models.gguf.header import GgufHeader, read_header
+from llmprof.models.gguf.sizes import ROPE_FACTORS
 from llmprof.models.presets import EMBEDDING, FINAL_NORM, HEAD, LlamaConfig, RopeScaling
 from llmprof.plaintext import one_line
 
@@ -24,7 +26,8 @@ _LAYER = {
     "mlp.up_proj.weight": "ffn_up.weight",
     "mlp.down_proj.weight": "ffn_down.weight",
 }
-ROPE_FACTORS = "rope_freqs.weight"
+_ROTATION = "attn_rot_embd.weight"
+"""Rotary frequencies that old converters stored in each layer; they follow from the metadata."""
 
 
 def gguf_name(hf_name: str) -> str:
@@ -41,16 +44,6 @@ def quantisation(header: GgufHeader) -> str:
     for tensor in header.tensors.values():
         sizes[tensor.type_name] += tensor.n_bytes
     return sizes.most_common(1)[0][0] if sizes else "empty"
-
-
-def step_tensors(header: GgufHeader) -> list[TensorInfo]:
-    """Tensors that a decode step reads whole: all but an embedding table that is not tied."""
-    tied = "output.weight" not in header.tensors
-    return [
-        tensor
-        for name, tensor in header.tensors.items()
-        if name != ROPE_FACTORS and (tied or name != "token_embd.weight")
-    ]
 
 
 def gguf_config(header: GgufHeader) -> LlamaConfig:
@@ -86,6 +79,12 @@ def gguf_config(header: GgufHeader) -> LlamaConfig:
     if vocab is None:
         raise ModelError(f"{where}: tensor token_embd.weight is missing")
     kv_heads = header.integer("llama.attention.head_count_kv")
+    eps = header.number("llama.attention.layer_norm_rms_epsilon")
+    if eps is None:
+        raise ModelError(f"{where}: metadata has no llama.attention.layer_norm_rms_epsilon")
+    if header.metadata.get("llama.attention.causal") is False:
+        raise ModelError(f"{where}: attention that is not causal, which is not implemented")
+    theta = header.number("llama.rope.freq_base")
     return LlamaConfig(
         hidden_size=hidden,
         intermediate_size=need("feed_forward_length"),
@@ -94,8 +93,8 @@ def gguf_config(header: GgufHeader) -> LlamaConfig:
         num_key_value_heads=heads if kv_heads is None else kv_heads,
         head_dim=head_dim,
         vocab_size=vocab,
-        rms_norm_eps=header.number("llama.attention.layer_norm_rms_epsilon") or 1e-5,
-        rope_theta=header.number("llama.rope.freq_base") or 10000.0,
+        rms_norm_eps=eps,
+        rope_theta=10000.0 if theta is None else theta,
         max_position_embeddings=need("context_length"),
         tie_word_embeddings="output.weight" not in header.tensors,
         rope_scaling=_scaling(header, where),
@@ -103,14 +102,24 @@ def gguf_config(header: GgufHeader) -> LlamaConfig:
 
 
 def _scaling(header: GgufHeader, where: str) -> RopeScaling | None:
-    kind = header.text("llama.rope.scaling.type") or "none"
-    # Before scaling.type there was scale_linear alone.
-    factor = header.number("llama.rope.scaling.factor") or header.number("llama.rope.scale_linear")
-    if kind == "linear" or (kind == "none" and factor and factor != 1.0):
-        return RopeScaling("linear", factor) if factor and factor > 0 else None
-    if kind != "none":
+    """As llama.cpp reads it (``load_hparams`` in llama-model.cpp): without a type it is linear, an
+    explicit ``none`` makes the factor count for nothing, a factor of 0 is none."""
+    kind = header.text("llama.rope.scaling.type") or "linear"
+    for key in ("attn_factor", "yarn_log_multiplier"):
+        if header.number(f"llama.rope.scaling.{key}") not in (None, 0, 1):
+            raise ModelError(f"{where}: llama.rope.scaling.{key}, which is not implemented")
+    if kind == "none":
+        return None
+    if kind != "linear":
         raise ModelError(f"{where}: rope scaling {one_line(kind, 40)!r} is not implemented")
-    return None
+    factor = header.number("llama.rope.scaling.factor")
+    if factor is None:  # the name before there was a type
+        factor = header.number("llama.rope.scale_linear")
+    if not factor or factor == 1.0:
+        return None
+    if not 0 < factor < float("inf"):
+        raise ModelError(f"{where}: a rope scaling factor of {factor}")
+    return RopeScaling("linear", factor)
 
 
 class GgufWeights:
@@ -142,14 +151,12 @@ class GgufWeights:
         self.format = f"gguf {quantisation(self._header)}"
         self.weights_id = self._header.weights_id
         self.notes: list[str] = []
-        for name, shape in self.config.tensor_shapes().items():
-            self._check(gguf_name(name), shape)
-        for name in self._header.tensors:
-            if name.endswith(".bias"):
-                raise ModelError(
-                    f"{self._shown}: tensor {one_line(name, 80)}: biases are not implemented"
-                )
-        self._data = numpy.memmap(path, dtype=numpy.uint8, mode="r")
+        wanted = {gguf_name(name): shape for name, shape in self.config.tensor_shapes().items()}
+        for name, shape in wanted.items():
+            self._check(name, shape)
+        self._refuse_unused(wanted)
+        files = {tensor.path for tensor in self._header.tensors.values()}
+        self._data = {file: numpy.memmap(file, dtype=numpy.uint8, mode="r") for file in files}
         self.rope_factors: Any | None = None
         if ROPE_FACTORS in self._header.tensors:
             self._check(ROPE_FACTORS, (self.config.head_dim // 2,))
@@ -175,7 +182,7 @@ class GgufWeights:
 
     def _dequantise(self, name: str) -> Any:
         tensor = self._header.tensors[name]
-        raw = self._data[tensor.start : tensor.start + tensor.n_bytes]
+        raw = self._data[tensor.path][tensor.start : tensor.start + tensor.n_bytes]
         kind = self._gguf.GGMLQuantizationType[tensor.type_name]
         rows = tensor.count // tensor.shape[-1]
         try:
@@ -186,6 +193,16 @@ class GgufWeights:
                 " use the engine llamacpp for this file"
             ) from None
         return values.reshape(tensor.shape)
+
+    def _refuse_unused(self, used: Container[str]) -> None:
+        """A tensor that is left out (a bias, a scale, a norm of q) would give other tokens."""
+        for name in self._header.tensors:
+            if name in used or name == ROPE_FACTORS or name.endswith(_ROTATION):
+                continue
+            raise ModelError(
+                f"{self._shown}: tensor {one_line(name, 80)} is nothing that this engine computes"
+                " with; the engine llamacpp may"
+            )
 
     def _check(self, name: str, shape: tuple[int, ...]) -> None:
         tensor = self._header.tensors.get(name)
