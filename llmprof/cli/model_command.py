@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from llmprof.models.exllama.shapes import EngineName
 
 EXLLAMA = ("exllama", "exllamav2", "exllamav3")
-ENGINES = (*EXLLAMA, "mlc")
+ENGINES = (*EXLLAMA, "mlc", "transformers")
 _BAR = 24
 _ONLY_MLC = {
     "lib": "--lib",
@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     mlc.add_argument("--python", metavar="PYTHON", help="the interpreter that has mlc_llm")
     for action in (synth, prepare):
         action.add_argument("--engine", required=True, choices=ENGINES)
-        action.add_argument("--format", choices=("gptq", "exl2", "exl3", "fp16"))
+        action.add_argument("--format", choices=("gptq", "exl2", "exl3", "fp16", "fp32"))
         action.add_argument("--group-size", type=int, metavar="N", help="of gptq: 128, 64, 32")
         action.add_argument("-o", "--output", metavar="DIR")
 
@@ -83,6 +83,11 @@ def model(arguments: argparse.Namespace) -> int:
         raise UsageError("name the folder to write: -o DIR")
     if mlc:
         return _synth_mlc(arguments)
+    if arguments.engine == "transformers" and arguments.action == "synth":
+        raise UsageError(
+            "transformers makes random weights itself: --engine transformers --model PRESET, or"
+            " --model config.json"
+        )
     return _synth(arguments) if arguments.action == "synth" else _prepare(arguments)
 
 

@@ -28,9 +28,12 @@ MLC_CONFIG = "mlc-chat-config.json"
 
 @dataclass(frozen=True)
 class ModelRef:
-    """A model that exists; ``path`` for files, ``preset`` for shapes with random weights."""
+    """A model that exists; ``path`` for files, ``preset`` for shapes with random weights.
 
-    kind: Literal["gguf", "hf", "mlc", "preset"]
+    ``config``: a ``config.json`` alone, whose shape gets random weights.
+    """
+
+    kind: Literal["gguf", "hf", "mlc", "preset", "config"]
     path: str | None
     preset: str | None
     name: str
@@ -40,7 +43,8 @@ class ModelRef:
 
 
 def resolve(model: str) -> ModelRef:
-    """A ``.gguf`` file, a Hugging Face folder, an MLC folder, a preset, or ``smollm2``.
+    """A ``.gguf`` file, a Hugging Face folder, its ``config.json``, an MLC folder, a preset, or
+    ``smollm2``.
 
     Raises:
         ModelError: nothing of that name, corrupt, or a format that is not loaded (pickle).
@@ -112,6 +116,8 @@ def _file(path: Path) -> ModelRef:
         magic = file.read(4)
     if path.suffix == ".gguf" or magic == b"GGUF":
         return _gguf(path)
+    if path.suffix == ".json":
+        return _config(path)
     if path.suffix == ".safetensors":
         raise ModelError(
             f"model {one_line(str(path))}: give the folder that holds it and its config.json"
@@ -144,6 +150,15 @@ def _folder(path: Path) -> ModelRef:
     vocab, limit = data.get("vocab_size"), data.get("max_position_embeddings")
     name = one_line(path.resolve().name, 80)
     return ModelRef("hf", str(path), None, name, _count(vocab), _count(limit))
+
+
+def _config(path: Path) -> ModelRef:
+    data = read_json(path)
+    if not isinstance(data.get("model_type"), str):
+        raise ModelError(f"model {one_line(str(path))}: no model_type: not a model's config.json")
+    vocab, limit = _count(data.get("vocab_size")), _count(data.get("max_position_embeddings"))
+    name = one_line(path.resolve().parent.name if path.name == "config.json" else path.stem, 80)
+    return ModelRef("config", str(path), None, name, vocab, limit)
 
 
 def _mlc(path: Path) -> ModelRef:

@@ -1,4 +1,5 @@
-"""Real weights into what the ExLlama engines load. Uses numpy; torch through the weight readers.
+"""Real weights into what the ExLlama engines and transformers load. Uses numpy, and
+torch through the weight readers.
 
 fp16 for ExLlamaV2 and V3; 4-bit GPTQ by round-to-nearest for ExLlama v1 and v2. Round-to-nearest is
 no GPTQ calibration: the format and the speed are those of GPTQ, the quality is lower. A hidden size
@@ -12,7 +13,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -41,8 +42,11 @@ from llmprof.models.zero_padding import ZeroPadding, zero_padding
 from llmprof.records import Unavailable
 
 Told = Callable[[str, float], None]
+Target = EngineName | Literal["transformers"]
+Kind = FormatName | Literal["fp32"]
 Read = Callable[[str], NDArray[np.float32]]
 """HF name → that weight as it is written, before its rounding."""
+_USUAL: dict[str, Kind] = {"exllama": "gptq", "transformers": "fp32"}
 RTN_NOTE = "round-to-nearest, no GPTQ calibration: the speed is GPTQ's, the quality is not"
 _IDS = ("bos_token_id", "eos_token_id", "pad_token_id")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json")
@@ -53,7 +57,7 @@ class Prepared:
     """What was written."""
 
     n_bytes: int
-    format: FormatName
+    format: Kind
     group_size: int | None
     """GPTQ rows a scale."""
     tokenizer: str | None
@@ -64,8 +68,8 @@ class Prepared:
 
 def prepare(
     source_path: str,
-    engine: EngineName,
-    kind: FormatName | None,
+    engine: Target,
+    kind: Kind | None,
     group_size: int | None,
     target: Path,
     told: Told,
@@ -73,7 +77,8 @@ def prepare(
     """Convert a GGUF file, an HF folder or ``smollm2``.
 
     Args:
-        kind: ``fp16`` or ``gptq``; ``None``: GPTQ for v1, else fp16.
+        kind: ``fp16``, ``gptq``, or ``fp32`` for transformers; ``None``: GPTQ for v1, fp32 for
+            transformers (what a file holds is then written as it is), else fp16.
         group_size: of GPTQ; ``None``: 128, or less where the shape asks for it.
 
     Raises:
@@ -81,8 +86,11 @@ def prepare(
         ModelError: the source cannot be read.
         MissingPackage: a reader's package is not installed.
     """
-    kind = kind or ("gptq" if engine == "exllama" else "fp16")
-    if kind not in ("fp16", "gptq"):
+    kind = kind or _USUAL.get(engine, "fp16")
+    if engine == "transformers":
+        if kind not in ("fp16", "fp32"):
+            raise UsageError(f"llmprof prepares fp32 and fp16 for transformers, not {kind}")
+    elif kind not in ("fp16", "gptq"):
         raise UsageError(
             f"llmprof prepares fp16 and gptq; {kind} needs the converter of {engine} itself"
         )
@@ -103,8 +111,11 @@ def prepare(
         size = _group_size(config, engine, kind, group_size)
         _check(config, source, engine, kind, size)
         read = _reader(source, padding)
-        tensors = list(_planned(config, read, size if kind == "gptq" else None))
+        tensors = list(_planned(config, read, kind, size, engine != "transformers"))
         document = _document(ref, config, source, kind, size)
+        if engine == "transformers":
+            document["tie_word_embeddings"] = config.tie_word_embeddings
+            document["torch_dtype"] = "float32" if kind == "fp32" else "float16"
         if padding:
             document[OURS]["padding"] = padding.text
         total = sum(tensor.n_bytes for tensor in tensors)
@@ -122,9 +133,7 @@ def prepare(
     return Prepared(total, kind, size if kind == "gptq" else None, missing, why)
 
 
-def _group_size(
-    config: LlamaConfig, engine: EngineName, kind: FormatName, asked: int | None
-) -> int:
+def _group_size(config: LlamaConfig, engine: Target, kind: Kind, asked: int | None) -> int:
     if kind != "gptq":
         if asked is not None:
             raise UsageError("--group-size is for --format gptq")
@@ -135,11 +144,12 @@ def _group_size(
 
 
 def _check(
-    config: LlamaConfig, source: WeightSource, engine: EngineName, kind: FormatName, size: int
+    config: LlamaConfig, source: WeightSource, engine: Target, kind: Kind, size: int
 ) -> None:
-    reason = misfit(config, engine, kind, size)
-    if reason:
-        raise UsageError(reason)
+    if engine != "transformers" and kind != "fp32":
+        reason = misfit(config, engine, kind, size)
+        if reason:
+            raise UsageError(reason)
     if source.rope_factors is not None:
         raise ModelError(
             "the GGUF file has rope_freqs.weight, which config.json cannot hold;"
@@ -147,19 +157,30 @@ def _check(
         )
 
 
-def _planned(config: LlamaConfig, read: Read, group_size: int | None) -> Iterator[PlannedTensor]:
+def _planned(
+    config: LlamaConfig, read: Read, kind: Kind, group_size: int, own_head: bool
+) -> Iterator[PlannedTensor]:
+    """Every tensor of the folder.
+
+    Args:
+        own_head: write ``lm_head.weight`` also where it is tied; ExLlama v1 and v2 look for it.
+    """
     shapes = config.tensor_shapes()
     for name, shape in shapes.items():
-        if group_size is not None and name.endswith("_proj.weight"):
+        if kind == "gptq" and name.endswith("_proj.weight"):
             yield from _quantised(read, name, shape, group_size)
         else:
-            yield _copied(read, name, name, shape)
-    if HEAD not in shapes:
-        # Written on its own: ExLlama v1 and v2 look for it even where it is tied.
-        yield _copied(read, HEAD, EMBEDDING, shapes[EMBEDDING])
+            yield _copied(read, name, name, shape, kind)
+    if own_head and HEAD not in shapes:
+        yield _copied(read, HEAD, EMBEDDING, shapes[EMBEDDING], kind)
 
 
-def _copied(read: Read, name: str, read_as: str, shape: tuple[int, ...]) -> PlannedTensor:
+def _copied(
+    read: Read, name: str, read_as: str, shape: tuple[int, ...], kind: Kind
+) -> PlannedTensor:
+    if kind == "fp32":
+        return PlannedTensor(name, "F32", shape, lambda: [read(read_as).astype(np.float32)])
+
     def make() -> list[NDArray[np.float16]]:
         with np.errstate(over="ignore"):  # looked for right below
             values = read(read_as).astype(np.float16)
@@ -206,7 +227,7 @@ def _reader(source: WeightSource, padding: ZeroPadding | None) -> Read:
 
 
 def _document(
-    ref: ModelRef, config: LlamaConfig, source: WeightSource, kind: FormatName, group_size: int
+    ref: ModelRef, config: LlamaConfig, source: WeightSource, kind: Kind, group_size: int
 ) -> dict[str, Any]:
     ours = {"source": source.format, "weights_id": source.weights_id}
     if kind == "gptq":

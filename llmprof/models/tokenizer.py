@@ -47,7 +47,7 @@ def load_tokenizer(ref: ModelRef) -> Tokenizer | Unavailable:
     Raises:
         ModelError: the GGUF file is corrupt.
     """
-    if ref.kind == "preset" or ref.path is None:
+    if ref.kind in ("preset", "config") or ref.path is None:
         return Unavailable(f"{ref.name} has random weights and no tokenizer{_GIVE_IDS}")
     if util.find_spec("tokenizers") is None:
         return Unavailable(f"the package tokenizers is not installed: {how_to_install('torch')}")

@@ -263,7 +263,7 @@ def test_context_too_small() -> None:
 
 
 def test_a_model_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmprof.engines.torch import memory as torch_memory
+    from llmprof.engines.pytorch import memory as torch_memory
 
     monkeypatch.setattr(torch_memory, "host_free_bytes", lambda: 16 << 30)
     with pytest.raises(OutOfMemory, match=r"need \d{6} MiB, 16384 MiB are free on cpu"):
@@ -271,16 +271,16 @@ def test_a_model_larger_than_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_an_allocation_that_fails() -> None:
-    from llmprof.engines.torch.memory import memory_errors
+    from llmprof.engines.pytorch.memory import memory_errors
 
     with (
         pytest.raises(OutOfMemory, match="the prompt did not fit on cpu"),
-        memory_errors("the prompt", torch.device("cpu")),
+        memory_errors("torch", "the prompt", torch.device("cpu")),
     ):
         torch.empty(1 << 60)
     with (
         pytest.raises(RuntimeError, match="shapes cannot be multiplied"),
-        memory_errors("the prompt", torch.device("cpu")),
+        memory_errors("torch", "the prompt", torch.device("cpu")),
     ):
         _ = torch.ones(2, 3) @ torch.ones(2, 3)
 

@@ -178,3 +178,23 @@ def test_a_gguf_file_needs_no_torch(hf_folder: Path, tmp_path: Path) -> None:
     refused = run(str(hf_folder))
     assert refused.returncode == 2
     assert "pip install torch" in refused.stderr and len(refused.stderr.splitlines()) == 1
+
+
+def test_a_folder_for_transformers_holds_the_very_weights(tmp_path: Path) -> None:
+    """fp32 by default: what the file holds, tied where it is tied, and the same id."""
+    from safetensors.numpy import load_file
+
+    path = small_models.write_gguf(tmp_path / "small.gguf", small_models.weights())
+    target = tmp_path / "out"
+    done = prepare.prepare(str(path), "transformers", None, None, target, lambda what, share: None)
+    assert done.format == "fp32"
+    stored = load_file(target / "model.safetensors")
+    wanted = small_models.weights()
+    assert stored.keys() == wanted.keys()
+    assert all((stored[name] == wanted[name]).all() for name in wanted)
+    document = json.loads((target / "config.json").read_text())
+    assert document["tie_word_embeddings"] is False
+    with pytest.raises(UsageError, match="not gptq"):
+        prepare.prepare(
+            str(path), "transformers", "gptq", None, tmp_path / "no", lambda what, share: None
+        )

@@ -157,6 +157,7 @@ _KINDS = {
     "preset": "a preset with random weights",
     "hf": "a Hugging Face folder",
     "mlc": "a folder of MLC weights",
+    "config": "a config.json without weights",
 }
 
 

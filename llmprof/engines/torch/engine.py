@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmprof.distribution import how_to_install
@@ -14,14 +15,14 @@ from llmprof.engines.prompts import check_prompt
 from llmprof.errors import MissingPackage, UsageError
 from llmprof.models.gguf.reader import GgufWeights
 from llmprof.models.huggingface.reader import SafetensorsWeights
-from llmprof.models.locate import ModelRef, resolve
+from llmprof.models.locate import ModelRef, read_json, resolve
 from llmprof.models.presets import PRESETS, LlamaConfig
 from llmprof.models.weights import WeightSource
 from llmprof.records import EngineInfo
 
 if TYPE_CHECKING:
+    from llmprof.engines.pytorch.ops import OpTrace
     from llmprof.engines.torch.loops import EagerLoop
-    from llmprof.engines.torch.ops import OpTrace
 
 _DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
@@ -62,12 +63,12 @@ class TorchEngine:
             raise MissingPackage(
                 f"engine 'torch' needs torch ({why}); install it with: {how_to_install('torch')}"
             ) from None
-        from llmprof.engines.torch.memory import check_fits, memory_errors
+        from llmprof.engines.pytorch.memory import check_fits, memory_errors, needed_bytes
 
         chosen = _choose(request.options, torch)
         ref = resolve(request.model)
         source = _open(ref)
-        config = PRESETS[str(ref.preset)] if source is None else source.config
+        config = _shape(ref) if source is None else source.config
         if request.max_positions > config.max_position_embeddings:
             raise UsageError(
                 f"torch: {request.max_positions} positions asked for, but the context of {ref.name}"
@@ -76,7 +77,8 @@ class TorchEngine:
         if chosen.threads is not None:
             torch.set_num_threads(chosen.threads)
         dtype = getattr(torch, _DTYPES[chosen.dtype])
-        check_fits(config, dtype.itemsize, request.batch, request.max_positions, chosen.device)
+        need = needed_bytes(config, dtype.itemsize, request.batch, request.max_positions)
+        check_fits("torch", need, chosen.device)
         self._torch = torch
         self._memory_errors = memory_errors
         self._device = chosen.device
@@ -84,7 +86,7 @@ class TorchEngine:
         self._batch, self._vocab = request.batch, config.vocab_size
         self._limit = request.max_positions
         try:
-            with memory_errors("the model", chosen.device), torch.inference_mode():
+            with memory_errors("torch", "the model", chosen.device), torch.inference_mode():
                 self._loop = _build(config, source, chosen, request, progress)
         finally:
             if source is not None:
@@ -95,7 +97,7 @@ class TorchEngine:
         check_prompt("torch", prompt_ids, self._batch, self._vocab, self._limit)
         loop = self._ready()
         self._kept.clear()
-        with self._memory_errors("the prompt", self._device), self._torch.inference_mode():
+        with self._memory_errors("torch", "the prompt", self._device), self._torch.inference_mode():
             ids = self._torch.tensor(prompt_ids, dtype=self._torch.long).to(self._device)
             first: list[int] = loop.prefill(ids).tolist()
         return first
@@ -134,7 +136,7 @@ class TorchEngine:
         return self._info
 
     def start_op_trace(self) -> None:
-        from llmprof.engines.torch.ops import OpTrace
+        from llmprof.engines.pytorch.ops import OpTrace
 
         self._trace = OpTrace()
         self._trace.start()
@@ -176,9 +178,16 @@ def _choose(options: dict[str, str], torch: Any) -> _Choices:
 
 def _open(ref: ModelRef) -> WeightSource | None:
     """The model's files, checked; ``None`` for a preset."""
-    if ref.kind == "preset" or ref.path is None:
+    if ref.kind in ("preset", "config") or ref.path is None:
         return None
     return GgufWeights(ref.path) if ref.kind == "gguf" else SafetensorsWeights(ref.path)
+
+
+def _shape(ref: ModelRef) -> LlamaConfig:
+    """Of a preset or of a ``config.json``: both get random weights."""
+    if ref.kind == "config":
+        return LlamaConfig.from_hf(read_json(Path(str(ref.path))))
+    return PRESETS[str(ref.preset)]
 
 
 def _build(

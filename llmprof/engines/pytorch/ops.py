@@ -1,6 +1,6 @@
 """Operator ranges of a torch engine on CLOCK_MONOTONIC: the kernel level on a CPU.
 
-Imported late, by ``torch_engine``.
+Imported late, by an engine.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Does a model fit: what it needs, what is free. Imported late, by ``torch_engine``."""
+"""Does a model fit: what it needs, what is free. Imported late, by an engine's ``load``."""
 
 from __future__ import annotations
 
@@ -29,20 +29,22 @@ def free_bytes(device: torch.device) -> int | None:
     return host_free_bytes()
 
 
-def check_fits(
-    config: LlamaConfig, element: int, batch: int, positions: int, device: torch.device
-) -> None:
-    """Raise ``OutOfMemory`` with both numbers before anything is allocated."""
-    need, free = needed_bytes(config, element, batch, positions), free_bytes(device)
+def check_fits(engine: str, need: int, device: torch.device) -> None:
+    """Raise ``OutOfMemory`` with both numbers before anything is allocated.
+
+    Args:
+        need: bytes of weights and KV cache.
+    """
+    free = free_bytes(device)
     if free is not None and need > free:
         raise OutOfMemory(
-            f"torch: weights and KV cache need {need // MIB} MiB, {free // MIB} MiB are free on"
+            f"{engine}: weights and KV cache need {need // MIB} MiB, {free // MIB} MiB are free on"
             f" {device}; use a smaller model, batch, context or dtype"
         )
 
 
 @contextmanager
-def memory_errors(what: str, device: torch.device) -> Iterator[None]:
+def memory_errors(engine: str, what: str, device: torch.device) -> Iterator[None]:
     """Turn torch's allocation failures into ``OutOfMemory``."""
     try:
         yield
@@ -51,4 +53,4 @@ def memory_errors(what: str, device: torch.device) -> Iterator[None]:
         if not isinstance(why, torch.cuda.OutOfMemoryError) and "CPUAllocator" not in str(why):
             raise
         free = free_text(free_bytes(device))
-        raise OutOfMemory(f"torch: {what} did not fit on {device}{free}") from None
+        raise OutOfMemory(f"{engine}: {what} did not fit on {device}{free}") from None

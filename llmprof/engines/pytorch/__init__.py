@@ -1,0 +1,1 @@
+"""What the engine families on PyTorch share: memory checks, operator trace."""

@@ -1,0 +1,260 @@
+"""Hugging Face transformers: any causal language model that it knows, from local files only."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from llmprof.engines.base import LoadRequest, Progress
+from llmprof.engines.driven import ClosedByDrive
+from llmprof.engines.options import Options
+from llmprof.engines.prompts import check_prompt
+from llmprof.engines.transformers import sizes
+from llmprof.engines.transformers.drives import ForwardDrive, GenerateDrive
+from llmprof.engines.transformers.loading import Asked, Loaded, import_transformers, load_module
+from llmprof.errors import MissingPackage, UsageError
+from llmprof.models.locate import resolve
+from llmprof.records import EngineInfo, Unavailable
+
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+_ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
+_COMPILE = ("none", "default", "reduce-overhead")
+
+
+class TransformersEngine(ClosedByDrive):
+    """Options: ``drive=generate|forward``, ``cache=dynamic|static``,
+    ``compile=none|default|reduce-overhead``, ``attention=sdpa|flash|eager``,
+    ``device=cpu|cuda|cuda:N``, ``dtype=fp32|bf16|fp16``, ``threads=N``.
+
+    ``generate`` is the package's own loop, ``forward`` a bare one around the model. Compiling wants
+    ``cache=static``, whose tensors stay where they are.
+    """
+
+    name = "transformers"
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._trace: Any = None
+
+    def load(self, request: LoadRequest, progress: Progress) -> None:
+        try:
+            import torch
+        except ImportError as why:
+            raise MissingPackage(
+                f"engine 'transformers' needs torch ({why});"
+                " install it with: pip install 'llmprof[transformers]'"
+            ) from None
+        from llmprof.engines.pytorch.memory import memory_errors
+
+        asked, threads = _choose(request, torch)
+        ref = resolve(request.model)
+        if threads is not None:
+            torch.set_num_threads(threads)
+        self._torch, self._device = torch, asked.device
+        self._memory_errors = memory_errors
+        with memory_errors(self.name, "the model", asked.device):
+            loaded = load_module(ref, asked, request, progress)
+            config = loaded.module.config.get_text_config()
+            limit = getattr(config, "max_position_embeddings", None)
+            if limit and request.max_positions > limit:
+                raise UsageError(
+                    f"transformers: {request.max_positions} positions asked for, but the context"
+                    f" of {loaded.name} is {limit}; shorten --prompt-len or --decode-len"
+                )
+            self._batch, self._positions = request.batch, request.max_positions
+            self._vocab = int(config.vocab_size)
+            if asked.compile != "none":
+                progress("compiling", None)
+            kv_bytes = self._measure_cache(loaded.module, request.batch)
+            self._drive = _drive(torch, loaded.module, asked, request.max_positions)
+            # Compiled at its second and third call; a kernel that is missing fails here.
+            self._drive.prefill([[1 % self._vocab]] * request.batch)
+            for _ in range(3 if request.max_positions > 4 else 1):
+                self._drive.step()
+            self._drive.reset()
+        self._info = _describe(loaded, asked, request, kv_bytes, limit)
+
+    def prefill(self, prompt_ids: Sequence[Sequence[int]]) -> Sequence[int]:
+        check_prompt(self.name, prompt_ids, self._batch, self._vocab, self._positions)
+        with self._memory_errors(self.name, "the prompt", self._device):
+            return self._ready().prefill(prompt_ids)
+
+    def decode_step(self) -> Sequence[int]:
+        return self._ready().step()
+
+    def close(self) -> None:
+        super().close()
+        if self._info.device.startswith("cuda"):
+            self._torch.cuda.empty_cache()
+
+    def start_op_trace(self) -> None:
+        from llmprof.engines.pytorch.ops import OpTrace
+
+        self._trace = OpTrace()
+        self._trace.start()
+
+    def stop_op_trace(self) -> Sequence[tuple[str, int, int, int]]:
+        trace, self._trace = self._trace, None
+        return trace.stop() if trace else []
+
+    def _measure_cache(self, module: Any, batch: int) -> int | Unavailable:
+        """One position, read back from the cache that the model itself fills."""
+        with self._torch.inference_mode():
+            ids = self._torch.ones((batch, 1), dtype=self._torch.long, device=self._device)
+            filled = module(input_ids=ids, use_cache=True).past_key_values
+        return sizes.kv_bytes_per_token(filled, batch)
+
+
+def _choose(request: LoadRequest, torch: Any) -> tuple[Asked, int | None]:
+    given = Options("transformers", request.options)
+    has_cuda = torch.cuda.is_available()
+    name = given.text("device", "cuda" if has_cuda else "cpu")
+    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
+        raise UsageError(f"transformers:device={name}: expected cpu, cuda or cuda:N")
+    on_cuda = name != "cpu"
+    if on_cuda and not has_cuda:
+        raise UsageError(f"transformers:device={name}: torch {torch.__version__} sees no CUDA GPU")
+    device = torch.device("cuda:0" if name == "cuda" else name)
+    if on_cuda and device.index >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise UsageError(f"transformers:device={name}: there are {count} CUDA GPUs")
+    dtype = given.text("dtype", "fp16" if on_cuda else "fp32", tuple(_DTYPES))
+    drive = given.text("drive", "generate", ("generate", "forward"))
+    compiled = given.text("compile", "none", _COMPILE)
+    cache = given.text(
+        "cache", "dynamic" if compiled == "none" else "static", ("dynamic", "static")
+    )
+    attention = given.text("attention", "sdpa", tuple(_ATTENTION))
+    threads = given.integer("threads", None, 1)
+    given.done()
+    if compiled != "none" and cache == "dynamic":
+        raise UsageError(
+            f"transformers:compile={compiled} needs cache=static: a dynamic cache moves each step"
+        )
+    if compiled != "none" and drive == "generate" and not on_cuda:
+        raise UsageError(
+            f"transformers:compile={compiled}: generate compiles on a GPU only; use drive=forward"
+        )
+    if compiled == "reduce-overhead" and not on_cuda:
+        raise UsageError("transformers:compile=reduce-overhead needs device=cuda (CUDA graphs)")
+    if on_cuda:
+        torch.cuda.set_device(device)
+    chosen = Asked(device, _DTYPES[dtype], drive, cache, compiled, _ATTENTION[attention])
+    return chosen, threads
+
+
+def _drive(torch: Any, module: Any, asked: Asked, positions: int) -> ForwardDrive | GenerateDrive:
+    if asked.drive == "generate":
+        return _generate_drive(torch, module, asked, positions)
+    transformers = import_transformers()
+
+    def prefill(ids: Any, cache: Any) -> Any:
+        return module(input_ids=ids, past_key_values=cache, use_cache=True, logits_to_keep=1).logits
+
+    def plain(ids: Any, position_ids: Any, cache: Any) -> Any:
+        return module(
+            input_ids=ids, position_ids=position_ids, past_key_values=cache, use_cache=True
+        ).logits
+
+    step: Callable[..., Any] = plain
+    if asked.compile != "none":
+        step = torch.compile(plain, mode=asked.compile, dynamic=False)
+    if asked.cache == "dynamic":
+
+        def fresh() -> Any:
+            return transformers.DynamicCache(config=module.config)
+
+    else:
+        kept = transformers.StaticCache(config=module.config, max_cache_len=positions)
+
+        def fresh() -> Any:
+            kept.reset()
+            return kept
+
+    return ForwardDrive(torch, prefill, step, fresh, asked.device)
+
+
+def _generate_drive(torch: Any, module: Any, asked: Asked, positions: int) -> GenerateDrive:
+    try:
+        import greenlet
+    except ImportError as why:
+        raise MissingPackage(
+            f"transformers:drive=generate needs the package greenlet ({why});"
+            " install it with: pip install 'llmprof[transformers]', or use drive=forward"
+        ) from None
+    transformers = import_transformers()
+    settings: dict[str, Any] = {
+        # Without an end token nothing stops it before its length.
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "do_sample": False,
+        # One length for all prompts: a static cache is made once and used again.
+        "max_length": positions + 1,
+    }
+    if asked.cache == "static":
+        settings["cache_implementation"] = "static"
+    if asked.compile == "none":
+        settings["disable_compile"] = True
+    else:
+        settings["compile_config"] = transformers.CompileConfig(
+            mode=asked.compile, fullgraph=False, dynamic=False
+        )
+    # What a model's own generation_config.json says (sampling, penalties) does not count here.
+    module.generation_config = transformers.GenerationConfig(**settings)
+
+    def run(ids: Any, streamer: Any) -> None:
+        module.generate(input_ids=ids, attention_mask=torch.ones_like(ids), streamer=streamer)
+
+    return GenerateDrive(
+        torch, run, greenlet.greenlet, greenlet.getcurrent, greenlet.GreenletExit, asked.device
+    )
+
+
+def _describe(
+    loaded: Loaded,
+    asked: Asked,
+    request: LoadRequest,
+    kv_bytes: int | Unavailable,
+    limit: int | None,
+) -> EngineInfo:
+    import torch
+
+    module, on_cuda = loaded.module, asked.device.type == "cuda"
+    config = module.config.get_text_config()
+    count, step_bytes = sizes.parameters(module), sizes.weight_bytes_per_step(module)
+    versions = {"transformers": import_transformers().__version__, "torch": torch.__version__}
+    if on_cuda:
+        versions["cuda"] = str(torch.version.cuda)
+    notes = list(loaded.notes)
+    notes.append(f"attention: {module.config._attn_implementation}")
+    notes.append(f"KV cache: {asked.cache}")
+    if asked.compile != "none":
+        notes.append(f"torch.compile, mode {asked.compile}")
+    for what, value in (("weights a step reads", step_bytes), ("KV bytes a token", kv_bytes)):
+        if isinstance(value, Unavailable):
+            notes.append(f"{what} unknown: {value.reason}")
+    size = getattr(torch, asked.dtype).itemsize
+    quantised = "as" not in loaded.format and "random" not in loaded.format
+    return EngineInfo(
+        versions=versions,
+        model=loaded.name,
+        model_format=loaded.format,
+        architecture=str(config.model_type),
+        parameters=count,
+        bits_per_weight=None if quantised else 8.0 * size,
+        weight_bytes_per_step=None if isinstance(step_bytes, Unavailable) else step_bytes,
+        kv_bytes_per_token=None if isinstance(kv_bytes, Unavailable) else kv_bytes,
+        context_limit=limit,
+        vocab_size=int(config.vocab_size),
+        device=str(asked.device),
+        dtype=next((k for k, v in _DTYPES.items() if v == asked.dtype), asked.dtype),
+        drive=asked.drive,
+        cuda_graph=asked.compile == "reduce-overhead" if on_cuda else None,
+        warmup_min_steps=16 if asked.compile != "none" else 8 if on_cuda else 2,
+        threads=None if on_cuda else torch.get_num_threads(),
+        options=dict(request.options),
+        notes=notes,
+        weights_id=loaded.weights_id,
+        op_tracer=None if on_cuda else "torch",
+    )
