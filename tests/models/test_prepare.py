@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import small_models
 
 from llmprof.errors import UsageError
 from llmprof.models import gptq
@@ -186,7 +187,7 @@ def test_a_folder_for_transformers_holds_the_very_weights(tmp_path: Path) -> Non
 
     path = small_models.write_gguf(tmp_path / "small.gguf", small_models.weights())
     target = tmp_path / "out"
-    done = prepare.prepare(str(path), "transformers", None, None, target, lambda what, share: None)
+    done = prepare(str(path), "transformers", None, None, target, lambda what, share: None)
     assert done.format == "fp32"
     stored = load_file(target / "model.safetensors")
     wanted = small_models.weights()
@@ -195,6 +196,4 @@ def test_a_folder_for_transformers_holds_the_very_weights(tmp_path: Path) -> Non
     document = json.loads((target / "config.json").read_text())
     assert document["tie_word_embeddings"] is False
     with pytest.raises(UsageError, match="not gptq"):
-        prepare.prepare(
-            str(path), "transformers", "gptq", None, tmp_path / "no", lambda what, share: None
-        )
+        prepare(str(path), "transformers", "gptq", None, tmp_path / "no", lambda what, share: None)
