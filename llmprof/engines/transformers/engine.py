@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from llmprof.distribution import how_to_install
 from llmprof.engines.base import LoadRequest, Progress
 from llmprof.engines.driven import ClosedByDrive
 from llmprof.engines.options import Options
@@ -43,7 +44,7 @@ class TransformersEngine(ClosedByDrive):
         except ImportError as why:
             raise MissingPackage(
                 f"engine 'transformers' needs torch ({why});"
-                " install it with: pip install 'llmprof[transformers]'"
+                f" install it with: {how_to_install('transformers')}"
             ) from None
         from llmprof.engines.pytorch.memory import memory_errors
 
@@ -181,7 +182,7 @@ def _generate_drive(torch: Any, module: Any, asked: Asked, positions: int) -> Ge
     except ImportError as why:
         raise MissingPackage(
             f"transformers:drive=generate needs the package greenlet ({why});"
-            " install it with: pip install 'llmprof[transformers]', or use drive=forward"
+            f" install it with: {how_to_install('transformers')}, or use drive=forward"
         ) from None
     transformers = import_transformers()
     settings: dict[str, Any] = {

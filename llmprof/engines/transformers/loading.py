@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmprof.distribution import how_to_install
 from llmprof.engines.base import LoadRequest, Progress
 from llmprof.errors import MissingPackage, ModelError, UsageError
 from llmprof.models.gguf.reader import GgufWeights
@@ -63,7 +64,7 @@ def import_transformers() -> Any:
     except ImportError as why:
         raise MissingPackage(
             f"engine 'transformers' needs the package transformers ({one_line(str(why), 120)});"
-            " install it with: pip install 'llmprof[transformers]'"
+            f" install it with: {how_to_install('transformers')}"
         ) from None
     return transformers
 
