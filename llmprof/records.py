@@ -126,6 +126,26 @@ class EngineRecord:
     """Decoded text of one round, where there is a tokenizer."""
 
 
+@dataclass(frozen=True)
+class CpuUse:
+    """The CPUs that a worker may run on, during one round; ns of CPU time (see
+    ``tracers.cpu_time``)."""
+
+    wall_ns: int
+    cpus: int
+    busy_ns: int
+    """By anybody."""
+    own_ns: int
+    """By the worker and llmprof."""
+    steal_ns: int
+    """Given to other virtual machines."""
+    periods: int = 0
+    """Of the cgroup's CPU quota; 0 without one."""
+    throttled: int = 0
+    """Periods in which the quota stopped somebody."""
+    throttled_ns: int = 0
+
+
 @dataclass
 class RoundRecord:
     """One prefill and N decode steps of one engine.
@@ -153,6 +173,8 @@ class RoundRecord:
     """One list a sequence, first token (from prefill) included."""
     energy_mj: tuple[int, int] | None = None
     """NVML total energy at start and end of decoding, millijoule."""
+    cpu: CpuUse | None = None
+    """``None``: not counted."""
 
     @property
     def prefill_end_ns(self) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from datetime import datetime, timedelta, timezone
@@ -174,3 +175,42 @@ def test_commit_without_git(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     (tmp_path / ".git").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "empty"))
     assert environment.tool_commit(tmp_path / "llmprof") is None
+
+
+def cgroup2(root: Path, quota: str) -> Path:
+    return put(root, {"proc/self/cgroup": "0::/me\n", "sys/fs/cgroup/me/cpu.max": quota})
+
+
+def test_default_threads_fit_the_quota(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 2, 3})
+    siblings = {0: "0-1", 1: "0-1", 2: "2-3", 3: "2-3"}
+    topology = "sys/devices/system/cpu/cpu{}/topology/thread_siblings_list"
+    put(tmp_path, {topology.format(n): text for n, text in siblings.items()})
+    for quota, threads in {
+        "max 100000": 2,
+        "50000 100000": 1,
+        "150000 100000": 1,
+        "200000 100000": 2,
+        "390000 100000": 2,
+    }.items():
+        assert machine.default_threads(cgroup2(tmp_path, quota)) == threads, quota
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {2})
+    assert machine.default_threads(cgroup2(tmp_path, "max 100000")) == 1
+
+
+def test_pools_sleep_only_where_somebody_takes_their_cpus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    monkeypatch.setattr(os, "cpu_count", lambda: 2)
+    alone = put(cgroup2(tmp_path / "a", "max 100000"), {"proc/stat": "procs_running 1\n"})
+    assert machine.worker_variables({}, alone) == {}
+    crowded = put(cgroup2(tmp_path / "b", "max 100000"), {"proc/stat": "procs_running 4\n"})
+    found = machine.worker_variables({}, crowded)
+    assert found["OMP_WAIT_POLICY"] == "passive" and "OMP_NUM_THREADS" not in found
+    assert machine.worker_variables({"OMP_WAIT_POLICY": "active"}, crowded) == {}
+    limited = put(cgroup2(tmp_path / "c", "50000 100000"), {"proc/stat": "procs_running 1\n"})
+    found = machine.worker_variables({"MKL_NUM_THREADS": "2"}, limited)
+    assert found["OMP_NUM_THREADS"] == "1" and found["KMP_BLOCKTIME"] == "0"
+    assert "MKL_NUM_THREADS" not in found
+    assert machine.worker_variables({}, cgroup2(tmp_path / "d", "max 100000")) == {}

@@ -15,6 +15,7 @@ from llmprof.errors import RunFileError, UsageError
 from llmprof.plaintext import one_line
 from llmprof.records import (
     ClockReading,
+    CpuUse,
     EngineRecord,
     GpuDevice,
     GpuSample,
@@ -299,7 +300,9 @@ def _round(row: dict[str, Any], stamps: defaultdict[Any, array[int]]) -> RoundRe
         "synchronous": bool,
         "tokens": list[list[int]],
         "energy_mj": tuple[int, int] | None,
+        "cpu": CpuUse | None,
     }
+    row.setdefault("cpu", None)  # older files have none
     if lost := types.keys() - row.keys():
         raise RowError(f"LLMPROF_ROUND: no column {', '.join(sorted(lost))}")
     values = {

@@ -395,7 +395,8 @@ CREATE TABLE LLMPROF_ROUND (
   complete INTEGER NOT NULL,
   synchronous INTEGER NOT NULL,
   tokens TEXT NOT NULL,
-  energy_mj TEXT
+  energy_mj TEXT,
+  cpu TEXT
 );
 -- Step 0 is prefill; the end of step i is RoundRecord.stamps_ns[i] and the start of step i + 1.
 CREATE TABLE LLMPROF_STEP (

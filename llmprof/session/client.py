@@ -7,9 +7,10 @@ import signal
 import subprocess
 import time
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from llmprof.children.protocol import Channel, ChannelClosed
@@ -40,11 +41,18 @@ class WorkerClient:
     Args:
         label: for messages.
         folder: where its log and its shared stamps live; the caller removes it.
+        variables: environment variables on top of our own.
         under: a command that runs the worker (nsys profile …); it must end when the worker does.
     """
 
     def __init__(
-        self, label: str, python: str, folder: Path, steps: int, under: Sequence[str] = ()
+        self,
+        label: str,
+        python: str,
+        folder: Path,
+        steps: int,
+        under: Sequence[str] = (),
+        variables: Mapping[str, str] = MappingProxyType({}),
     ) -> None:
         self.label = label
         self._log_path = folder / "worker.log"
@@ -63,7 +71,12 @@ class WorkerClient:
                 # Signals to our terminal or group are the parent's to judge; and a compiler that
                 # an engine started ends with the worker.
                 start_new_session=True,
-                env={**os.environ, "PYTHONUNBUFFERED": "1", "LLMPROF_PARENT": str(os.getpid())},
+                env={
+                    **os.environ,
+                    **variables,
+                    "PYTHONUNBUFFERED": "1",
+                    "LLMPROF_PARENT": str(os.getpid()),
+                },
             )
         os.close(child_read)
         os.close(child_write)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from array import array
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from llmprof.analysis.timing.conditions import gpu_index
 from llmprof.errors import EngineFailure
 from llmprof.plaintext import one_line
 from llmprof.records import (
+    CpuUse,
     EngineInfo,
     EngineRecord,
     Missing,
@@ -25,6 +26,7 @@ from llmprof.session.client import Reply, WorkerClient
 from llmprof.session.host_sampling import HostSampling
 from llmprof.session.plan import Plan
 from llmprof.session.recorder import Recorder
+from llmprof.tracers.cpu_time import between, read_cpu
 
 
 class EngineRun:
@@ -37,8 +39,10 @@ class EngineRun:
         recorder: Recorder,
         cancelled: Callable[[], bool],
         energy_between: Callable[[int, int, int], tuple[int, int] | None],
+        variables: Mapping[str, str],
     ) -> None:
         self.plan = plan
+        self._variables = variables
         self._energy_between = energy_between
         self.record = record
         self._recorder = recorder
@@ -68,7 +72,7 @@ class EngineRun:
         self._spool = self._make_spool() if trace in ("kernels", "full") else None
         label, length = self.record.label, workload.decode_len
         under = self._capture_command() if captured else []
-        client = WorkerClient(label, spec.python, folder, length, under)
+        client = WorkerClient(label, spec.python, folder, length, under, self._variables)
         self._client = client
         client.wait_ready(self._cancelled)
         options = {k: v for k, v in spec.options.items() if k not in ("label", "model")}
@@ -167,13 +171,15 @@ class EngineRun:
         request = {"do": "round", "pass": pass_name, "index": index, "serial": serial}
         host = self._host_sampling(pass_name)
         record: RoundRecord | None = None
+        before = read_cpu([self._client.pid])
         try:
             if host is not None:
                 host.start(lambda request: self._ask(request).facts)
             reply = self._ask({**request, "steps": steps}, self._show_stamps)
         finally:
             try:
-                record = self._round_record(pass_name, index, serial, steps, reply)
+                use = between(before, read_cpu([self._client.pid]))
+                record = self._round_record(pass_name, index, serial, steps, reply, use)
                 if record is not None:
                     self._recorder.round(record)
                 if host is not None:
@@ -206,7 +212,13 @@ class EngineRun:
             self._recorder.missing([Missing(self.record.label, "host", one_line(host.why.reason))])
 
     def _round_record(
-        self, pass_name: PassName, index: int, serial: int, steps: int, reply: Reply | None
+        self,
+        pass_name: PassName,
+        index: int,
+        serial: int,
+        steps: int,
+        reply: Reply | None,
+        cpu: CpuUse | None,
     ) -> RoundRecord | None:
         assert self._client is not None
         seen, start_ns, prefill_ns, stamps = self._client.board.read()
@@ -228,6 +240,7 @@ class EngineRun:
             synchronous=facts.get("synchronous", True),
             tokens=facts.get("tokens", []),
             energy_mj=self._energy(stamps, facts.get("end_ns")),
+            cpu=cpu,
         )
 
     def _energy(self, stamps: array[int], end_ns: int | None) -> tuple[int, int] | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -11,7 +12,7 @@ from typing import Any
 from llmprof import __version__, environment
 from llmprof.analysis.timing.conditions import gpu_index
 from llmprof.errors import EngineFailure, LlmprofError
-from llmprof.machine import unavailable
+from llmprof.machine import unavailable, worker_variables
 from llmprof.plaintext import printable
 from llmprof.records import (
     EngineRecord,
@@ -81,6 +82,7 @@ class Session:
         )
         reason = nvml.probe()
         devices = reason if isinstance(reason, Unavailable) else nvml.devices()
+        variables = worker_variables(os.environ)
         info = RunInfo(
             t0_ns=time.monotonic_ns(),
             t0_utc_ns=time.time_ns(),
@@ -88,14 +90,25 @@ class Session:
             tool_commit=environment.tool_commit(),
             command=list(self._plan.command),
             workload=self._plan.workload.to_dict(),
-            environment={**environment.collect(devices), "copy_gb_s": self._copies(devices)},
+            environment={
+                **environment.collect(devices),
+                "worker_variables": variables,
+                "copy_gb_s": self._copies(devices),
+            },
             trace_level=self._plan.trace_level,
             schedule="interleaved" if len(self.engines) > 1 else "single",
         )
         writer = RunFileWriter(self._plan.output, info)
         self._recorder = Recorder(writer, self._observers)
         self._runs = [
-            EngineRun(self._plan, engine, self._recorder, self._stop.is_set, nvml.energy_between)
+            EngineRun(
+                self._plan,
+                engine,
+                self._recorder,
+                self._stop.is_set,
+                nvml.energy_between,
+                variables,
+            )
             for engine in self.engines
         ]
         state: RunState = "failed"

@@ -15,8 +15,9 @@ import small_models
 
 from llmprof.engines.base import Engine, LoadRequest
 from llmprof.engines.llamacpp import engine as llamacpp_engine
-from llmprof.engines.llamacpp.engine import LlamaCppEngine, kv_bytes_per_token, physical_cores
+from llmprof.engines.llamacpp.engine import LlamaCppEngine, kv_bytes_per_token
 from llmprof.errors import MissingPackage, ModelError, UsageError
+from llmprof.machine import default_threads
 from llmprof.models.gguf.header import read_header
 from llmprof.models.locate import default_model, resolve
 from llmprof.models.tokenizer import Tokenizer, load_tokenizer
@@ -212,7 +213,7 @@ def test_describe_small(forward: LlamaCppEngine) -> None:
     assert info.weight_bytes_per_step == 4 * shape.step_parameters
     assert info.kv_bytes_per_token == shape.kv_bytes_per_token(2)
     assert (info.vocab_size, info.context_limit) == (300, 512)
-    assert info.threads == physical_cores()
+    assert info.threads == default_threads()
 
 
 def test_kv_of_uneven_layers_is_not_modelled(small_gguf: str) -> None:

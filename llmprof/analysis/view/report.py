@@ -13,6 +13,7 @@ from llmprof.analysis.timing.agreement import (
 )
 from llmprof.analysis.timing.compare import Comparison, compare_to_first, workload_text
 from llmprof.analysis.timing.conditions import Conditions, condition_warnings, conditions
+from llmprof.analysis.timing.cpu import CpuConditions, cpu_conditions, cpu_warnings
 from llmprof.analysis.timing.steps import EngineSteps, engine_steps
 from llmprof.records import (
     EngineInfo,
@@ -52,6 +53,7 @@ class EngineReport:
     steps: EngineSteps
     bandwidth: Bandwidth
     conditions: Conditions | Unavailable
+    cpu: CpuConditions | Unavailable
     determinism: Determinism
     text: str | Unavailable
     tokens: tuple[tuple[int, ...], ...] | Unavailable
@@ -81,6 +83,8 @@ def build(data: RunData) -> Report:
     """Analyse a finished or running run."""
     engines = tuple(_engine(data, engine) for engine in data.engines)
     found = condition_warnings([(e.label, e.conditions) for e in engines])
+    for engine in engines:
+        found += cpu_warnings(engine.label, engine.cpu)
     return Report(
         tool_version=data.info.tool_version,
         state=data.info.state,
@@ -116,6 +120,7 @@ def _engine(data: RunData, engine: EngineRecord) -> EngineReport:
         steps=steps,
         bandwidth=bandwidth(data, engine, steps),
         conditions=conditions(data, engine),
+        cpu=cpu_conditions(data, engine),
         determinism=determinism(data, engine),
         text=_text(engine),
         tokens=_tokens(data, engine),

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from importlib import import_module
-from pathlib import Path
 from typing import Any
 
 from llmprof.distribution import how_to_install
@@ -14,6 +12,7 @@ from llmprof.engines.driven import ClosedByDrive
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
 from llmprof.errors import MissingPackage, ModelError, UsageError
+from llmprof.machine import default_threads
 from llmprof.models.gguf.header import GgufHeader, read_header
 from llmprof.models.gguf.reader import quantisation
 from llmprof.models.gguf.sizes import kv_values_per_token, parameters, step_tensors
@@ -24,7 +23,6 @@ from llmprof.records import EngineInfo, Unavailable
 _KV_VALUE_BYTES = 2  # llama.cpp's default KV type is F16
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 """``LLAMA_ROPE_SCALING_TYPES`` in llama-model.cpp."""
-_TOPOLOGY = Path("/sys/devices/system/cpu")
 
 
 class LlamaCppEngine(ClosedByDrive):
@@ -32,7 +30,7 @@ class LlamaCppEngine(ClosedByDrive):
 
     ``generator`` is llama-cpp-python's own loop, one sequence; ``forward`` is the bare
     ``llama_decode`` with an argmax, which separates the engine from its sampler and can batch.
-    ``threads`` defaults to the physical cores that the process may use, as torch does it.
+    ``threads`` defaults to ``machine.default_threads``, as for torch.
     """
 
     name = "llamacpp"
@@ -53,7 +51,7 @@ class LlamaCppEngine(ClosedByDrive):
 
         given = Options("llamacpp", request.options)
         drive = given.text("drive", "generator", ("generator", "forward"))
-        threads = given.integer("threads", None, 1) or physical_cores()
+        threads = given.integer("threads", None, 1) or default_threads()
         on_gpu = bool(llama_cpp.llama_supports_gpu_offload())
         gpu_layers = given.integer("n_gpu_layers", -1 if on_gpu else 0, -1)
         given.done()
@@ -116,18 +114,6 @@ class LlamaCppEngine(ClosedByDrive):
     def reset(self) -> None:
         self._filled = 0
         super().reset()
-
-
-def physical_cores() -> int:
-    """Cores, not hardware threads, among the CPUs that this process may run on."""
-    cores = set()
-    for cpu in os.sched_getaffinity(0):
-        try:
-            siblings = _TOPOLOGY / f"cpu{cpu}" / "topology" / "thread_siblings_list"
-            cores.add(siblings.read_text().strip())
-        except OSError:
-            cores.add(str(cpu))
-    return max(1, len(cores))
 
 
 def kv_bytes_per_token(header: GgufHeader) -> tuple[int | None, list[str]]:

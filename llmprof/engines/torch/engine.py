@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from llmprof.engines.base import LoadRequest, Progress
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
 from llmprof.errors import MissingPackage, UsageError
+from llmprof.machine import default_threads
 from llmprof.models.gguf.reader import GgufWeights
 from llmprof.models.huggingface.reader import SafetensorsWeights
 from llmprof.models.locate import ModelRef, read_json, resolve
@@ -41,7 +43,7 @@ class _Choices:
 
 class TorchEngine:
     """Options: ``device=cpu|cuda|cuda:N``, ``dtype=fp32|bf16|fp16``, ``cuda_graph=0|1``,
-    ``threads=N``, ``sync=1|0``.
+    ``threads=N``, ``sync=1|0``. ``threads`` on a CPU defaults to ``machine.default_threads``.
 
     ``sync=0`` lets the host run ahead: the next token is fed back on the device, ``decode_step``
     returns ``None`` and ``finish_round`` waits and returns all tokens.
@@ -74,8 +76,8 @@ class TorchEngine:
                 f"torch: {request.max_positions} positions asked for, but the context of {ref.name}"
                 f" is {config.max_position_embeddings}; shorten --prompt-len or --decode-len"
             )
-        if chosen.threads is not None:
-            torch.set_num_threads(chosen.threads)
+        if (threads := _threads(chosen)) is not None:
+            torch.set_num_threads(threads)
         dtype = getattr(torch, _DTYPES[chosen.dtype])
         need = needed_bytes(config, dtype.itemsize, request.batch, request.max_positions)
         check_fits("torch", need, chosen.device)
@@ -174,6 +176,13 @@ def _choose(options: dict[str, str], torch: Any) -> _Choices:
         # Streams, graphs and the memory pool are those of the current device.
         torch.cuda.set_device(device)
     return _Choices(device, dtype, cuda_graph, threads, synchronous)
+
+
+def _threads(chosen: _Choices) -> int | None:
+    """The user's, or ``machine.default_threads``; ``None`` where the user's environment says."""
+    if chosen.threads is not None or os.environ.get("OMP_NUM_THREADS"):
+        return chosen.threads
+    return default_threads() if chosen.device.type == "cpu" else None
 
 
 def _open(ref: ModelRef) -> WeightSource | None:

@@ -17,6 +17,7 @@ from typing import Any
 from llmprof.analysis.timing.agreement import TokenAgreement
 from llmprof.analysis.timing.compare import SMALLEST_DIFFERENCE, Comparison
 from llmprof.analysis.timing.conditions import Conditions
+from llmprof.analysis.timing.cpu import CpuConditions
 from llmprof.analysis.timing.stats import CONFIDENCE, Distribution, Estimate
 from llmprof.analysis.timing.steps import RoundSteps
 from llmprof.analysis.view.report import EngineReport, Report
@@ -164,6 +165,7 @@ def _engine(engine: EngineReport, data: RunData, trace: EngineTrace | Unavailabl
             **host_document(trace),
         },
         **_maybe("conditions", _conditions(engine.conditions)),
+        **_maybe("cpu", _cpu(engine.cpu)),
         "determinism": {
             **_maybe("repeats", engine.determinism.repeats),
             **_maybe("common_prefix", engine.determinism.common_prefix),
@@ -216,6 +218,10 @@ def _conditions(item: Conditions | Unavailable) -> Any:
         document |= _maybe(key, asdict(span) if span else None, "NVML did not read it")
     throttle = [{"reason": name, "share": share} for name, share in item.throttle]
     return {**document, "throttle": throttle}
+
+
+def _cpu(item: CpuConditions | Unavailable) -> Any:
+    return item if isinstance(item, Unavailable) else asdict(item)
 
 
 def _pair(pair: Comparison) -> Document:
