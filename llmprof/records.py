@@ -17,7 +17,11 @@ round like a timing round while the parent samples the GPU's own counters."""
 
 EngineState = Literal["pending", "loading", "warmup", "ready", "running", "finished", "failed"]
 RunState = Literal["running", "finished", "interrupted", "failed"]
-TraceLevel = Literal["steps", "kernels", "full"]
+TraceLevel = Literal["steps", "kernels", "full", "all"]
+"""``full``: launches, copies and waits of the API besides kernels; ``all``: every API call."""
+Source = Literal["driven", "recorded", "opened"]
+"""``driven``: engines that llmprof decoded with. ``recorded``: a program that ran by itself
+(``llmprof record``). ``opened``: a file that another tool made."""
 Provenance = Literal["measured", "modelled"]
 
 
@@ -55,6 +59,7 @@ class RunInfo:
     """``interleaved``, ``blocks`` (GPU memory could not hold all engines) or ``single``."""
     message: str = ""
     """Why the run was interrupted or failed."""
+    source: Source = "driven"
 
 
 @dataclass
@@ -319,6 +324,45 @@ class HostFrame:
 
 
 @dataclass(frozen=True)
+class RecordedProcess:
+    """One process image of a recorded program: with GPU work, or NVTX ranges. Texts are untrusted.
+
+    Times are absolute CLOCK_MONOTONIC when written and ns since the run's start when read.
+    """
+
+    process: int
+    """``globalPid >> 24`` of its rows (``schema.process_number``)."""
+    engine_id: int | None
+    """``None``: no work on a GPU, so no engine."""
+    pid: int
+    parent: int
+    """Process id of its parent."""
+    label: str
+    executable: str
+    command: list[str]
+    rank: int | None
+    """``RANK``, as torchrun and others set it."""
+    started_ns: int
+    first_ns: int
+    """Start of its first activity or range."""
+    last_ns: int
+    """End of its last one."""
+    kernels: int
+    copies: int
+    """Memory copies and sets."""
+    calls: int
+    ranges: int
+    dropped: int
+    """Records that CUPTI had no buffer for."""
+    ended: bool
+    """It said goodbye; if not, it was killed, replaced itself, or left by ``_exit``."""
+    library: str
+    """The CUPTI that recorded."""
+    devices: dict[str, str] = field(default_factory=dict)
+    """CUDA ordinal of the process → UUID of the GPU, as NVML spells it."""
+
+
+@dataclass(frozen=True)
 class Missing:
     """Something the run could not measure: which, for whom, why."""
 
@@ -355,6 +399,8 @@ class RunData:
     missing: list[Missing] = field(default_factory=list)
     warnings: list[Warned] = field(default_factory=list)
     clocks: list[ClockReading] = field(default_factory=list)
+    processes: list[RecordedProcess] = field(default_factory=list)
+    """Of a recorded run."""
     logs: dict[str, str] = field(default_factory=dict)
     """Engine label → tail of its worker's stdout and stderr."""
     path: str = ""

@@ -88,7 +88,7 @@ def _side(text: str, step_range: str | None) -> Side:
             path, label = Path(f"{head}.sqlite"), tail
     path = readable(path)
     with RunFileReader(path) as reader:
-        data = reader.run_data(step_range if reader.kind() == "nsys" else None)
+        data = reader.run_data(None if reader.knows_steps() else step_range)
     if label is not None:
         find_engine(data, label)
     return Side(path, label, data)

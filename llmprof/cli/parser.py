@@ -17,6 +17,7 @@ from llmprof.errors import EXIT_USAGE
 EPILOG = """\
 commands:
   llmprof [options]        decode, record, show (the TUI in a terminal, else --headless)
+  llmprof record -- CMD…   record any program: its kernels, step by step
   llmprof open FILE…       replay run files, or nsys exports, in the TUI, side by side
   llmprof export FILE --to FORMAT -o OUT   nsys, perfetto, chrome, html, speedscope, …
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
@@ -194,6 +195,15 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
         parser.description = "Make a model that an engine can load."
         add_arguments(parser)
         parser.set_defaults(command=_late("llmprof.cli.model_command:model"))
+    elif name == "record":
+        from llmprof.cli.record_command import add_arguments as add_record_arguments
+
+        parser.description = (
+            "Record any program and its children on the GPU, kernel by kernel, without changing it."
+            " The exit code is the program's (128 + N for signal N)."
+        )
+        add_record_arguments(parser)
+        parser.set_defaults(command=_late("llmprof.cli.record_command:record"))
     elif name == "engines":
         parser.description = "List the engines that can be named here."
         parser.set_defaults(command=_late("llmprof.cli.report_commands:engines"))
@@ -211,11 +221,24 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
 
 EXPORTS = ("nsys", "perfetto", "chrome", "parquetdir", "csv", "markdown", "html", "json",
            "speedscope", "collapsed")  # fmt: skip
-SUBCOMMANDS = ("open", "export", "compare", "model", "engines", "doctor", "schema")
+SUBCOMMANDS = ("record", "open", "export", "compare", "model", "engines", "doctor", "schema")
+
+
+def _record(argv: list[str]) -> argparse.Namespace:
+    """Everything behind the first ``--`` is the command, whatever it looks like."""
+    cut = argv.index("--") if "--" in argv else len(argv)
+    parser = _subcommand("record")
+    arguments = parser.parse_args(argv[:cut])
+    if arguments.program and cut < len(argv):
+        parser.error(f"unrecognized argument {arguments.program[0]!r} before --")
+    arguments.program = arguments.program or argv[cut + 1 :]
+    return arguments
 
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Arguments with ``command`` set to what to call. Exits with 2 on a mistake."""
+    if argv and argv[0] == "record":
+        return _record(argv[1:])
     if argv and argv[0] in SUBCOMMANDS:
         return _subcommand(argv[0]).parse_args(argv[1:])
     if argv and not argv[0].startswith("-"):

@@ -12,7 +12,7 @@
 #include <time.h>
 #include <unistd.h>
 
-enum { TICK_MS = 20, IDLE_TICK_MS = 100, MARK_MS = 1000, TERM_WAIT_MS = 200 };
+enum { TICK_MS = 20, IDLE_TICK_MS = 100, MARK_MS = 1000, LOOK_MS = 1000, TERM_WAIT_MS = 200 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int configured, hooked, helper_runs, devices_told;
@@ -121,7 +121,7 @@ static void say_devices(void) {
 }
 
 static void *help(void *unused) {
-  uint64_t marked = monotonic_ns();
+  uint64_t marked = monotonic_ns(), looked = marked;
   int idle = 0;
   while (!stopping) {
     /* 500 idle processes shall not wake a machine up; 20 ms is what a kill -9 then loses. */
@@ -132,6 +132,14 @@ static void *help(void *unused) {
       activity_flush(1);
       activity_mark("end");
       term_done = 1;
+    }
+    if (monotonic_ns() - looked >= LOOK_MS * 1000000ull) {
+      looked = monotonic_ns();
+      if (control_is_orphan(folder)) {
+        activity_switch(0);
+        spool_abandon(folder);
+        break;
+      }
     }
     int wanted = (control_wanted() & WANT_ACTIVITY) != 0;
     if (activity_is_started() && wanted != activity_is_on()) activity_switch(wanted);

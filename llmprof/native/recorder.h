@@ -71,7 +71,9 @@ int spool_open(const char *path);
 int spool_is_open(void);
 void spool_close(void);
 void spool_forget(void); /* in a forked child */
+void spool_abandon(const char *folder);
 void control_map(const char *folder);
+int control_is_orphan(const char *folder);
 uint32_t control_wanted(void);
 
 /* library.c: a handle, and in `found` (PATH_ROOM bytes) its path and how it was found */

@@ -6,6 +6,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/file.h>
 #include <sys/mman.h>
 #include <sys/resource.h>
 #include <sys/stat.h>
@@ -14,6 +15,7 @@
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int fd = -1;
+static char spool_path[PATH_ROOM];
 static uint64_t size, most; /* bytes written; RLIMIT_FSIZE: beyond it a write raises SIGXFSZ */
 static struct control *control;
 
@@ -29,6 +31,7 @@ int spool_open(const char *path) {
        ? limit.rlim_cur : UINT64_MAX;
   pthread_mutex_lock(&lock);
   fd = new, size = 0;
+  snprintf(spool_path, sizeof spool_path, "%s", path);
   pthread_mutex_unlock(&lock);
   return 1;
 }
@@ -40,6 +43,15 @@ void spool_close(void) {
   if (fd >= 0) close(fd);
   fd = -1;
   pthread_mutex_unlock(&lock);
+}
+
+/* llmprof is gone and nobody will read this: leave nothing behind. */
+void spool_abandon(const char *folder) {
+  char path[PATH_ROOM];
+  spool_close();
+  unlink(spool_path);
+  if (snprintf(path, sizeof path, "%s/control", folder) < (int)sizeof path) unlink(path);
+  rmdir(folder); /* the last one succeeds */
 }
 
 void spool_forget(void) {
@@ -195,6 +207,18 @@ void control_map(const char *folder) {
     if (page != MAP_FAILED) control = page;
   }
   close(file);
+}
+
+/* llmprof holds a lock on the control page as long as it lives: no process id to be reused, and the
+ * same inside a container. 1: it is gone. */
+int control_is_orphan(const char *folder) {
+  char path[PATH_ROOM];
+  if (!control || snprintf(path, sizeof path, "%s/control", folder) >= (int)sizeof path) return 0;
+  int file = open(path, O_RDONLY | O_CLOEXEC | O_NOFOLLOW);
+  if (file < 0) return errno == ENOENT;
+  int gone = !flock(file, LOCK_SH | LOCK_NB);
+  close(file);
+  return gone;
 }
 
 uint32_t control_wanted(void) {

@@ -45,11 +45,21 @@ def to_row(record: Any) -> dict[str, SqlValue]:
 def from_row(kind: type[T], row: Mapping[str, Any]) -> T:
     """The record that ``to_row`` made ``row`` from.
 
+    A field with a default may be missing: its column is younger than the file.
+
     Raises:
         RowError: a value is not of its field's type.
+        KeyError: a column is missing.
     """
     hints = _hints(cast("Any", kind))
-    return kind(**{name: from_column(hint, row[name], name) for name, hint in hints.items()})
+    optional = {f.name for f in fields(cast("Any", kind)) if f.default is not MISSING}
+    return kind(
+        **{
+            name: from_column(hint, row[name], name)
+            for name, hint in hints.items()
+            if name in row or name not in optional
+        }
+    )
 
 
 def from_column(hint: Any, value: Any, where: str) -> Any:

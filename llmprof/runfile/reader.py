@@ -24,6 +24,7 @@ from llmprof.records import (
     Missing,
     PassName,
     PmRound,
+    RecordedProcess,
     RoundRecord,
     RunData,
     RunInfo,
@@ -31,6 +32,7 @@ from llmprof.records import (
 )
 from llmprof.runfile import schema
 from llmprof.runfile.codec import RowError, from_column, from_row
+from llmprof.runfile.foreign.recorded import add_traced_rounds
 from llmprof.runfile.foreign.tables import KERNELS, RANGES, StepPattern, read_foreign, step_patterns
 from llmprof.runfile.nvtx import OpTotal, self_times
 from llmprof.runfile.opening import OpenFile, damaged
@@ -93,10 +95,18 @@ class RunFileReader:
 
         Empty for a run of llmprof, which knows its steps.
         """
-        if self.kind() != "nsys":
+        if self.knows_steps():
             return []
         with self._reading():
             return step_patterns(self._sql, self._tables())
+
+    def knows_steps(self) -> bool:
+        """Its steps are what llmprof drove. Those of other files are chosen: ``step_range``."""
+        if self.kind() != "llmprof":
+            return self.kind() != "nsys"
+        with self._reading():
+            rows = self._sql.execute("SELECT * FROM LLMPROF_RUN").fetchall()
+        return not any("source" in row.keys() and row["source"] == "recorded" for row in rows)  # noqa: SIM118
 
     def run_data(self, step_range: str | None = None) -> RunData:
         """All small rows of the run, times in ns since its start (``origin_ns`` 0).
@@ -113,16 +123,18 @@ class RunFileReader:
             with self._reading():
                 return read_foreign(self._sql, self._tables(), str(self.path), step_range)
         self._require_run()
-        if step_range is not None:
+        if step_range is not None and self.knows_steps():
             raise UsageError(
-                "--step-range is for exports of Nsight Systems: a run of llmprof has its steps"
+                "--step-range is for exports of Nsight Systems and recorded programs: a run that"
+                " llmprof drove has its steps"
             )
         with self._reading():
+            tables = self._tables()
             infos = self._records(RunInfo, "LLMPROF_RUN")
             if len(infos) != 1:
                 raise RowError(f"LLMPROF_RUN has {len(infos)} rows instead of 1")
             logs = self._sql.execute('SELECT label, "text" FROM LLMPROF_LOG ORDER BY rowid')
-            return RunData(
+            data = RunData(
                 info=infos[0],
                 engines=self._records(EngineRecord, "LLMPROF_ENGINE"),
                 rounds=self._rounds(),
@@ -131,9 +143,15 @@ class RunFileReader:
                 missing=self._records(Missing, "LLMPROF_MISSING"),
                 warnings=self._records(Warned, "LLMPROF_WARNING"),
                 clocks=self._records(ClockReading, "LLMPROF_CLOCK"),
+                processes=self._records(RecordedProcess, "LLMPROF_PROCESS")
+                if "LLMPROF_PROCESS" in tables
+                else [],
                 logs={str(label): str(text) for label, text in logs},
                 path=str(self.path),
             )
+            if data.info.source == "recorded":
+                add_traced_rounds(self._sql, tables, data, step_range)
+            return data
 
     def nvtx_op_totals(self, engine_id: int, limit: int | None = None) -> list[OpTotal]:
         """Operators of the engine's traced rounds by self time, largest first (``self_times``).
@@ -153,7 +171,7 @@ class RunFileReader:
                 SELECT e.globalTid, e.start, e."end", coalesce(e."text", s.value, '')
                 FROM LLMPROF_ROUND AS r
                 JOIN NVTX_EVENTS AS e
-                  ON (e.globalTid >> 24) & 0xFFFFFF = r.pid
+                  ON (e.globalTid >> 24) & 0xFFFFFF = r.pid & 0xFFFFFF
                  AND e.start >= r.start_ns AND e."end" <= r.end_ns
                 LEFT JOIN StringIds AS s ON s.id = e.textId
                 WHERE r.engine_id = :engine AND r.pass_name = 'traced' AND e.eventType = :range

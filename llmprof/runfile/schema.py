@@ -68,14 +68,30 @@ def always_present() -> list[str]:
 def global_tid(pid: int, tid: int) -> int:
     """nsys' ``globalTid``: without the vm bits, kernel ↔ API ↔ NVTX joins silently find nothing.
 
+    Args:
+        pid: a process id, or a process number (``process_number``).
+
     Raises:
         ValueError: not a Linux process or thread id (they have at most 22 bits).
     """
-    if not (0 <= pid < 1 << 24 and 0 <= tid < 1 << 24):
+    if not (0 <= pid < 1 << 39 and 0 <= tid < 1 << 24):
         raise ValueError(f"pid {pid}, tid {tid}: not a process and a thread id")
-    return VM | pid << 24 | tid
+    return (pid << 24 if pid >> 24 else VM | pid << 24) | tid
 
 
 def global_pid(pid: int) -> int:
     """nsys' ``globalPid``: a ``globalTid`` with thread 0."""
     return global_tid(pid, 0)
+
+
+def process_number(pid: int, image: int) -> int:
+    """``globalPid >> 24`` of the ``image``-th process (from 0) that had this id in one recording.
+
+    A program may replace itself (exec), and ids come again: each image has a vm number of its own.
+
+    Raises:
+        ValueError: no process id, or more images than the number has room for.
+    """
+    if not (0 <= pid < 1 << 24 and 0 <= image < (1 << 15) - 1):
+        raise ValueError(f"pid {pid}, image {image}: not a process")
+    return (VM >> 24) * (1 + image) | pid

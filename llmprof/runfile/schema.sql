@@ -363,7 +363,8 @@ CREATE TABLE LLMPROF_RUN (
   trace_level TEXT NOT NULL,
   state TEXT NOT NULL,
   schedule TEXT NOT NULL,
-  message TEXT NOT NULL
+  message TEXT NOT NULL,
+  source TEXT NOT NULL DEFAULT 'driven'
 );
 CREATE TABLE LLMPROF_ENGINE (
   engine_id INTEGER NOT NULL PRIMARY KEY,
@@ -501,4 +502,25 @@ CREATE TABLE LLMPROF_HOST_FRAME (
   file TEXT NOT NULL,
   line INTEGER NOT NULL,
   source TEXT NOT NULL
+);
+CREATE TABLE LLMPROF_PROCESS (
+  process INTEGER NOT NULL PRIMARY KEY,
+  engine_id INTEGER,
+  pid INTEGER NOT NULL,
+  parent INTEGER NOT NULL,
+  label TEXT NOT NULL,
+  executable TEXT NOT NULL,
+  command TEXT NOT NULL,
+  rank INTEGER,
+  started_ns INTEGER NOT NULL,
+  first_ns INTEGER NOT NULL,
+  last_ns INTEGER NOT NULL,
+  kernels INTEGER NOT NULL,
+  copies INTEGER NOT NULL,
+  calls INTEGER NOT NULL,
+  ranges INTEGER NOT NULL,
+  dropped INTEGER NOT NULL,
+  ended INTEGER NOT NULL,
+  library TEXT NOT NULL,
+  devices TEXT NOT NULL
 );

@@ -20,6 +20,7 @@ from llmprof.records import (
     Missing,
     NvtxEvent,
     PmRound,
+    RecordedProcess,
     RoundRecord,
     RunInfo,
     RunState,
@@ -87,6 +88,10 @@ class RunFileWriter:
     def close(self) -> None:
         """Everything is committed already; a second close does nothing."""
         self._db.sql.close()
+
+    @property
+    def t0_ns(self) -> int:
+        return self._t0_ns
 
     def put_engine(self, engine: EngineRecord) -> None:
         """Insert the engine, or overwrite it (same ``engine_id``)."""
@@ -200,6 +205,16 @@ class RunFileWriter:
             self._db.insert("LLMPROF_HOST_ROUND", [row])
             self._db.insert("LLMPROF_HOST_FRAME", [to_row(f) for f in frames], or_replace=True)
 
+    def put_process(self, process: RecordedProcess) -> None:
+        """Insert what is known of a recorded process, or overwrite it (same ``process``)."""
+        row = to_row(process)
+        for name in ("first_ns", "last_ns", "started_ns"):
+            row[name] = getattr(process, name) - self._t0_ns
+        with self._db.transaction():
+            self._db.require("LLMPROF_PROCESS")
+            self._db.insert("LLMPROF_PROCESS", [row], or_replace=True)
+            self._name_process(process.process, process.label)
+
     def put_log(self, label: str, text: str) -> None:
         """The tail of a worker's log; a second one for the same label replaces the first."""
         row = {"label": clean(label), "text": clean(text)}
@@ -297,8 +312,12 @@ class RunFileWriter:
     def _name_process(self, pid: int, label: str) -> None:
         if self._db.written.processes.get(pid) == label:
             return
-        row = {"globalPid": schema.global_pid(pid), "pid": pid, "name": clean(f"llmprof:{label}")}
-        self._db.sql.execute("DELETE FROM PROCESSES WHERE pid = ?", (pid,))
+        row = {
+            "globalPid": schema.global_pid(pid),
+            "pid": pid & 0xFFFFFF,
+            "name": clean(f"llmprof:{label}"),
+        }
+        self._db.sql.execute("DELETE FROM PROCESSES WHERE globalPid = ?", (row["globalPid"],))
         self._db.insert("PROCESSES", [row])
         self._db.written.processes[pid] = label
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import resource
@@ -19,6 +20,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmprof.native import build
+from llmprof.recording.control import ControlPage
 from llmprof.tracers.cupti import spool
 from llmprof.tracers.cupti.decode import Trace
 
@@ -173,26 +175,20 @@ def test_ranges_and_facts(built: recorder_build.Built, tmp_path: Path) -> None:
     }  # fmt: skip
 
 
-def control(spools: Path, wanted: int) -> Path:
-    path = spools / "control"
-    path.write_bytes(struct.pack("<I", wanted).ljust(4096, b"\0"))
-    return path
-
-
 def test_a_window_that_opens_and_closes(built: recorder_build.Built, tmp_path: Path) -> None:
-    page = control(tmp_path, 2)
+    page = ControlPage(tmp_path, 2)
     process = subprocess.Popen(
         [built.program, "wait", "1500", "1", "1000"], env=built.environment(tmp_path)
     )
     try:
         for wanted in (3, 2):
             time.sleep(0.4)
-            with page.open("r+b") as file:
-                file.write(struct.pack("<I", wanted))
+            page.want(wanted)
         time.sleep(0.4)
     finally:
         process.terminate()
         assert process.wait(20) == -signal.SIGTERM
+        page.close()
     marks = [value["where"] for kind, value in frames(only(tmp_path)) if kind == 3 and value]
     assert marks == ["on", "off", "end"]
     assert 0 < kernels(only(tmp_path))[0] < 1500
@@ -201,7 +197,7 @@ def test_a_window_that_opens_and_closes(built: recorder_build.Built, tmp_path: P
 def test_a_limit_on_file_size_ends_the_spool_not_the_program(
     built: recorder_build.Built, tmp_path: Path
 ) -> None:
-    page = control(tmp_path, 3)
+    page = ControlPage(tmp_path, 3)
     done = subprocess.run(
         [built.program, "exit", "100", "100", "500"],
         env=built.environment(tmp_path),
@@ -209,9 +205,27 @@ def test_a_limit_on_file_size_ends_the_spool_not_the_program(
         timeout=60,
     )
     assert done.returncode == 7  # not SIGXFSZ
-    _, lost, why, _, when = struct.unpack_from("<IIiIQ", page.read_bytes())
-    assert (lost, why) == (1, 27) and 0 < when < time.monotonic_ns()
+    lost = page.lost()
+    assert lost is not None and (lost.count, lost.errno) == (1, errno.EFBIG)
+    assert 0 < lost.when_ns < time.monotonic_ns()
+    page.close()
     assert 0 < kernels(only(tmp_path))[0] < 10_000
+
+
+def test_nobody_to_record_for_leaves_nothing(built: recorder_build.Built, tmp_path: Path) -> None:
+    """A killed llmprof holds no lock any more."""
+    spools = tmp_path / "spools"
+    spools.mkdir()
+    ControlPage(spools, 3).close()
+    process = subprocess.Popen([built.program, "wait"], env=built.environment(spools))
+    try:
+        deadline = time.monotonic() + 20
+        while spools.exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        assert not spools.exists() and process.poll() is None
+    finally:
+        process.kill()
+        process.wait()
 
 
 @pytest.fixture(scope="session")

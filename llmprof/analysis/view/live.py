@@ -229,8 +229,8 @@ class RunDataSource:
 
     @property
     def picks_steps(self) -> bool:
-        """Which NVTX ranges are steps can be chosen: the file is Nsight Systems'."""
-        return self._data.info.environment.get("source") == "Nsight Systems"
+        """Which NVTX ranges are steps can be chosen: llmprof did not drive what was traced."""
+        return self._data.info.source != "driven"
 
     @property
     def needs_steps(self) -> bool:

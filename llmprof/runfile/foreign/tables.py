@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -94,16 +94,8 @@ def read_foreign(
         UsageError: ``step_range`` matches no range; the text names what is there.
     """
     busy = _kernel_processes(sql, tables)
-    ranges = _ranges(sql, tables, step_range or "")
-    if step_range and not ranges:
-        ranges = _ranges(sql, tables)  # to say what there is
-    patterns = _patterns(ranges, busy)
-    sure = [p.pattern for p in patterns[:1] if p.score >= _SURE]
-    chosen = step_range or "".join(sure)
-    steps = [r for r in ranges if chosen and _matches(r, chosen)]
-    if step_range and not steps:
-        there = ", ".join(one_line(p.pattern, 60) for p in patterns[:5]) or "no NVTX range"
-        raise UsageError(f"--step-range {one_line(step_range)}: no such range; there are: {there}")
+    found = choose_steps(sql, tables, busy, step_range)
+    chosen, steps = found.pattern, found.steps
     facts = _facts(sql, tables)
     data = RunData(
         RunInfo(
@@ -122,6 +114,7 @@ def read_foreign(
             trace_level="full" if CALLS in tables else "kernels",
             state="finished",
             schedule="single",
+            source="opened",
         ),
         path=path,
         gpu_devices=_devices(sql, tables),
@@ -131,10 +124,45 @@ def read_foreign(
     )
     _add_engines(sql, tables, data, steps, busy, chosen)
     if not steps and busy:
-        there = ", ".join(one_line(p.pattern, 60) for p in patterns[:3])
-        hint = f"choose some with --step-range: {there}" if there else "the file has no NVTX ranges"
-        data.warnings.append(Warned("run", f"no steps are known, so totals only; {hint}"))
+        data.warnings.append(found.none_known())
     return data
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Which NVTX ranges are the steps."""
+
+    pattern: str
+    """Empty: none is sure enough."""
+    steps: list[_Range]
+    patterns: list[StepPattern]
+
+    def none_known(self) -> Warned:
+        """What to say where there are no steps."""
+        there = ", ".join(one_line(p.pattern, 60) for p in self.patterns[:3])
+        hint = f"choose some with --step-range: {there}" if there else "the file has no NVTX ranges"
+        return Warned("run", f"no steps are known, so totals only; {hint}")
+
+
+def choose_steps(
+    sql: sqlite3.Connection, tables: set[str], busy: Sequence[int], step_range: str | None
+) -> Chosen:
+    """The ranges that ``step_range`` names, or the best guess.
+
+    Raises:
+        UsageError: ``step_range`` matches no range; the text names what is there.
+    """
+    ranges = _ranges(sql, tables, step_range or "")
+    if step_range and not ranges:
+        ranges = _ranges(sql, tables)  # to say what there is
+    patterns = _patterns(ranges, busy)
+    sure = [p.pattern for p in patterns[:1] if p.score >= _SURE]
+    chosen = step_range or "".join(sure)
+    steps = [r for r in ranges if chosen and _matches(r, chosen)]
+    if step_range and not steps:
+        there = ", ".join(one_line(p.pattern, 60) for p in patterns[:5]) or "no NVTX range"
+        raise UsageError(f"--step-range {one_line(step_range)}: no such range; there are: {there}")
+    return Chosen(chosen, steps, patterns)
 
 
 def _add_engines(
@@ -167,27 +195,33 @@ def _add_engines(
             traced_pid=pid,
         )
         data.engines.append(engine)
-        _add_rounds(sql, tables, data, engine, process, steps, chosen)
+        add_rounds(data, engine, process, steps, chosen, lambda: _kernel_span(sql, tables))
 
 
-def _add_rounds(
-    sql: sqlite3.Connection,
-    tables: set[str],
+def add_rounds(
     data: RunData,
     engine: EngineRecord,
     process: int,
     steps: list[_Range],
     chosen: str,
+    span: Callable[[], tuple[int, int] | None],
 ) -> None:
+    """Traced rounds of one process: stretches of steps, or ``span`` where it has no steps.
+
+    Args:
+        steps: of all processes.
+        chosen: the pattern that they match, for a warning.
+    """
     mine = _one_thread([r for r in steps if r.process == process])
     parts = _split(mine)
+    number = max((r.round_id for r in data.rounds), default=0) + 1
     if not parts:
-        span = _kernel_span(sql, tables)
-        if span is not None:
-            data.rounds.append(_round(len(data.rounds) + 1, engine, process, 0, [], span))
+        whole = span()
+        if whole is not None:
+            data.rounds.append(_round(number, engine, process, 0, [], whole))
         return
     for index, part in enumerate(parts):
-        data.rounds.append(_round(len(data.rounds) + 1, engine, process, index, part, None))
+        data.rounds.append(_round(number + index, engine, process, index, part, None))
     if len(parts) > 1:
         longest = max(len(part) for part in parts)
         data.warnings.append(

@@ -1,0 +1,125 @@
+"""``llmprof record -- COMMAND``: record a program that knows nothing of llmprof."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmprof.errors import UsageError
+
+if TYPE_CHECKING:
+    from llmprof.recording.plan import Limit, RecordPlan
+    from llmprof.recording.run import Outcome
+
+_LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(s|ms|min|steps?)")
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.usage = "llmprof record [options] -- COMMAND…"
+    parser.add_argument("-o", "--output", metavar="RUN.sqlite", help="the run file")
+    parser.add_argument(
+        "--trace",
+        choices=("steps", "kernels", "full", "all"),
+        default="full",
+        help="steps: NVTX only; kernels: GPU work; full: and the calls that launch it and wait"
+        " (default); all: every API call",
+    )
+    parser.add_argument("--after", metavar="30s|200steps", help="begin to record then")
+    parser.add_argument("--for", dest="length", metavar="10s|64steps", help="record so much")
+    parser.add_argument("--gpus", metavar="0,1", help="keep work on these GPUs only")
+    parser.add_argument(
+        "--host",
+        metavar="HZ|off",
+        default="off",
+        help="host stacks a second of the processes that launch (py-spy)",
+    )
+    parser.add_argument(
+        "--bandwidth", action="store_true", help="sample DRAM and SM counters of the GPUs"
+    )
+    parser.add_argument("--headless", action="store_true", help="no live view")
+    parser.add_argument(
+        "--twice",
+        action="store_true",
+        help="run the command again without tracing kernels: states the slowdown",
+    )
+    parser.add_argument("program", nargs="*", metavar="COMMAND", help=argparse.SUPPRESS)
+
+
+def record(arguments: argparse.Namespace) -> int:
+    plan = plan_of(arguments)
+    from llmprof.recording.run import Recording
+
+    outcome = Recording(plan).run()
+    _say(outcome, plan.output)
+    return outcome.exit_code
+
+
+def plan_of(arguments: argparse.Namespace) -> RecordPlan:
+    """Raises ``UsageError`` for the first thing that is wrong."""
+    from llmprof.recording.plan import RecordPlan
+
+    command = list(arguments.program)
+    if not command:
+        raise UsageError("record what? llmprof record [options] -- COMMAND…")
+    return RecordPlan(
+        command=tuple(command),
+        output=_output(arguments.output, command[0]),
+        level=arguments.trace,
+        after=_limit("--after", arguments.after),
+        length=_limit("--for", arguments.length),
+        gpus=_gpus(arguments.gpus),
+        bandwidth=arguments.bandwidth,
+        twice=arguments.twice,
+    )
+
+
+def _limit(option: str, text: str | None) -> Limit | None:
+    from llmprof.recording.plan import Limit
+
+    if text is None:
+        return None
+    match = _LIMIT.fullmatch(text.strip())
+    if match is None or (match[2].startswith("step") and "." in match[1]):
+        raise UsageError(f"{option} {text}: expected a time (30s, 500ms, 2min) or 200steps")
+    number, unit = float(match[1]), match[2]
+    if unit.startswith("step"):
+        return Limit(steps=int(number))
+    return Limit(seconds=number * {"ms": 1e-3, "s": 1.0, "min": 60.0}[unit])
+
+
+def _gpus(text: str | None) -> frozenset[int] | None:
+    if text is None:
+        return None
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isascii() and part.isdecimal() for part in parts):
+        raise UsageError(f"--gpus {text}: expected numbers, as in 0,1")
+    return frozenset(map(int, parts))
+
+
+def _output(given: str | None, command: str) -> Path:
+    if given is not None:
+        if Path(given).suffix != ".sqlite":
+            raise UsageError(f"-o {given}: name it *.sqlite, nsys stats refuses other names")
+        return Path(given)
+    from llmprof.newfiles import first_free
+
+    stem = time.strftime("%Y-%m-%dT%H-%M-%S") + "-" + (Path(command).name[:40] or "program")
+    try:
+        return first_free(Path(), stem, ".sqlite")
+    except OSError as why:
+        raise UsageError(f"no run file can be created here: {why.strerror}; use -o") from None
+
+
+def _say(outcome: Outcome, output: Path) -> None:
+    """On stderr, behind what the program has said."""
+    from llmprof.plaintext import one_line
+
+    for text in dict.fromkeys(outcome.warnings):
+        print(f"llmprof: {one_line(text, 400)}", file=sys.stderr)
+    for line in outcome.summary:
+        print(f"llmprof: {one_line(line, 400)}", file=sys.stderr)
+    print(f"llmprof: run file {one_line(str(output))}", file=sys.stderr, flush=True)

@@ -1,0 +1,410 @@
+"""One recording: the program runs, its spools are read as they grow, a run file is left."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from llmprof import __version__, environment
+from llmprof.errors import RunFileError, UsageError
+from llmprof.native.build import BuildError, library
+from llmprof.plaintext import one_line
+from llmprof.recording.control import ACTIVITY, RANGES, ControlPage
+from llmprof.recording.devices import DeviceMap
+from llmprof.recording.plan import RecordPlan
+from llmprof.recording.program import Program
+from llmprof.recording.spools import Recorded, Spools
+from llmprof.recording.window import Window, steps_seen
+from llmprof.records import (
+    EngineInfo,
+    EngineRecord,
+    GpuDevice,
+    GpuSample,
+    Missing,
+    RunInfo,
+    RunState,
+    Unavailable,
+    Warned,
+)
+from llmprof.runfile.writer import RunFileWriter
+from llmprof.tracers.cupti.library import candidates
+from llmprof.tracers.nvml.tracer import NvmlTracer
+
+POLL_S = 0.05
+SAMPLES_S = 1.0
+GRACE_S = 5.0
+"""Children of the program that outlive it are recorded so much longer, not for ever: they may be
+daemons."""
+INJECTED = ("CUDA_INJECTION64_PATH", "NVTX_INJECTION64_PATH")
+
+
+@dataclass(frozen=True)
+class Status:
+    """What a live view shows."""
+
+    seconds: float
+    kernels: int
+    kernels_s: float
+    steps: int
+    window_open: bool
+    processes: tuple[tuple[str, int, int], ...]
+    """(label, kernels, ranges) of those that worked."""
+    bytes_read: int
+    samples: tuple[GpuSample, ...]
+    """The newest of each GPU."""
+
+
+@dataclass
+class Outcome:
+    exit_code: int
+    engines: list[EngineRecord] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    summary: list[str] = field(default_factory=list)
+
+
+def check_environment(variables: Mapping[str, str]) -> None:
+    """Refuse to be the second profiler.
+
+    Raises:
+        UsageError: another tool's injection is set; the text names it.
+    """
+    for name in INJECTED:
+        if variables.get(name):
+            raise UsageError(
+                f"{name}={one_line(variables[name])} is set: another profiler (nsys, ncu) started"
+                " this process, and CUPTI serves one client a process; unset it, or run without"
+            )
+
+
+def cache_folder() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(base) / "llmprof"
+
+
+class Recording:
+    """``run()`` once, from the main thread.
+
+    Args:
+        show: called with each new status, about ten times a second.
+    """
+
+    def __init__(self, plan: RecordPlan, show: Callable[[Status], None] | None = None) -> None:
+        self._plan = plan
+        self._show = show
+        self._lock = threading.Lock()
+        self._samples: list[GpuSample] = []
+        self._newest: dict[int, GpuSample] = {}
+        self._heard: list[tuple[str, str]] = []
+        self._rate: tuple[float, int, float] = (time.monotonic(), 0, 0.0)
+        self._full = ""
+        self.outcome = Outcome(0)
+
+    def run(self) -> Outcome:
+        """Raises:
+        UsageError: nothing was started: the text says why.
+        RunFileError: the run file could not be created.
+        """
+        plan = self._plan
+        check_environment(os.environ)
+        if shutil.which(plan.command[0]) is None:
+            raise UsageError(f"cannot run {one_line(plan.command[0])}: no such command")
+        try:
+            recorder = library(cache_folder())
+        except BuildError as why:
+            raise UsageError(str(why)) from None
+        nvml = NvmlTracer(on_samples=self._take_samples, on_warning=self._hear)
+        reason = nvml.probe()
+        found: list[GpuDevice] | Unavailable = (
+            reason if isinstance(reason, Unavailable) else nvml.devices()
+        )
+        self._known = [] if isinstance(found, Unavailable) else found
+        info = RunInfo(
+            t0_ns=time.monotonic_ns(),
+            t0_utc_ns=time.time_ns(),
+            tool_version=__version__,
+            tool_commit=environment.tool_commit(),
+            command=list(plan.command),
+            workload={},
+            environment=environment.collect(found),
+            trace_level=plan.level,
+            schedule="single",
+            source="recorded",
+        )
+        with RunFileWriter(plan.output, info) as writer:
+            self._writer = writer
+            if isinstance(found, Unavailable):
+                writer.put_missing([Missing("run", "nvml", found.reason)])
+            elif found:
+                writer.put_gpu_devices(found)
+            try:
+                folder = Path(tempfile.mkdtemp(prefix=f".{plan.output.stem}-", dir=_beside(plan)))
+            except OSError as why:
+                raise RunFileError(f"no spools beside {plan.output}: {why.strerror}") from None
+            try:
+                self._record(folder, recorder, info, nvml)
+            finally:
+                nvml.stop()
+                shutil.rmtree(folder, ignore_errors=True)
+            self._end(nvml.missing())
+        return self.outcome
+
+    def _record(self, folder: Path, recorder: Path, info: RunInfo, nvml: NvmlTracer) -> None:
+        plan = self._plan
+        begins = RANGES | (ACTIVITY if plan.after is None else 0)
+        page = ControlPage(folder, begins)
+        self._page = page
+        self._spools = Spools(
+            folder, self._writer, DeviceMap(self._known), plan.gpus, lambda engine: None
+        )
+        self.window = Window(page, plan.after, plan.length)
+        variables = {**os.environ, **self._variables(folder, recorder)}
+        program = Program(plan.command, variables)
+        started_ns = time.monotonic_ns()
+        program.pass_signals()
+        try:
+            if self._known:
+                nvml.start()
+            self._follow(program, started_ns)
+            if (program.returncode or 0) < 0 or program.signalled:
+                program.end_group()
+            self._finish()
+        finally:
+            program.keep_signals()
+            self.window.close(time.monotonic_ns())
+            self._spools.close()
+            page.close()
+        self.outcome.exit_code = program.exit_code
+
+    def _variables(self, folder: Path, recorder: Path) -> dict[str, str]:
+        ours = {name: str(recorder) for name in INJECTED}
+        found = [path for path in candidates() if "/" in path]
+        return {
+            **ours,
+            "LLMPROF_RECORD_DIR": str(folder.resolve()),
+            "LLMPROF_RECORD_TRACE": self._plan.level,
+            **({"LLMPROF_RECORD_CUPTI": found[0]} if found else {}),
+        }
+
+    # -- while it runs -----------------------------------------------------------------------
+
+    def _follow(self, program: Program, started_ns: int) -> None:
+        ended_at: float | None = None
+        saved_at = time.monotonic()
+        while True:
+            busy = self._read()
+            now_ns = time.monotonic_ns()
+            steps = steps_seen(self._spools.steps_source)
+            self.window.follow(now_ns, started_ns, steps)
+            if time.monotonic() - saved_at >= SAMPLES_S:
+                saved_at = time.monotonic()
+                self._save_samples()
+            if self._show is not None:
+                self._show(self._status(now_ns - started_ns, steps))
+            if program.poll() is not None:
+                ended_at = ended_at or time.monotonic()
+                alive = program.reap()
+                if not alive or time.monotonic() - ended_at > GRACE_S:
+                    if alive:
+                        self._warn(
+                            f"{len(alive)} processes outlived the program by {GRACE_S:.0f} s and"
+                            " go on without being recorded"
+                        )
+                    return
+            if not busy:
+                time.sleep(POLL_S)
+
+    def _read(self) -> bool:
+        """A full disk ends the recording, never the program."""
+        if self._full:
+            return False
+        try:
+            return self._spools.read()
+        except RunFileError as why:
+            self._give_up(str(why))
+            return False
+
+    def _give_up(self, why: str) -> None:
+        self._full = why
+        self.window.close(time.monotonic_ns())
+        print_line(f"the recording ends here, the program goes on: {why}")
+
+    def _finish(self) -> None:
+        """What is left in the spools. Whoever still runs is told to stop first."""
+        lost = self._page.lost()
+        self.window.close(time.monotonic_ns())
+        if lost is not None:
+            after_s = (lost.when_ns - self._writer.t0_ns) / 1e9
+            self._warn(
+                f"{lost.count} spools ended {after_s:.1f} s after the start:"
+                f" {os.strerror(lost.errno)}; the program went on unrecorded"
+            )
+        if self._full:
+            return
+        try:
+            self._spools.read(final=True)
+        except RunFileError as why:
+            self._give_up(str(why))
+
+    def _status(self, passed_ns: int, steps: int) -> Status:
+        kernels = sum(r.image.kernels for r in self._spools.all)
+        then, before, rate = self._rate
+        now = time.monotonic()
+        if now - then >= 1.0:
+            rate = (kernels - before) / (now - then)
+            self._rate = (now, kernels, rate)
+        with self._lock:
+            newest = tuple(self._newest[device] for device in sorted(self._newest))
+        return Status(
+            seconds=passed_ns / 1e9,
+            kernels=kernels,
+            kernels_s=rate,
+            steps=steps,
+            window_open=self.window.is_open,
+            processes=tuple(
+                (r.engine.label if r.engine else r.image.name, r.image.kernels, r.image.range_count)
+                for r in self._spools.all
+                if r.image.worked or r.image.range_count
+            ),
+            bytes_read=self._spools.bytes_read,
+            samples=newest,
+        )
+
+    # -- samples -----------------------------------------------------------------------------
+
+    def _take_samples(self, samples: list[GpuSample]) -> None:
+        with self._lock:
+            self._samples += samples
+            self._newest.update({s.device: s for s in samples})
+
+    def _hear(self, scope: str, text: str) -> None:
+        with self._lock:
+            self._heard.append((scope, text))
+
+    def _save_samples(self) -> None:
+        with self._lock:
+            samples, self._samples = self._samples, []
+            heard, self._heard = self._heard, []
+        if self._full:
+            return
+        try:
+            self._writer.put_gpu_samples(samples)
+            for scope, text in heard:
+                self._writer.put_warning(Warned(scope, text))
+        except RunFileError as why:
+            self._give_up(str(why))
+
+    # -- the end -----------------------------------------------------------------------------
+
+    def _warn(self, text: str, scope: str = "run") -> None:
+        self.outcome.warnings.append(text if scope == "run" else f"{scope}: {text}")
+        if self._full:
+            return
+        try:
+            self._writer.put_warning(Warned(scope, text))
+        except RunFileError as why:
+            self._give_up(str(why))
+
+    def _end(self, missing: list[Missing]) -> None:
+        """Processes, engines, losses, state. The spools are gone by now: there is room again."""
+        full, self._full = self._full, ""
+        state: RunState = "failed" if full else "finished"
+        try:
+            self._save_samples()
+            self._writer.put_missing([*missing, *self._not_measured()])
+            self._put_devices()
+            for recorded in self._spools.all:
+                self._put_process(recorded)
+            self._writer.set_state(state, full)
+        except RunFileError as why:
+            self._warn_only(f"the end of the recording could not be written: {why}")
+        self.outcome.engines = self._spools.engines
+        self.outcome.summary += [
+            f"{r.engine.label}: {r.image.kernels:,} kernels, {r.image.copies:,} copies,"
+            f" {r.image.calls:,} calls, {r.image.range_count:,} ranges"
+            for r in self._spools.all
+            if r.engine is not None
+        ]
+
+    def _warn_only(self, text: str) -> None:
+        self.outcome.warnings.append(text)
+
+    def _not_measured(self) -> list[Missing]:
+        rows = []
+        if not self._plan.twice:
+            rows.append(
+                Missing(
+                    "run",
+                    "timing pass",
+                    "a recorded program has no untraced rounds: its rates are as traced"
+                    " (record --twice measures the slowdown)",
+                )
+            )
+        if not any(r.image.worked for r in self._spools.all) and self._plan.level != "steps":
+            rows.append(Missing("run", "kernels", self._why_no_kernels()))
+        return rows
+
+    def _why_no_kernels(self) -> str:
+        errors = [e for r in self._spools.all for e in r.image.errors]
+        if errors:
+            return _error_text(errors[0])
+        if any("library" in r.image.facts for r in self._spools.all):
+            return "the program loaded CUDA but ran nothing on a GPU while it was recorded"
+        return (
+            "no process of the program loaded the CUDA driver (libcuda.so.1), or it is linked"
+            " statically, or runs setuid: nothing could be recorded on a GPU"
+        )
+
+    def _put_devices(self) -> None:
+        added = self._spools.devices_added
+        if added:
+            self._writer.put_gpu_devices([*self._known, *added])
+
+    def _put_process(self, recorded: Recorded) -> None:
+        image, engine = recorded.image, recorded.engine
+        for error in image.errors:
+            if "library" in error or error.get("what"):
+                self._warn(_error_text(error), image.name)
+        if not image.worked and not image.range_count:
+            return  # a compile worker that only called cuInit
+        for text in dict.fromkeys(image.lost):
+            self._warn(text, engine.label if engine else image.name)
+        if recorded.tail.torn and not recorded.tail.broken:
+            self._warn(f"{recorded.tail.torn} bytes of a torn frame were lost", image.name)
+        if recorded.tail.broken:
+            self._warn(f"spool {recorded.tail.broken}", image.name)
+        if image.dropped:
+            self._warn(f"CUPTI dropped {image.dropped} records", image.name)
+        if image.ranges.open:
+            self._warn(f"{image.ranges.open} NVTX ranges never ended", image.name)
+        if engine is not None:
+            devices = sorted(image.devices)
+            engine.state = "finished"
+            engine.info = EngineInfo(
+                device=f"cuda:{devices[0]}" if devices else "cuda:0",
+                model="",
+                notes=[f"recorded; GPUs {', '.join(map(str, devices))}"],
+            )
+            self._writer.put_engine(engine)
+        label = engine.label if engine is not None else image.name
+        self._writer.put_process(image.record(label))
+
+
+def _error_text(error: dict[str, object]) -> str:
+    what, advice = one_line(str(error.get("what", ""))), one_line(str(error.get("advice", "")))
+    code = error.get("code")
+    return f"{what} ({code}): {advice}" if advice else f"{what} ({code})"
+
+
+def _beside(plan: RecordPlan) -> Path:
+    return plan.output.resolve().parent
+
+
+def print_line(text: str) -> None:
+    print(f"llmprof: {one_line(text, 400)}", file=sys.stderr, flush=True)

@@ -1,0 +1,139 @@
+"""All spools of one recording: found as they appear, read while they grow."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from llmprof.recording.devices import DeviceMap
+from llmprof.recording.image import Image
+from llmprof.recording.tail import SpoolTail
+from llmprof.records import EngineRecord, GpuDevice
+from llmprof.runfile.schema import process_number
+from llmprof.runfile.writer import RunFileWriter
+
+_NAME = re.compile(r"(\d{1,7})-(\d{1,20})\.spool")
+
+
+@dataclass
+class Recorded:
+    """A spool and what came of it."""
+
+    tail: SpoolTail
+    image: Image
+    engine: EngineRecord | None = None
+
+
+class Spools:
+    """Args:
+    changed: told of each new engine.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        writer: RunFileWriter,
+        devices: DeviceMap,
+        gpus: frozenset[int] | None,
+        changed: Callable[[EngineRecord], None],
+    ) -> None:
+        self._folder = folder
+        self._writer = writer
+        self._devices = devices
+        self._gpus = gpus
+        self._changed = changed
+        self._known: set[str] = set()
+        self._images_of: dict[int, int] = {}
+        self.all: list[Recorded] = []
+        self.engines: list[EngineRecord] = []
+        self.bytes_read = 0
+
+    def read(self, final: bool = False) -> bool:
+        """Take in what is new. ``False``: there was nothing.
+
+        Raises:
+            RunFileError: the run file cannot be written.
+        """
+        self._find()
+        any_new = False
+        for recorded in self.all:
+            if recorded.tail.broken:
+                continue
+            while frames := recorded.tail.read():
+                any_new = True
+                for kind, payload in frames:
+                    recorded.image.take(kind, payload)
+                    self.bytes_read += len(payload)
+                recorded.image.flush()
+                recorded.tail.release()
+            recorded.image.flush(final)
+        return any_new
+
+    def _find(self) -> None:
+        try:
+            names = {entry.name for entry in self._folder.iterdir()} - self._known
+        except OSError:
+            return
+        found = sorted(
+            (int(match[2]), int(match[1]), name)
+            for name in names
+            if (match := _NAME.fullmatch(name))
+        )
+        for _, pid, name in found:
+            self._known.add(name)
+            number = self._images_of.get(pid, 0)
+            try:
+                tail = SpoolTail(self._folder / name)
+                process = process_number(pid, number)
+            except (OSError, ValueError):
+                continue  # more open files than we may have: what the process did is lost
+            self._images_of[pid] = number + 1
+            image = Image(self._writer, process, self._devices, self._gpus, self._new_engine)
+            self.all.append(Recorded(tail, image))
+
+    def _new_engine(self, image: Image) -> int:
+        engine = EngineRecord(
+            engine_id=len(self.engines),
+            label=self._label(image),
+            name=image.name,
+            python="",
+            options={},
+            state="running",
+            traced_pid=image.process,
+        )
+        self.engines.append(engine)
+        for recorded in self.all:
+            if recorded.image is image:
+                recorded.engine = engine
+        self._writer.put_engine(engine)
+        self._changed(engine)
+        return engine.engine_id
+
+    def _label(self, image: Image) -> str:
+        name = image.name if image.rank is None else f"{image.name} rank {image.rank}"
+        used = {engine.label for engine in self.engines}
+        label, number = name, 1
+        while label in used:
+            number += 1
+            label = f"{name}#{number}"
+        return label
+
+    @property
+    def steps_source(self) -> dict[str, int]:
+        """Ranges that ended, by text, of the process that has the most of a text."""
+        shapes: dict[str, int] = {}
+        for recorded in self.all:
+            for text, count in recorded.image.ranges.shapes.items():
+                shapes[text] = max(count, shapes.get(text, 0))
+        return shapes
+
+    @property
+    def devices_added(self) -> list[GpuDevice]:
+        """GPUs that NVML did not know."""
+        return self._devices.added
+
+    def close(self) -> None:
+        for recorded in self.all:
+            recorded.tail.close()

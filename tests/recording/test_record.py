@@ -1,0 +1,279 @@
+"""``llmprof record`` as a user runs it, over stub libraries of the driver and of CUPTI."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import recorder_build
+
+from llmprof.analysis.device.kernels import KernelReport
+from llmprof.analysis.view.report import build as build_report
+from llmprof.analysis.view.traced import load_trace
+from llmprof.records import RunData
+from llmprof.runfile.reader import RunFileReader
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> recorder_build.Built:
+    if recorder_build.compiler() is None:
+        pytest.skip("no C compiler to build the recorder with")
+    return recorder_build.make(tmp_path_factory.mktemp("stubs"), ("-g",))
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+class Record:
+    """Runs the command in a folder of its own."""
+
+    def __init__(self, built: recorder_build.Built, cache: Path, folder: Path) -> None:
+        self.folder = folder
+        self.output = folder / "run.sqlite"
+        self.program = str(built.program)
+        self.environment = {
+            **os.environ,
+            "LD_LIBRARY_PATH": str(built.folder),
+            "XDG_CACHE_HOME": str(cache),
+        }
+
+    def start(
+        self, *arguments: str, options: tuple[str, ...] = (), **more: str
+    ) -> subprocess.Popen[str]:
+        command = [sys.executable, "-m", "llmprof", "record", "-o", str(self.output), *options]
+        return subprocess.Popen(
+            [*command, "--", *arguments],
+            env={**self.environment, **more},
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+
+    def run(self, *arguments: str, options: tuple[str, ...] = (), **more: str) -> tuple[int, str]:
+        """Exit code and stderr."""
+        process = self.start(*arguments, options=options, **more)
+        _, said = process.communicate(timeout=120)
+        assert "Traceback" not in said, said
+        return process.returncode, said
+
+    def data(self) -> RunData:
+        with RunFileReader(self.output) as reader:
+            return reader.run_data()
+
+    def left(self) -> list[str]:
+        """Files beside the run file: none of ours may stay."""
+        return sorted(p.name for p in self.folder.iterdir() if p != self.output)
+
+
+@pytest.fixture
+def record(built: recorder_build.Built, cache: Path, tmp_path: Path) -> Record:
+    return Record(built, cache, tmp_path)
+
+
+def kernels(data: RunData, label: str) -> KernelReport:
+    trace = load_trace(build_report(data), data)
+    assert trace is not None
+    report = trace.engine(label).kernels
+    assert isinstance(report, KernelReport)
+    return report
+
+
+def test_a_program_becomes_an_engine_with_its_steps(record: Record) -> None:
+    code, said = record.run(record.program, "exit", "40", "25", "2000", RANK="1")
+    assert code == 7 and record.left() == []
+    assert "recorded_program rank 1: 1,000 kernels, 0 copies, 2,000 calls, 40 ranges" in said
+    data = record.data()
+    assert data.info.source == "recorded" and data.info.state == "finished"
+    (process,) = data.processes
+    assert (process.kernels, process.ranges, process.rank) == (1000, 40, 1)
+    assert process.ended and process.command[1:4] == ["exit", "40", "25"]
+    (traced,) = data.rounds
+    assert traced.pass_name == "traced" and len(traced.stamps_ns) == 41
+    report = kernels(data, "recorded_program rank 1")
+    assert report.kernels_per_step == 25 and report.launches_per_step == 25
+
+
+def test_its_streams_and_arguments_are_its_own(record: Record) -> None:
+    script = "cat; printf '%s|' \"$@\"; echo bad >&2; exit 5"
+    process = record.start("sh", "-c", script, "x", "-o", "--", "a b")
+    out, said = process.communicate(timeout=60)
+    assert process.returncode == 5 and out == "-o|--|a b|" and said.startswith("bad\n")
+    (missing,) = [m for m in record.data().missing if m.name == "kernels"]
+    assert "no process of the program loaded the CUDA driver" in missing.reason
+
+
+@pytest.mark.parametrize(
+    ("end", "code"), [("_exit", 3), ("term", 143), ("abort", 134), ("segv", 139), ("kill", 137)]
+)
+def test_deaths_pass_through_and_leave_a_run(record: Record, end: str, code: int) -> None:
+    assert record.run(record.program, end, "150", "10", "1000")[0] == code
+    (process,) = record.data().processes
+    assert 0 < process.kernels <= 1500 and process.ended == (end == "term")
+    assert record.left() == []
+
+
+def test_an_image_behind_exec_is_another_engine(record: Record) -> None:
+    again = [record.program, "exit", "5", "4", "0"]
+    assert record.run(record.program, "exec", "50", "4", "1000", *again)[0] == 7
+    data = record.data()
+    assert [e.label for e in data.engines] == ["recorded_program", "recorded_program#2"]
+    first, second = data.processes
+    assert first.pid == second.pid and first.process != second.process
+    assert second.kernels == 20 and second.engine_id == 1
+    assert kernels(data, "recorded_program#2").kernels_per_step == 4
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_signals_reach_the_program(record: Record, number: signal.Signals) -> None:
+    process = record.start(record.program, "wait", "20", "10", "1000")
+    _wait_for(lambda: bool(list(record.folder.glob(".run-*/*.spool"))))
+    time.sleep(0.3)
+    process.send_signal(number)
+    assert process.wait(30) == 128 + number
+    assert record.left() == [] and record.data().processes[0].kernels == 200
+
+
+def test_a_killed_llmprof_leaves_the_program_alone_and_no_files(record: Record) -> None:
+    process = record.start(record.program, "wait", "20", "10", "1000")
+    _wait_for(lambda: bool(list(record.folder.glob(".run-*/*.spool"))))
+    (spool,) = record.folder.glob(".run-*/*.spool")
+    pid = int(spool.name.split("-")[0])
+    time.sleep(0.8)
+    process.kill()
+    process.wait()
+    try:
+        _wait_for(lambda: record.left() == [])
+        os.kill(pid, 0)  # alive
+        assert record.data().info.state == "running"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+
+
+def test_what_is_left_of_a_killed_programs_group_is_ended(record: Record) -> None:
+    script = f"{record.program} wait 1 1 0 & echo $!; wait"
+    process = record.start("sh", "-c", script)
+    assert process.stdout is not None
+    pid = int(process.stdout.readline())
+    _wait_for(lambda: bool(list(record.folder.glob(".run-*/*.spool"))))
+    process.terminate()
+    assert process.wait(40) == 143
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+def test_a_window_by_time_and_by_steps(record: Record) -> None:
+    options = ("--after", "20steps", "--for", "400ms")
+    assert record.run(record.program, "exit", "1200", "1", "1000", options=options)[0] == 7
+    (process,) = record.data().processes
+    assert 0 < process.kernels < 1000 and process.ranges == 1200
+
+
+def test_levels(record: Record) -> None:
+    record.run(record.program, "exit", "10", "5", "0", options=("--trace", "steps"))
+    (process,) = record.data().processes
+    assert (process.kernels, process.ranges, process.engine_id) == (0, 10, None)
+
+
+def test_gpus_that_are_not_wanted_are_left_out(record: Record) -> None:
+    record.run(record.program, "exit", "10", "5", "30000", options=("--gpus", "1"))
+    assert record.data().engines == []
+
+
+def test_another_profiler_holds_cupti(record: Record) -> None:
+    code, said = record.run(record.program, "exit", "5", LLMPROF_STUB_SUBSCRIBED="1")
+    assert code == 7 and "another profiler holds CUPTI" in said
+    assert any("cuptiSubscribe (39)" in m.reason for m in record.data().missing)
+
+
+@pytest.mark.parametrize(
+    ("command", "more", "text"),
+    [
+        (["no-such-command"], {}, "cannot run no-such-command: no such command"),
+        (["true"], {"CUDA_INJECTION64_PATH": "/x.so"}, "CUDA_INJECTION64_PATH=/x.so is set"),
+        ([], {}, "record what?"),
+    ],
+)
+def test_bad_usage_is_one_line(
+    record: Record, command: list[str], more: dict[str, str], text: str
+) -> None:
+    code, said = record.run(*command, **more)
+    assert code == 2 and text in said and said.count("\n") == 1
+    assert not record.output.exists()
+
+
+@pytest.mark.parametrize("option", [("--for", "soon"), ("--gpus", "one"), ("-o", "run.db")])
+def test_bad_options_are_one_line(record: Record, option: tuple[str, str]) -> None:
+    code, said = record.run("true", options=option)
+    assert code == 2 and option[1] in said and said.count("\n") == 1
+
+
+def test_compile_workers_are_no_engines(record: Record) -> None:
+    """They load CUDA and run nothing."""
+    workers = f"{record.program} exit 0 0 0; " * 5
+    assert record.run("sh", "-c", workers + f"{record.program} exit 3 2 30000")[0] == 7
+    data = record.data()
+    assert len(data.engines) == 1 and len(data.processes) == 1
+
+
+def test_a_hundred_processes_at_once(record: Record) -> None:
+    script = f"for i in $(seq 100); do {record.program} return 3 2 1000 & done; wait"
+    assert record.run("sh", "-c", script)[0] == 0
+    data = record.data()
+    assert len(data.engines) == 100 and len({e.label for e in data.engines}) == 100
+    assert sum(p.kernels for p in data.processes) == 600
+
+
+def test_a_static_program_is_not_recorded_and_says_so(record: Record, tmp_path: Path) -> None:
+    cc = recorder_build.compiler()
+    source, program = tmp_path / "s.c", tmp_path / "static"
+    source.write_text("int main(void) { return 4; }")
+    done = subprocess.run([str(cc), "-static", "-o", program, source], capture_output=True)
+    if done.returncode:
+        pytest.skip("no static C library here")
+    assert record.run(str(program))[0] == 4
+    assert any("linked statically" in m.reason for m in record.data().missing)
+
+
+def test_a_full_disk_ends_the_recording_not_the_program(record: Record, tmp_path: Path) -> None:
+    small = tmp_path / "small"
+    small.mkdir()
+    record.output = small / "run.sqlite"
+    mount = f"mount -t tmpfs -o size=3m tmpfs {small}"
+    unshare = ["unshare", "-rm", "sh", "-c"]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*unshare, mount], capture_output=True).returncode
+    ):
+        pytest.skip("no mounts of one's own here")
+    copy = tmp_path / "copy.sqlite"
+    command = [sys.executable, "-m", "llmprof", "record", "-o", str(record.output), "--"]
+    command += [record.program, "exit", "400", "300", "1000"]
+    script = f'{mount} && "$@"; code=$?; cp {record.output} {copy}; ls -A {small}; exit $code'
+    done = subprocess.run(
+        [*unshare, script, "sh", *command],
+        env=record.environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert "Traceback" not in done.stderr and done.returncode == 7, done.stderr
+    assert "the program go" in done.stderr or "went on unrecorded" in done.stderr
+    assert done.stdout.split() == ["run.sqlite"]
+    with RunFileReader(copy) as reader:
+        data = reader.run_data()
+    assert data.info.source == "recorded"
+
+
+def _wait_for(condition: object, seconds: float = 20) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():  # type: ignore[operator]
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
