@@ -15,6 +15,8 @@ EXIT_NOTHING_RAN = 3
 """Nothing could run."""
 EXIT_GATE = 4
 """A gate failed (``llmprof compare --fail-on``)."""
+EXIT_INCONCLUSIVE = 5
+"""A gate could not be judged: too few rounds, too wide an interval."""
 EXIT_INTERRUPTED = 130
 """Ctrl-C; what was recorded is kept."""
 

@@ -7,7 +7,6 @@ files: the named engines, or every engine that both files have under the same la
 from __future__ import annotations
 
 import argparse
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,12 +14,11 @@ from typing import Any
 
 from llmprof.analysis.timing.compare import Comparison, compare_runs, compare_to_first, find_engine
 from llmprof.analysis.view.traced import Fall, RunTrace, fall_between, timing_step_ns
-from llmprof.errors import EXIT_GATE, EXIT_OK, UsageError
-from llmprof.records import Maybe, RunData, Unavailable
+from llmprof.cli.gate import Gate, parse_gate
+from llmprof.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, RunFileError, UsageError
+from llmprof.records import Maybe, RunData
 from llmprof.runfile.foreign.nsys_rep import readable
 from llmprof.runfile.reader import RunFileReader
-
-_GATE = re.compile(r"\s*(tok_s|ttft)\s*([<>])\s*(\d+(?:\.\d+)?)(%?)\s*")
 
 
 @dataclass(frozen=True)
@@ -32,51 +30,29 @@ class Side:
     data: RunData
 
 
-@dataclass(frozen=True)
-class Gate:
-    """``--fail-on``: fail when the ratio B / A is beyond the limit and the difference is seen."""
-
-    metric: str
-    below: bool
-    limit: float
-
-    def broken(self, pair: Comparison) -> bool:
-        estimate = pair.tok_s_ratio if self.metric == "tok_s" else pair.ttft_ratio
-        value, low, high = estimate.value, estimate.low, estimate.high
-        if isinstance(value, Unavailable):
-            raise UsageError(f"--fail-on {self.metric}: {value.reason}")
-        if isinstance(low, Unavailable) or isinstance(high, Unavailable):
-            return False  # one round says nothing: no verdict, no failure
-        seen = not low <= 1 <= high
-        return seen and (value < self.limit if self.below else value > self.limit)
-
-
-def parse_gate(text: str) -> Gate:
-    """``tok_s<98%`` (or ``tok_s<0.98``), ``ttft>1.05``: ratios of B to A.
-
-    Raises:
-        UsageError: none of these.
-    """
-    match = _GATE.fullmatch(text)
-    if match is None:
-        raise UsageError(f"--fail-on {text}: expected tok_s<98% or ttft>105% (B against A)")
-    limit = float(match[3]) / (100 if match[4] else 1)
-    return Gate(match[1], match[2] == "<", limit)
-
-
 def compare(arguments: argparse.Namespace) -> int:
-    gate = parse_gate(arguments.fail_on) if arguments.fail_on else None
+    gates = [parse_gate(text) for text in arguments.fail_on]
     first = _side(arguments.a, arguments.step_range)
-    second = None if arguments.b is None else _side(arguments.b, arguments.step_range)
+    second = None if arguments.b is None else _second(arguments.b, first, arguments.step_range)
     found = _one_file(first) if second is None else _two_files(first, second)
     if arguments.json:
         _print_json(found)
     else:
         _print_text(found)
-    if gate is not None and any(gate.broken(pair) for pair, _ in found):
-        print(f"llmprof: gate failed: {arguments.fail_on}", file=sys.stderr)
+    return _judged(gates, [pair for pair, _ in found])
+
+
+def _judged(gates: list[Gate], pairs: list[Comparison]) -> int:
+    """A line for every gate and pair; the worst of them is the exit code."""
+    seen = set()
+    for gate in gates:
+        for pair in pairs:
+            outcome, line = gate.judge(pair)
+            seen.add(outcome)
+            print(f"llmprof: gate {outcome}: {gate.text}: {line}", file=sys.stderr)
+    if "failed" in seen:
         return EXIT_GATE
-    return EXIT_OK
+    return EXIT_INCONCLUSIVE if "inconclusive" in seen else EXIT_OK
 
 
 def _side(text: str, step_range: str | None) -> Side:
@@ -92,6 +68,19 @@ def _side(text: str, step_range: str | None) -> Side:
     if label is not None:
         find_engine(data, label)
     return Side(path, label, data)
+
+
+def _second(text: str, first: Side, step_range: str | None) -> Side:
+    """B, which is easily taken for an engine's name."""
+    try:
+        return _side(text, step_range)
+    except RunFileError:
+        if not any(engine.label == text for engine in first.data.engines):
+            raise
+        raise UsageError(
+            f"{text} is an engine, not a file: llmprof compare {first.path}:ENGINE"
+            f" {first.path}:{text}"
+        ) from None
 
 
 def _one_file(side: Side) -> list[tuple[Comparison, Fall]]:

@@ -27,7 +27,7 @@ commands:
   llmprof schema           JSON Schema of the --json document
 
 exit codes: 0 all ran; 1 an engine failed, the others finished; 2 bad usage or input;
-3 nothing could run; 4 a gate failed; 130 interrupted (what was recorded is kept)
+3 nothing could run; 4 a gate failed; 5 a gate could not tell; 130 interrupted (all is kept)
 """
 
 Command = Callable[[argparse.Namespace], int]
@@ -74,6 +74,13 @@ class _Parser(argparse.ArgumentParser):
     """One clear line for a mistake, not the whole usage."""
 
     def error(self, message: str) -> None:  # type: ignore[override]
+        mark = "unrecognized arguments: "
+        if message.startswith(f"{mark}--"):
+            from difflib import get_close_matches
+
+            typo = message.removeprefix(mark).split(" ")[0].partition("=")[0]
+            if near := get_close_matches(typo, self._option_string_actions, 1):
+                message += f"; did you mean {near[0]}?"
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
@@ -123,13 +130,14 @@ def _run_parser() -> argparse.ArgumentParser:
         metavar="HZ",
         help="host stacks a second, traced pass (1000; below 4 CPUs 200; blocking 100, native 20)",
     )
-    how.add_argument(
+    stacks = how.add_mutually_exclusive_group()
+    stacks.add_argument(
         "--host-native", action="store_true", help="C and C++ frames too; stops the worker"
     )
-    how.add_argument(
+    stacks.add_argument(
         "--host-blocking", action="store_true", help="stop the worker for each stack: none is torn"
     )
-    how.add_argument("--no-host", action="store_true", help="no host stacks")
+    stacks.add_argument("--no-host", action="store_true", help="no host stacks")
     how.add_argument("--seed", type=_natural, metavar="S", help="prompt ids, order, weights (0)")
     how.add_argument(
         "--timeout",
@@ -179,7 +187,10 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
         parser.add_argument(
             "--fail-on",
             metavar="EXPR",
-            help="exit 4 if B / A is beyond: tok_s<98%%, ttft>105%% (and the difference is seen)",
+            action="append",
+            default=[],
+            help="exit 4 if B / A is beyond: tok_s<98%%, ttft>105%% (and the difference is seen),"
+            " 5 if that cannot be told; may be repeated",
         )
         parser.set_defaults(command=_late("llmprof.cli.compare_command:compare"))
     elif name == "export":
@@ -242,8 +253,22 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if argv and argv[0] in SUBCOMMANDS:
         return _subcommand(argv[0]).parse_args(argv[1:])
     if argv and not argv[0].startswith("-"):
-        parser = _run_parser()
-        parser.error(f"unknown command {argv[0]!r}; commands: {', '.join(SUBCOMMANDS)}")
+        _run_parser().error(_no_command(argv[0]))
     arguments = _run_parser().parse_args(argv)
     arguments.argv = argv
     return arguments
+
+
+_MEANT = {"diff": "compare", "show": "open", "view": "open", "replay": "open", "report": "open",
+          "check": "doctor", "list": "engines"}  # fmt: skip
+
+
+def _no_command(word: str) -> str:
+    """What is wrong with a first word that is no command, and what was meant."""
+    from difflib import get_close_matches
+
+    if word.endswith((".sqlite", ".nsys-rep")):
+        return f"{word!r} is a file: llmprof open {word}, or llmprof --headless --from {word}"
+    near = [_MEANT[word]] if word in _MEANT else get_close_matches(word, SUBCOMMANDS, 1)
+    hint = f"did you mean {near[0]}?" if near else f"commands: {', '.join(SUBCOMMANDS)}"
+    return f"unknown command {word!r}; {hint}"

@@ -28,8 +28,8 @@ from llmprof.records import EngineRecord, RunState
 
 def run(arguments: argparse.Namespace) -> int:
     if arguments.source is not None:
-        if arguments.engine or arguments.output:
-            raise UsageError("--from reports on a recorded run: it takes no --engine and no -o")
+        if idle := _given(arguments):
+            raise UsageError(f"--from reports on a recorded run: it takes no {', '.join(idle)}")
         from llmprof.runfile.foreign.nsys_rep import readable
 
         return report(readable(Path(arguments.source)), arguments.json, arguments.step_range)
@@ -52,6 +52,19 @@ def run(arguments: argparse.Namespace) -> int:
             return _in_tui(prepared)
     with named_run(prepare(arguments)) as prepared:
         return _headless(prepared, arguments.json) if headless else _in_tui(prepared)
+
+
+_REPORTS = ("source", "json", "headless", "step_range", "argv", "command")
+"""What ``--from`` goes with."""
+
+
+def _given(arguments: argparse.Namespace) -> list[str]:
+    """Options for a run that the user has given."""
+    from llmprof.cli.parser import parse
+
+    usual = vars(parse([]))
+    given = [k for k, v in vars(arguments).items() if k not in _REPORTS and v != usual[k]]
+    return ["-o" if name == "output" else f"--{name.replace('_', '-')}" for name in given]
 
 
 def _interactive() -> bool:

@@ -28,16 +28,29 @@ import pytest
         (["--engine", "fake", "-o", "/proc/nowhere/run.sqlite"], "/proc/nowhere"),
         (["--from", "/no/such.sqlite"], "/no/such.sqlite"),
         (["--from", "x.sqlite", "--engine", "torch"], "--from"),
-        (["opne", "x"], "unknown command 'opne'"),
-        (["--modle", "tiny"], "--modle"),
+        (["--from", "x.sqlite", "--rounds", "3"], "takes no --rounds"),
+        (["--host-native", "--host-blocking"], "not allowed with"),
+        (["--modle", "tiny"], "did you mean --model?"),
+        (["--engin=fake"], "did you mean --engine?"),
     ],
 )
 def test_one_clear_line_and_exit_code_2(llmprof, arguments: list[str], words: str) -> None:
-    done = llmprof("--headless", *arguments) if arguments[0] != "opne" else llmprof(*arguments)
+    done = llmprof("--headless", *arguments)
     assert done.returncode == 2, done.stderr
     assert words in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
     assert not done.stdout
+
+
+@pytest.mark.parametrize(
+    ("word", "words"),
+    [("opne", "did you mean open?"), ("diff", "did you mean compare?"), ("zzz", "commands: open"),
+     ("run.sqlite", "llmprof open run.sqlite")],
+)  # fmt: skip
+def test_a_word_that_is_no_command(llmprof, word: str, words: str) -> None:
+    done = llmprof(word, "x")
+    assert done.returncode == 2 and words in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1 and not done.stdout
 
 
 def test_an_existing_run_is_not_overwritten(llmprof, tmp_path: Path) -> None:

@@ -7,8 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from llmprof.cli.compare_command import parse_gate
+from llmprof.analysis.timing.compare import Comparison
+from llmprof.analysis.timing.stats import Estimate
+from llmprof.cli.gate import parse_gate
 from llmprof.errors import UsageError
+from llmprof.records import Unavailable
 
 QUICK = ["--prompt-len", "8", "--decode-len", "16", "--rounds", "6", "--traced-steps", "0"]
 
@@ -37,10 +40,42 @@ def test_two_runs_and_the_gate(llmprof) -> None:
     record(llmprof, "new.sqlite", "fake:label=it,step_us=2500")
     done = llmprof("compare", "old.sqlite", "new.sqlite", "--fail-on", "tok_s<98%")
     assert done.returncode == 4, done.stdout + done.stderr
-    assert "gate failed: tok_s<98%" in done.stderr
+    assert "gate failed: tok_s<98%: it (B) / it (A) tok_s 0." in done.stderr
+    assert "limit < 0.980" in done.stderr
     assert "the runs did not take turns" in done.stdout
     back = llmprof("compare", "new.sqlite", "old.sqlite", "--fail-on", "tok_s<98%")
     assert back.returncode == 0, back.stderr
+    assert "gate passed: tok_s<98%" in back.stderr
+    gates = ("--fail-on", "tok_s<98%", "--fail-on", "ttft>100000%")
+    both = llmprof("compare", "old.sqlite", "new.sqlite", *gates[:2], "--fail-on", "ttft>900%")
+    assert both.returncode == 4 and len(both.stderr.splitlines()) == 2
+    bad = llmprof("compare", "old.sqlite", "new.sqlite", "--fail-on", "speed<1", *gates[:2])
+    assert bad.returncode == 2 and "speed<1" in bad.stderr
+    huge = llmprof("compare", "old.sqlite", "new.sqlite", *gates)
+    assert huge.returncode == 2 and "ratio of B to A" in huge.stderr
+
+
+def test_a_gate_that_cannot_tell_is_no_pass(llmprof) -> None:
+    """Three rounds have no interval."""
+    for name, step in (("a", 500), ("b", 2500)):
+        record(llmprof, f"{name}.sqlite", f"fake:label=it,step_us={step}", more=("--rounds", "3"))
+    done = llmprof("compare", "a.sqlite", "b.sqlite", "--fail-on", "tok_s<98%")
+    assert done.returncode == 5
+    assert "gate inconclusive: tok_s<98%: it (B) / it (A) tok_s 0." in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("value", "low", "high", "outcome"),
+    [(0.9, 0.8, 0.95, "failed"), (0.97, 0.93, 1.02, "inconclusive"), (0.99, 0.98, 0.995, "passed"),
+     (1.2, 1.1, 1.3, "passed"), (0.9, None, None, "inconclusive")],
+)  # fmt: skip
+def test_three_outcomes(value: float, low: float | None, high: float | None, outcome: str) -> None:
+    none = Unavailable("two rounds")
+    ratio = Estimate(value, none if low is None else low, none if high is None else high)
+    pair = Comparison("old", "new", True, 9, ratio, ratio, True, "")
+    found, line = parse_gate("tok_s<98%").judge(pair)
+    assert found == outcome
+    assert line.startswith(f"new / old tok_s {value:.3f}") and "limit < 0.980" in line
 
 
 def test_different_workloads_are_not_compared(llmprof) -> None:
@@ -60,6 +95,8 @@ def test_different_workloads_are_not_compared(llmprof) -> None:
         (["one.sqlite"], "one engine only"),
         (["one.sqlite:nobody", "one.sqlite:fake"], "nobody"),
         (["one.sqlite", "one.sqlite", "--fail-on", "speed<1"], "--fail-on speed<1"),
+        (["one.sqlite", "one.sqlite", "--fail-on", "tok_s<200"], "ratio of B to A"),
+        (["one.sqlite", "fake"], "one.sqlite:fake"),
     ],
 )
 def test_bad_input_is_one_line(llmprof, arguments: list[str], words: str) -> None:
