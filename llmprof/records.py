@@ -15,6 +15,8 @@ PassName = Literal["timing", "traced", "sampled"]
 """``timing``: nothing attached, the reported numbers. ``traced``: tracers attached. ``sampled``: a
 round like a timing round while the parent samples the GPU's own counters."""
 
+LOST_RECORDS = "GPU records"
+"""Name of the ``Missing`` row of a run whose tracer says that it lost records."""
 EngineState = Literal["pending", "loading", "warmup", "ready", "running", "finished", "failed"]
 RunState = Literal["running", "finished", "interrupted", "failed"]
 TraceLevel = Literal["steps", "kernels", "full", "all"]

@@ -10,8 +10,9 @@ from pathlib import Path
 from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
 from llmprof.runfile import schema
+from llmprof.runfile.activity import KERNELS
 from llmprof.runfile.database import quoted
-from llmprof.runfile.foreign.tables import KERNELS, columns_of
+from llmprof.runfile.foreign.tables import columns_of
 from llmprof.runfile.opening import OpenFile, damaged
 
 Share = Callable[[float], None]

@@ -31,16 +31,17 @@ from llmprof.records import (
     Warned,
 )
 from llmprof.runfile import schema
+from llmprof.runfile.activity import KERNELS
 from llmprof.runfile.codec import RowError, from_column, from_row
 from llmprof.runfile.foreign.recorded import add_traced_rounds
-from llmprof.runfile.foreign.tables import KERNELS, RANGES, StepPattern, read_foreign, step_patterns
+from llmprof.runfile.foreign.tables import RANGES, StepPattern, read_foreign, step_patterns
 from llmprof.runfile.nvtx import OpTotal, self_times
 from llmprof.runfile.opening import OpenFile, damaged
 from llmprof.runfile.trace.chunks import Advance, silent
 from llmprof.runfile.trace.host_rows import HostRows, read_samples
 
 if TYPE_CHECKING:
-    from llmprof.runfile.trace.rows import PmColumns, TraceRows
+    from llmprof.runfile.trace.rows import Ints, PmColumns, TraceRows
 
 T = TypeVar("T")
 FileKind = Literal["llmprof", "nsys", "other"]
@@ -214,6 +215,17 @@ class RunFileReader:
                 return read_trace(self._sql, self._tables(), record.pid, window, limit, advance)
             except (TypeError, ValueError, OverflowError) as why:
                 raise RowError(f"a trace table holds something else than integers: {why}") from None
+
+    def other_processes(self, record: RoundRecord) -> dict[int, tuple[Ints, Ints]]:
+        """CUDA's number of a device of the round's process → (start, end) of what other processes
+        did on that GPU meanwhile, disjoint, ns. Of an nsys export; empty for a run of llmprof."""
+        from llmprof.runfile.trace.sharing import other_processes
+
+        if self.kind() != "nsys":
+            return {}
+        with self._reading():
+            window = record.start_ns, record.end_ns
+            return other_processes(self._sql, self._tables(), record.pid, window)
 
     def pm_samples(self, round_id: int) -> tuple[PmRound, PmColumns] | None:
         """A sampled round's samples; ``None`` where there are none."""

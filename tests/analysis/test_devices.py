@@ -14,9 +14,10 @@ from trace_factory import PID, K, Made, make_trace
 from llmprof.analysis.device.attribution import attribute
 from llmprof.analysis.device.gaps import GapReport, idle_gaps
 from llmprof.analysis.device.kernels import TracedRound, kernel_report, prepare
+from llmprof.analysis.device.sweep import covered_ns
 from llmprof.analysis.device.waterfall import StepParts, step_parts
 from llmprof.analysis.host.causes import GapCauses, gap_causes
-from llmprof.analysis.host.peers import moved, peer_ns
+from llmprof.analysis.host.peers import moved
 from llmprof.records import RoundRecord, Unavailable
 from llmprof.runfile.trace.rows import CopyRows, KernelRows, TraceRows
 
@@ -145,7 +146,8 @@ def test_every_device_has_the_busy_time_that_a_ruler_finds(
         for peer in peers:
             for start, end in zip(peer.start_ns.tolist(), peer.end_ns.tolist(), strict=True):
                 expected[start:end] = True
-        found = peer_ns(peers, starts, ends).tolist()
+        spans_of_peers = [(peer.start_ns, peer.end_ns) for peer in peers]
+        found = covered_ns(spans_of_peers, starts, ends).tolist()
         pairs = zip(starts.tolist(), ends.tolist(), strict=True)
         assert found == [int(expected[a:b].sum()) for a, b in pairs]
     report = kernel_report(traced)

@@ -125,7 +125,7 @@ def test_other_processes_are_outside() -> None:
     found = attribute(made.rows, made.record)
     assert set(found.kernel_step[::2]) == {-1}
     made.rows.kernels.pid[:] = PID + 1
-    assert "no kernel of process" in attribute(made.rows, made.record).reason
+    assert "no work of process" in attribute(made.rows, made.record).reason
 
 
 def test_rounds_without_steps_and_empty_traces() -> None:

@@ -120,7 +120,7 @@ def test_an_empty_trace_is_no_crash() -> None:
     made = make_trace(3)
     report = kernel_report(ready(replace(made, rows=TraceRows())))
     assert report.kernels == report.categories == () and report.busy_ns == 0
-    assert "no kernel of process" in report.reason
+    assert "no work of process" in report.reason
 
 
 def test_gaps_say_where_and_why() -> None:

@@ -36,6 +36,7 @@ def work_of(items: list[tuple[int, int, int]]) -> LaneWork:
         kernel_row=np.arange(count),
         copy_row=np.empty(0, np.int64),
         device=np.zeros(count, np.int64),
+        whole_graph=np.zeros(count, bool),
         names=("void a()", "void b()", "void c()"),
     )
     return LaneWork(work, {0: "attention", 1: "norm", 2: "norm"}, label + 1)

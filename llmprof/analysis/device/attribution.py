@@ -65,8 +65,8 @@ def attribute(rows: TraceRows, record: RoundRecord, clock_error_ns: int = 0) -> 
     stamps = np.maximum.accumulate(np.array(record.stamps_ns, np.int64))
     if record.steps < 1:
         return _nothing(rows, "the traced round has no finished decode step", ())
-    if not np.any(rows.kernels.pid == record.pid):
-        return _nothing(rows, f"the trace holds no kernel of process {record.pid}", ())
+    if not (np.any(rows.kernels.pid == record.pid) or np.any(rows.copies.pid == record.pid)):
+        return _nothing(rows, f"the trace holds no work of process {record.pid}", ())
     checks = [_check_synchronous(record)]
     launched = _by_correlation(rows, record, stamps)
     if checks[0].passed:
@@ -165,7 +165,8 @@ def _check_time(
     either = int(np.count_nonzero(after_start > before_end))
     late = int(np.count_nonzero((start > stamps[-1] + error_ns) & (start <= record.end_ns)))
     # A lag of whole steps crosses no stamp, but leaves the first ones without work.
-    per_step = np.bincount(timed[0][timed[0] >= 0], minlength=len(stamps))
+    done = np.concatenate(timed)
+    per_step = np.bincount(done[done >= 0], minlength=len(stamps))
     first = int(record.prefill_start_ns >= stamps[0])  # a foreign trace: prefill is not known
     empty = int(np.count_nonzero(per_step[first:] == 0))
     return [
@@ -183,9 +184,7 @@ def _check_time(
             not late,
             f"{_count(late, 'kernel or copy began', 'began')} after the last stamp",
         ),
-        Check(
-            "empty", not empty, f"{empty} of {len(stamps)} steps (prefill included) ran no kernel"
-        ),
+        Check("empty", not empty, f"{empty} of {len(stamps)} steps (prefill included) ran no work"),
     ]
 
 

@@ -29,6 +29,8 @@ from llmprof.plaintext import one_line
 
 OTHER = "other"
 COPY = "copy"
+WHOLE_GRAPH = "CUDA graph"
+"""No category of a kernel: a CUDA graph that was traced as a whole, whatever is in it."""
 IDLE = "idle"
 """No category of a kernel: what the waterfall calls the time without any work."""
 

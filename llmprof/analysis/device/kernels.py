@@ -15,15 +15,30 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmprof.analysis.device.attribution import Attribution, Check, Method
-from llmprof.analysis.device.categories import COPY, OTHER, Rule, categorise
+from llmprof.analysis.device.categories import COPY, OTHER, WHOLE_GRAPH, Rule, categorise
+from llmprof.analysis.device.gaps import between_pieces
 from llmprof.analysis.device.kernel_names import short_name
-from llmprof.analysis.device.sweep import Timeline, Work, collect, lay_out, sums
+from llmprof.analysis.device.quality import Quality, check
+from llmprof.analysis.device.sweep import (
+    WHOLE_GRAPH_NAME,
+    Timeline,
+    Work,
+    collect,
+    covered_ns,
+    lay_out,
+    sums,
+)
 from llmprof.plaintext import one_line
 from llmprof.records import Maybe, RoundRecord, Unavailable
 from llmprof.runfile.trace.rows import Ints, KernelRows, TraceRows
 
 Dim = tuple[int, int, int]
+Spans = tuple[Ints, Ints]
 
+NOT_SPLIT = Unavailable(
+    "CUDA graphs were traced as a whole: which kernels ran is not known"
+    " (nsys profile --cuda-graph-trace=node shows them)"
+)
 _DURATION_BITS = 40
 """18 minutes in ns: a duration and a label share one sortable int64."""
 
@@ -39,8 +54,9 @@ class StepGpu:
     """Some kernel, copy or set is running: the union over streams."""
     idle_ns: int
     kernels: int
-    """On all devices, like ``copies`` and ``launches``."""
+    """On all devices, like ``copies`` and ``launches``; without those in whole graphs."""
     copies: int
+    """All other work: copies, sets, CUDA graphs that were traced as a whole."""
     launches: int
     """Calls that started kernels: a CUDA graph of 200 kernels is one."""
     unusual: bool
@@ -90,9 +106,11 @@ class DeviceReport:
     device: int
     primary: bool
     """The engine's own busy and idle time are this device's."""
-    busy_ns: int
+    busy_ns: int | Unavailable
     """Over the scope."""
-    idle_ns: int
+    idle_ns: int | Unavailable
+    other_processes_ns: int | Unavailable
+    """Of ``idle_ns``: other processes worked on the device."""
     busy_ms_per_step: Maybe
     """Median over the steps, like ``idle_ms_per_step``."""
     idle_ms_per_step: Maybe
@@ -120,9 +138,11 @@ class KernelReport:
     idle_ms_per_step: Maybe
     kernels_per_step: Maybe
     launches_per_step: Maybe
-    busy_ns: int
+    busy_ns: int | Unavailable
     """Over the scope."""
-    idle_ns: int
+    idle_ns: int | Unavailable
+    idle_at_most: str
+    """Why idle is an upper bound (lost records); empty: it is not."""
     kernels: tuple[KernelSummary, ...]
     categories: tuple[CategoryTime, ...]
     """By total time. Their sum is ``busy_ns``."""
@@ -144,15 +164,31 @@ class TracedRound:
     devices: tuple[Timeline, ...]
     """The same for each device, ascending; one of them is ``laid``."""
     attribution: Attribution
-    rows: KernelRows
+    rows: TraceRows
     categories: dict[int, str]
     """Label → category."""
+    quality: Quality
+    other_processes: dict[int, Spans]
+    """Device → when other processes worked on it: (start, end), ns."""
 
     @property
     def timeline(self) -> Timeline | Unavailable:
         """Of the decode steps, on the primary device."""
-        why = self.attribution.unavailable
+        why = self.unknown
         return self.laid if why is None else why
+
+    @property
+    def unknown(self) -> Unavailable | None:
+        """Why busy and idle time of the steps are not known."""
+        why = self.attribution.unavailable  # false in itself, so no `or` here
+        return self.quality.doubt if why is None else why
+
+    @property
+    def not_split(self) -> bool:
+        """Are CUDA graphs among the work of the steps that were traced as a whole?"""
+        work = self.work
+        mine = work.whole_graph & _overlaps(work, self.laid.bounds_ns)
+        return bool(mine.any())
 
 
 def prepare(
@@ -161,10 +197,14 @@ def prepare(
     attribution: Attribution,
     engine: str,
     rules: Sequence[Rule] | None = None,
+    lost: str = "",
+    other_processes: dict[int, Spans] | None = None,
 ) -> TracedRound:
     """Lay out the round's work.
 
     Args:
+        lost: what the recording says about lost records.
+        other_processes: device → when other processes worked on it.
         record: on the time axis of the rows.
         engine: the engine's name, for rules that are only for it.
         rules: by default the shipped ones (``categories.load_rules`` adds the user's).
@@ -181,7 +221,12 @@ def prepare(
         # The user may say otherwise about kernels, but a transfer is a transfer.
         if name.startswith("[mem"):
             categories[label] = COPY
-    return TracedRound(work, laid, devices, attribution, rows.kernels, categories)
+        elif name == WHOLE_GRAPH_NAME:
+            categories[label] = WHOLE_GRAPH
+    quality = check(rows, record, lost)
+    return TracedRound(
+        work, laid, devices, attribution, rows, categories, quality, other_processes or {}
+    )
 
 
 def kernel_report(traced: TracedRound) -> KernelReport:
@@ -195,20 +240,25 @@ def kernel_report(traced: TracedRound) -> KernelReport:
         inside = traced.work.step > 0
         steps, per_step = _steps(traced.work, laid, traced.rows), laid.steps
         scope = f"{per_step} decode step{'s' * (per_step > 1)}"
+    doubt = traced.quality.doubt
     busy = int(laid.busy_ns().sum())
+    counted = steps
+    if doubt is not None and not isinstance(steps, Unavailable):
+        steps = doubt
     return KernelReport(
         method=attribution.method,
         reason=attribution.reason,
         checks=attribution.checks,
         scope=scope,
         steps=steps,
-        wall_ms_per_step=_median(steps, "wall_ns", 1e6),
+        wall_ms_per_step=_median(counted, "wall_ns", 1e6),
         busy_ms_per_step=_median(steps, "busy_ns", 1e6),
         idle_ms_per_step=_median(steps, "idle_ns", 1e6),
-        kernels_per_step=_median(steps, "kernels", 1),
-        launches_per_step=_median(steps, "launches", 1),
-        busy_ns=busy,
-        idle_ns=int(laid.wall_ns().sum()) - busy,
+        kernels_per_step=NOT_SPLIT if traced.not_split else _median(counted, "kernels", 1),
+        launches_per_step=_median(counted, "launches", 1),
+        busy_ns=busy if doubt is None else doubt,
+        idle_ns=int(laid.wall_ns().sum()) - busy if doubt is None else doubt,
+        idle_at_most=traced.quality.at_most,
         kernels=_summaries(traced, np.flatnonzero(inside), per_step),
         categories=_category_times(traced, per_step),
         device=laid.device,
@@ -218,21 +268,29 @@ def kernel_report(traced: TracedRound) -> KernelReport:
 
 def _device(traced: TracedRound, timeline: Timeline, inside: NDArray[np.bool_]) -> DeviceReport:
     """``inside``: of every row of the work, is it in the scope?"""
-    work, why = traced.work, traced.attribution.unavailable
+    work, why, doubt = traced.work, traced.unknown, traced.quality.doubt
     mine = inside & (work.device == timeline.device)
     busy, wall = timeline.busy_ns(), timeline.wall_ns()
-    known = why is None
+    others = int(others_ns(traced, timeline).sum()) if doubt is None else doubt
     return DeviceReport(
         device=timeline.device,
         primary=timeline is traced.laid,
-        busy_ns=int(busy.sum()),
-        idle_ns=int(wall.sum() - busy.sum()),
-        busy_ms_per_step=float(np.median(busy)) / 1e6 if known else _no_steps(traced),
-        idle_ms_per_step=float(np.median(wall - busy)) / 1e6 if known else _no_steps(traced),
+        busy_ns=int(busy.sum()) if doubt is None else doubt,
+        idle_ns=int(wall.sum() - busy.sum()) if doubt is None else doubt,
+        other_processes_ns=others,
+        busy_ms_per_step=float(np.median(busy)) / 1e6 if why is None else why,
+        idle_ms_per_step=float(np.median(wall - busy)) / 1e6 if why is None else why,
         kernels=int(np.count_nonzero(mine & work.is_kernel)),
         copies=int(np.count_nonzero(mine & ~work.is_kernel)),
         step_busy_ns=tuple(busy.tolist()) if why is None else why,
     )
+
+
+def others_ns(traced: TracedRound, timeline: Timeline) -> Ints:
+    """Of every gap of a device's timeline: ns in which other processes worked on the device."""
+    start, end, *_ = between_pieces(timeline)
+    spans = traced.other_processes.get(timeline.device)
+    return covered_ns([] if spans is None else [spans], start, end)
 
 
 def category_ns(traced: TracedRound) -> dict[str, int]:
@@ -257,14 +315,18 @@ def _median(steps: tuple[StepGpu, ...] | Unavailable, field: str, unit: float) -
     return float(np.median([getattr(s, field) for s in steps])) / unit
 
 
-def _steps(work: Work, timeline: Timeline, rows: KernelRows) -> tuple[StepGpu, ...]:
+def _steps(work: Work, timeline: Timeline, rows: TraceRows) -> tuple[StepGpu, ...]:
     count = timeline.steps
     kernel_step = work.step[work.is_kernel]
     copy_step = work.step[~work.is_kernel]
     kernels = np.bincount(kernel_step[kernel_step > 0], minlength=count + 1)[1:]
     copies = np.bincount(copy_step[copy_step > 0], minlength=count + 1)[1:]
-    first = np.unique(rows.correlation[work.kernel_row], return_index=True)[1]
-    launch_step = kernel_step[first]
+    graphs = work.whole_graph[~work.is_kernel]
+    launched = np.concatenate(
+        [rows.kernels.correlation[work.kernel_row], rows.copies.correlation[work.copy_row[graphs]]]
+    )
+    first = np.unique(launched, return_index=True)[1]
+    launch_step = np.concatenate([kernel_step, copy_step[graphs]])[first]
     launches = np.bincount(launch_step[launch_step > 0], minlength=count + 1)[1:]
     wall, busy = timeline.wall_ns(), timeline.busy_ns()
     unusual = _unusual(work, count)
@@ -301,7 +363,7 @@ def _unusual(work: Work, count: int) -> list[bool]:
 
 
 def _summaries(traced: TracedRound, inside: Ints, steps: int) -> tuple[KernelSummary, ...]:
-    work, rows = traced.work, traced.rows
+    work, rows = traced.work, traced.rows.kernels
     label = work.label[inside]
     duration = (work.end_ns - work.start_ns)[inside]
     size = len(work.names)

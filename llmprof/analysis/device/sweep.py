@@ -9,28 +9,35 @@ under a second.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from llmprof.runfile.activity import GRAPH, SET
 from llmprof.runfile.trace.rows import CopyRows, Ints, KernelRows, TraceRows
 
+WHOLE_GRAPH_NAME = "[CUDA graph, traced as a whole]"
 COPY_NAMES = {
-    -1: "[memset]",
+    GRAPH: WHOLE_GRAPH_NAME,
+    SET: "[memset]",
     0: "[memcpy]",
     1: "[memcpy Host-to-Device]",
     2: "[memcpy Device-to-Host]",
     8: "[memcpy Device-to-Device]",
     9: "[memcpy Host-to-Host]",
     10: "[memcpy Peer-to-Peer]",
+    11: "[memcpy Unified Host-to-Device]",
+    12: "[memcpy Unified Device-to-Host]",
+    13: "[memcpy Unified Device-to-Device]",
 }
 """nsys copyKind → the name under which nsys lists it."""
 
 
 @dataclass(frozen=True, eq=False)
 class Work:
-    """All kernels, copies and sets of one process, kernels first. Equal lengths."""
+    """All device work of one process, kernels first. Equal lengths."""
 
     start_ns: Ints
     end_ns: Ints
@@ -44,6 +51,8 @@ class Work:
     copy_row: Ints
     """Rows of ``CopyRows`` of all else, in order."""
     device: Ints
+    whole_graph: NDArray[np.bool_]
+    """A CUDA graph that was traced as a whole."""
     names: tuple[str, ...]
 
     def devices(self) -> tuple[int, ...]:
@@ -65,6 +74,7 @@ class Work:
             kernel_row=self.kernel_row[mine[kernel]],
             copy_row=self.copy_row[mine[~kernel]],
             device=self.device[mine],
+            whole_graph=self.whole_graph[mine],
             names=self.names,
         )
 
@@ -118,6 +128,7 @@ def collect(rows: TraceRows, pid: int, kernel_step: Ints, copy_step: Ints) -> Wo
         kernel_row=mine,
         copy_row=copied,
         device=np.concatenate([kernels.device[mine], copies.device[copied]]),
+        whole_graph=np.concatenate([np.zeros(len(mine), np.bool_), copies.kind[copied] == GRAPH]),
         names=(*kernel_names, *copy_names),
     )
 
@@ -151,6 +162,30 @@ def cut(start: Ints, end: Ints, bounds_ns: Ints) -> tuple[Ints, Ints, Ints, Ints
     return origin[there], begin[there], finish[there], step[there]
 
 
+def covered_ns(spans: Sequence[tuple[Ints, Ints]], start: Ints, end: Ints) -> Ints:
+    """ns of each stretch that lie in at least one of the (start, end) spans."""
+    if not spans:
+        return np.zeros(len(start), np.int64)
+    begins = np.concatenate([span[0] for span in spans])
+    ends = np.concatenate([span[1] for span in spans])
+    order = np.argsort(begins, kind="stable")
+    begins, ends = begins[order], np.maximum.accumulate(ends[order])
+    begins[1:] = np.maximum(begins[1:], ends[:-1])
+    there = ends > begins
+    begins, ends = begins[there], ends[there]
+    if not len(begins):
+        return np.zeros(len(start), np.int64)
+    before = np.concatenate([[0], np.cumsum(ends - begins)])
+
+    def upto(times: Ints) -> Ints:
+        begun = np.searchsorted(begins, times, "right")
+        over = np.maximum(0, ends[np.maximum(begun, 1) - 1] - times)
+        found: Ints = before[begun] - np.where(begun > 0, over, 0)
+        return found
+
+    return upto(end) - upto(start)
+
+
 def sums(index: Ints, values: Ints, length: int) -> Ints:
     """Sum of ``values`` for each index; exact below 2**53 (104 days in ns)."""
     total = np.bincount(index, weights=values, minlength=length)
@@ -168,5 +203,6 @@ def _kernel_labels(kernels: KernelRows, mine: Ints) -> tuple[Ints, list[str]]:
 
 def _copy_labels(copies: CopyRows, copied: Ints) -> tuple[Ints, list[str]]:
     kinds, inverse = np.unique(copies.kind[copied], return_inverse=True)
-    names = [COPY_NAMES.get(int(k), f"[memcpy kind {k}]") for k in kinds]
+    known = {**COPY_NAMES, **copies.names}
+    names = [known.get(int(k), f"[memcpy kind {k}]") for k in kinds]
     return inverse.astype(np.int64), names

@@ -11,11 +11,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from llmprof.analysis.device.categories import IDLE
+from llmprof.analysis.device.categories import IDLE, WHOLE_GRAPH
 from llmprof.analysis.device.kernels import TracedRound, category_ns
 from llmprof.records import Maybe, Provenance, Unavailable
 
 Basis = Literal["traced", "timing"]
+ALL_WORK = "all GPU work"
+"""The one category of a waterfall where work cannot be split."""
 
 
 @dataclass(frozen=True)
@@ -151,6 +153,14 @@ def _refilled(parts: StepParts, step_ns: float) -> tuple[StepParts, bool]:
 def _between(
     a: StepParts, b: StepParts, basis: Basis, provenance: Provenance, note: str
 ) -> Waterfall:
+    whole = [p.label for p in (a, b) if p.parts_ns.get(WHOLE_GRAPH)]
+    if whole:
+        # Kernels on one side and whole graphs on the other: no category of both can be compared.
+        note += (
+            f"; work is not split by category: CUDA graphs of {' and '.join(whole)} were traced as"
+            " a whole (--cuda-graph-trace=node shows their kernels)"
+        )
+        a, b = _unsplit(a), _unsplit(b)
     names = dict.fromkeys([*a.parts_ns, *b.parts_ns])
     parts = []
     for name in names:
@@ -168,6 +178,12 @@ def _between(
         b.step_ns - a.step_ns,
         tuple(parts),
     )
+
+
+def _unsplit(parts: StepParts) -> StepParts:
+    idle = parts.parts_ns.get(IDLE, 0)
+    work = sum(parts.parts_ns.values()) - idle
+    return StepParts(parts.label, parts.steps, parts.step_ns, {ALL_WORK: work, IDLE: idle})
 
 
 def _steps(a: StepParts, b: StepParts) -> str:

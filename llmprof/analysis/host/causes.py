@@ -14,8 +14,9 @@ The rules, for each gap (a stretch without kernel, copy or set), the first that 
    uncertainty with the gap. A sample of kind ``host`` counts as ``launch`` where work began within
    ``LAUNCH_PACE_NS`` before and behind it.
 4. Fewer than one sample in a sort of gaps: ``unknown``.
-5. Gaps are those of the engine's primary device. While another of its devices works, time that the
-   rules above call waiting (``PEER_WAITS``) is ``other GPU``.
+5. Gaps are those of the engine's primary device. While another process works on it, it is not idle
+   at all: ``other process``. While another of the engine's devices works, time that the rules above
+   call waiting (``PEER_WAITS``) is ``other GPU``.
 
 A sample while another Python thread was busy counts for ``gil`` by that thread's part of the
 processor time of both.
@@ -33,15 +34,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmprof.analysis.device.gaps import between_pieces
-from llmprof.analysis.device.kernels import TracedRound
-from llmprof.analysis.device.sweep import Timeline
+from llmprof.analysis.device.kernels import TracedRound, others_ns
+from llmprof.analysis.device.sweep import Timeline, covered_ns
 from llmprof.analysis.host.launches import (
     LAUNCH_PACE_NS,
     Cause,
     Launches,
     share_out,
 )
-from llmprof.analysis.host.peers import moved, peer_ns
+from llmprof.analysis.host.peers import moved
 from llmprof.analysis.host.stacks import FrameTime, HostTrace, StepSample, frame_times
 from llmprof.records import HostFrame, RoundRecord, Unavailable
 from llmprof.runfile.trace.rows import Ints, TraceRows
@@ -63,6 +64,7 @@ WORDS: Mapping[Cause, str] = {
     "gil": "the host waited for the GIL, which another Python thread held",
     "host": "the host computed (sampling, detokenising, Python)",
     "device": "the device's own way from one kernel to the next; the work was there",
+    "other process": "another process used the GPU meanwhile",
     "other GPU": "another GPU of the engine was at work, this one had to wait for it",
     "unknown": "no call and no sample says",
 }
@@ -139,9 +141,11 @@ class GapJudge:
         ]
         self._inside = _by_gap(overlaps, [_kinds(s, begins) for s in samples])
         self._launches = Launches(traced, rows, record)
-        others = [device for device in traced.devices if device is not timeline]
-        self._peer = peer_ns(others, start, end)
+        peers = [(d.start_ns, d.end_ns) for d in traced.devices if d is not timeline]
+        self._peer = covered_ns(peers, start, end)
         """Of every gap: ns in which another device of the engine worked."""
+        self._taken = others_ns(traced, timeline)
+        """Of every gap: ns in which another process worked on this device."""
 
     @cached_property
     def _queued(self) -> NDArray[np.bool_]:
@@ -173,7 +177,7 @@ class GapJudge:
                 found[cause] += ns
         else:
             found.update(_by_sort(end_ns - start_ns, self._weights[self._gaps.sort(n)]))
-        _to_peer(found, int(self._peer[n]))
+        _not_idle(found, int(self._taken[n]), int(self._peer[n]))
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
     @cached_property
@@ -209,13 +213,14 @@ class GapJudge:
         length = gaps.end - gaps.start
         total = int(length.sum())
         totals["device"] = int(length[self._queued].sum())
-        _to_peer(totals, int(np.minimum(self._peer, length)[self._queued].sum()))
+        queued = self._queued
+        _not_idle(totals, int(self._taken[queued].sum()), int(self._peer[queued].sum()))
         if self.has_calls:
             for n in np.flatnonzero(~self._queued).tolist():
                 found = defaultdict[Cause, int](int)
                 for cause, ns in self._cut(n):
                     found[cause] += ns
-                _to_peer(found, int(self._peer[n]))
+                _not_idle(found, int(self._taken[n]), int(self._peer[n]))
                 for cause, ns in found.items():
                     totals[cause] += ns
         else:
@@ -224,7 +229,7 @@ class GapJudge:
                 mine = ~self._queued & (place == sort[0]) & (short == sort[1])
                 if ns := int(length[mine].sum()):
                     found = defaultdict(int, _by_sort(ns, self._weights[sort]))
-                    _to_peer(found, int(self._peer[mine].sum()))
+                    _not_idle(found, int(self._taken[mine].sum()), int(self._peer[mine].sum()))
                     for cause, part in found.items():
                         totals[cause] += part
         stacks = tuple((s.stack, w) for s, w in self._touched)
@@ -242,13 +247,19 @@ class GapJudge:
         )
 
 
-def _to_peer(found: defaultdict[Cause, int], ns: int) -> None:
-    """Rule 5."""
-    if ns:
-        whole = sum(found.values())
-        rest = moved(found, PEER_WAITS, ns)
-        found.update({cause: rest.get(cause, 0) for cause in found})
-        found["other GPU"] += whole - sum(rest.values())
+def _not_idle(found: defaultdict[Cause, int], taken_ns: int, peer_ns: int) -> None:
+    """Rule 5: ``taken_ns`` of the gaps another process had the device, ``peer_ns`` another device
+    of the engine worked."""
+    moves: tuple[tuple[Cause, int, Sequence[Cause]], ...] = (
+        ("other process", taken_ns, tuple(found)),
+        ("other GPU", peer_ns, PEER_WAITS),
+    )
+    for cause, ns, waits in moves:
+        if ns:
+            whole = sum(found.values())
+            rest = moved(found, waits, ns)
+            found.update({name: rest.get(name, 0) for name in found})
+            found[cause] += whole - sum(rest.values())
 
 
 def _causes(totals: Mapping[Cause, int], total: int, steps: int) -> tuple[CauseTime, ...]:

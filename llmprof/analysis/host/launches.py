@@ -14,8 +14,8 @@ from llmprof.records import RoundRecord
 from llmprof.runfile.trace.rows import ApiRows, Ints, TraceRows
 
 Cause = Literal[
-    "launch", "sync", "graph update", "allocator", "wait", "gil", "host", "device", "other GPU",
-    "unknown",
+    "launch", "sync", "graph update", "allocator", "wait", "gil", "host", "device", "other process",
+    "other GPU", "unknown",
 ]  # fmt: skip
 LAUNCH_PACE_NS = 200_000
 """Launches no further apart than this are one burst: an eager operator takes 10–100 us of host."""

@@ -1,39 +1,9 @@
-"""Idle time of one device during which another device of the same engine worked."""
+"""Taking time from some causes in favour of another, exact to the ns."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import TypeVar
-
-import numpy as np
-
-from llmprof.analysis.device.sweep import Timeline
-from llmprof.runfile.trace.rows import Ints
-
-
-def peer_ns(others: Sequence[Timeline], start: Ints, end: Ints) -> Ints:
-    """ns of each stretch in which at least one of the other devices is busy."""
-    if not others:
-        return np.zeros(len(start), np.int64)
-    begins = np.concatenate([timeline.start_ns for timeline in others])
-    ends = np.concatenate([timeline.end_ns for timeline in others])
-    order = np.argsort(begins, kind="stable")
-    begins, ends = begins[order], np.maximum.accumulate(ends[order])
-    begins[1:] = np.maximum(begins[1:], ends[:-1])
-    there = ends > begins
-    begins, ends = begins[there], ends[there]
-    if not len(begins):
-        return np.zeros(len(start), np.int64)
-    before = np.concatenate([[0], np.cumsum(ends - begins)])
-
-    def upto(times: Ints) -> Ints:
-        begun = np.searchsorted(begins, times, "right")
-        over = np.maximum(0, ends[np.maximum(begun, 1) - 1] - times)
-        found: Ints = before[begun] - np.where(begun > 0, over, 0)
-        return found
-
-    return upto(end) - upto(start)
-
 
 Name = TypeVar("Name", bound=str)
 

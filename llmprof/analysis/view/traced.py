@@ -18,7 +18,13 @@ from llmprof.analysis.bandwidth.sampled import SampledSteps, sampled_steps
 from llmprof.analysis.device.attribution import attribute
 from llmprof.analysis.device.categories import OTHER, Rule, categorise, load_rules
 from llmprof.analysis.device.gaps import GapReport, idle_gaps
-from llmprof.analysis.device.kernels import KernelReport, TracedRound, kernel_report, prepare
+from llmprof.analysis.device.kernels import (
+    KernelReport,
+    TracedRound,
+    kernel_report,
+    others_ns,
+    prepare,
+)
 from llmprof.analysis.device.waterfall import (
     StepParts,
     Waterfall,
@@ -32,7 +38,15 @@ from llmprof.analysis.timeline.axis import RunLanes
 from llmprof.analysis.timeline.build import build_lane
 from llmprof.analysis.timing.steps import engine_steps
 from llmprof.analysis.view.report import Report
-from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable, Warned
+from llmprof.records import (
+    LOST_RECORDS,
+    EngineRecord,
+    Maybe,
+    RoundRecord,
+    RunData,
+    Unavailable,
+    Warned,
+)
 from llmprof.runfile.nvtx import OpTotal
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace.chunks import Advance, silent
@@ -59,6 +73,8 @@ class EngineTrace:
     Args:
         reader: ``None``: nothing is read, the steps alone are known.
         limit: kernels that are analysed at most, from the round's first on.
+        lost: what the recording says about lost records.
+        shared: other processes may use the same device at the same time.
     """
 
     def __init__(
@@ -75,8 +91,12 @@ class EngineTrace:
         no_host: str = "host stacks were not sampled",
         limit: int = MAX_KERNELS,
         advance: Advance = silent,
+        lost: str = "",
+        shared: bool = False,
     ) -> None:
         self.label = label
+        self.warnings: tuple[str, ...] = ()
+        """What makes the numbers of its trace doubtful."""
         self.cut = ""
         """What of the round is analysed, where that is not all."""
         self.cells: Cells | None = None
@@ -100,7 +120,7 @@ class EngineTrace:
             self.round = PENDING
             return
         rows = reader.trace_rows(record, limit, advance)
-        if not len(rows.kernels):
+        if not (len(rows.kernels) or len(rows.copies)):
             self.round = Unavailable(no_kernels)
             return
         if rows.complete_ns is not None:
@@ -123,9 +143,22 @@ class EngineTrace:
         self.api_rows = rows.api
         self._rows = rows
         attribution = attribute(rows, record, clock_error_ns)
-        self.round = prepare(rows, record, attribution, engine, rules)
+        others = reader.other_processes(record) if shared else {}
+        self.round = prepare(rows, record, attribution, engine, rules, lost, others)
         if self.cells is not None:
             self.cells.device = self.round.laid.device
+        self.warnings = (*self.round.quality.warnings, *self._sharing(self.round))
+
+    def _sharing(self, traced: TracedRound) -> Iterator[str]:
+        """Idle time of this process in which the device was another's."""
+        for timeline in traced.devices:
+            taken = int(others_ns(traced, timeline).sum())
+            idle = int((timeline.wall_ns() - timeline.busy_ns()).sum())
+            if taken:
+                yield (
+                    f"other processes use GPU {timeline.device} too: idle is this process's, not"
+                    f" the GPU's; their work fills {taken / idle:.0%} of it"
+                )
 
     @cached_property
     def kernels(self) -> KernelReport | Unavailable:
@@ -182,6 +215,8 @@ class RunTrace:
         limit = max(LEAST_KERNELS, MAX_KERNELS // max(1, len(traced)))
         with RunFileReader(path) as reader:
             total, done = max(1, reader.trace_size() * len(traced)), 0
+            # Of our own runs one engine at a time is traced.
+            foreign = not reader.is_llmprof()
 
             def advance(rows: int) -> None:
                 nonlocal done
@@ -205,6 +240,8 @@ class RunTrace:
                     sampled=sampled_steps(reader, data, engine),
                     limit=limit,
                     advance=advance,
+                    lost=data.why_missing("run", LOST_RECORDS) or "",
+                    shared=foreign,
                 )
                 for engine in data.engines
             )
@@ -237,6 +274,11 @@ class RunTrace:
     def cuts(self) -> tuple[Warned, ...]:
         """What was not analysed, by engine."""
         return tuple(Warned(engine.label, engine.cut) for engine in self.engines if engine.cut)
+
+    @property
+    def doubts(self) -> tuple[Warned, ...]:
+        """What makes numbers doubtful, by engine."""
+        return tuple(Warned(e.label, text) for e in self.engines for text in e.warnings)
 
     def refine(self, tell: Tell = quiet) -> Iterator[None]:
         """Add up the kernels that are not analysed one by one, for the timeline; yields whenever
@@ -364,8 +406,10 @@ def _why_no_host(data: RunData, label: str) -> str:
 
 
 def all_warnings(report: Report, trace: RunTrace | Unavailable) -> tuple[Warned, ...]:
-    """Of the run, and what of its trace was not analysed."""
-    return (*report.warnings, *(trace.cuts if isinstance(trace, RunTrace) else ()))
+    """Of the run, and what of its trace was not analysed or is doubtful."""
+    if not isinstance(trace, RunTrace):
+        return report.warnings
+    return (*report.warnings, *trace.cuts, *trace.doubts)
 
 
 def load_trace(report: Report, data: RunData) -> RunTrace | Unavailable:

@@ -15,8 +15,8 @@ from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
 
 _DEVICE = (
-    "device", "primary", "busy_ns", "idle_ns", "busy_ms_per_step", "idle_ms_per_step", "kernels",
-    "copies",
+    "device", "primary", "busy_ns", "idle_ns", "other_processes_ns", "busy_ms_per_step",
+    "idle_ms_per_step", "kernels", "copies",
 )  # fmt: skip
 _FORMULA = ("=", "+", "-", "@")
 

@@ -47,7 +47,7 @@ def _gpu(reports: Sequence[tuple[EngineTrace, KernelReport]]) -> list[str]:
         cells = (
             _ms(r.wall_ms_per_step).rjust(10),
             _ms(r.busy_ms_per_step).rjust(11),
-            _ms(r.idle_ms_per_step).rjust(11),
+            _idle(r).rjust(11),
             _count(r.kernels_per_step).rjust(9),
             _count(r.launches_per_step).rjust(10),
         )
@@ -56,6 +56,12 @@ def _gpu(reports: Sequence[tuple[EngineTrace, KernelReport]]) -> list[str]:
         if isinstance(r.steps, Unavailable):
             lines.append(f"    {one_line(r.steps.reason)}")
     return lines
+
+
+def _idle(report: KernelReport) -> str:
+    """With ``≤`` where records were lost."""
+    known = not isinstance(report.idle_ms_per_step, Unavailable)
+    return ("≤ " if known and report.idle_at_most else "") + _ms(report.idle_ms_per_step)
 
 
 def _devices(report: KernelReport) -> list[str]:

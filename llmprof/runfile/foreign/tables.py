@@ -11,7 +11,7 @@ import re
 import sqlite3
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
 from statistics import median
@@ -22,21 +22,19 @@ from llmprof.plaintext import one_line
 from llmprof.records import (
     EngineInfo,
     EngineRecord,
-    GpuDevice,
     Missing,
     RoundRecord,
     RunData,
     RunInfo,
     Warned,
 )
+from llmprof.runfile import activity
+from llmprof.runfile.activity import CALLS, Columns
 from llmprof.runfile.codec import RowError
 from llmprof.runfile.database import quoted
+from llmprof.runfile.foreign import facts, notices, processes
 
-KERNELS, CALLS, RANGES = (
-    "CUPTI_ACTIVITY_KIND_KERNEL",
-    "CUPTI_ACTIVITY_KIND_RUNTIME",
-    "NVTX_EVENTS",
-)
+RANGES = "NVTX_EVENTS"
 MAX_RANGES = 1_000_000
 """NVTX ranges looked at; more than that are operators, not steps."""
 PAUSE = 10
@@ -79,7 +77,7 @@ class _Range:
 
 def step_patterns(sql: sqlite3.Connection, tables: set[str]) -> list[StepPattern]:
     """Candidates, the best guess first; empty without NVTX ranges."""
-    return _patterns(_ranges(sql, tables), _kernel_processes(sql, tables))
+    return _patterns(_ranges(sql, tables), [*processes.devices_of(sql, tables)])
 
 
 def read_foreign(
@@ -93,22 +91,23 @@ def read_foreign(
     Raises:
         UsageError: ``step_range`` matches no range; the text names what is there.
     """
-    busy = _kernel_processes(sql, tables)
+    devices = processes.devices_of(sql, tables)
+    busy = [*devices]
     found = choose_steps(sql, tables, busy, step_range)
     chosen, steps = found.pattern, found.steps
-    facts = _facts(sql, tables)
+    said = facts.all_of(sql, tables)
     data = RunData(
         RunInfo(
             t0_ns=0,
-            t0_utc_ns=_first_int(sql, tables, "TARGET_INFO_SESSION_START_TIME", "utcEpochNs"),
-            tool_version=facts.get("EXPORT_PRODUCT_VERSION", "?"),
+            t0_utc_ns=facts.first_int(sql, tables, "TARGET_INFO_SESSION_START_TIME", "utcEpochNs"),
+            tool_version=said.get("EXPORT_PRODUCT_VERSION", "?"),
             tool_commit=None,
             command=[],
             workload={},
             environment={
                 "source": "Nsight Systems",
-                "version": facts.get("EXPORT_PRODUCT_VERSION"),
-                "export_schema": facts.get("EXPORT_SCHEMA_VERSION"),
+                "version": said.get("EXPORT_PRODUCT_VERSION"),
+                "export_schema": said.get("EXPORT_SCHEMA_VERSION"),
                 "step_range": chosen or None,
             },
             trace_level="full" if CALLS in tables else "kernels",
@@ -117,12 +116,14 @@ def read_foreign(
             source="opened",
         ),
         path=path,
-        gpu_devices=_devices(sql, tables),
+        gpu_devices=facts.devices(sql, tables),
     )
     data.missing.append(
         Missing("run", "timing pass", "the file was recorded by Nsight Systems: traced rounds only")
     )
-    _add_engines(sql, tables, data, steps, busy, chosen)
+    data.missing += notices.not_read(sql, tables)
+    data.warnings += notices.warnings(sql, tables)
+    _add_engines(sql, tables, data, steps, devices, chosen)
     if not steps and busy:
         data.warnings.append(found.none_known())
     return data
@@ -170,20 +171,19 @@ def _add_engines(
     tables: set[str],
     data: RunData,
     steps: list[_Range],
-    busy: list[int],
+    devices: dict[int, list[int]],
     chosen: str,
 ) -> None:
-    names = _process_names(sql, tables)
+    steps, lent = _lent(steps, devices)
     stepping = sorted({r.process for r in steps})
-    used: set[str] = set()
-    for process in [*stepping, *(p for p in busy if p not in stepping)]:
-        pid = process & 0xFFFFFF
-        label = one_line(names.get(process) or f"process {pid}", 40)
-        if label in used:
-            label = f"{label}#{pid}"
-        if label in used:  # files of one run, merged: the same process on other hardware
-            label = f"{label}.{process >> 32}"
-        used.add(label)
+    order = [*stepping, *(p for p in devices if p not in stepping)]
+    named = processes.names(sql, tables)
+    labels = processes.labels([*order, *lent], named)
+    numbers = processes.gpu_numbers(sql, tables, devices)
+    gpus = {gpu.index: gpu.name for gpu in data.gpu_devices}
+    for process in order:
+        label = labels[process]
+        mine = devices.get(process, [])
         engine = EngineRecord(
             engine_id=len(data.engines),
             label=label,
@@ -191,11 +191,50 @@ def _add_engines(
             python="",
             options={},
             state="finished",
-            info=EngineInfo(device="cuda:0" if process in busy else "cpu"),
-            traced_pid=pid,
+            info=EngineInfo(
+                device=processes.device_words(mine),
+                notes=processes.gpu_notes(process, mine, numbers, gpus),
+            ),
+            traced_pid=process & 0xFFFFFF,
         )
         data.engines.append(engine)
-        add_rounds(data, engine, process, steps, chosen, lambda: _kernel_span(sql, tables))
+        add_rounds(data, engine, process, steps, chosen, lambda: processes.work_span(sql, tables))
+    for process, workers in lent.items():
+        theirs = ", ".join(labels[worker] for worker in workers)
+        data.warnings.append(
+            Warned(
+                "run",
+                f"the ranges {one_line(chosen, 60)} are in {labels[process]}, which ran nothing on"
+                f" a GPU; they are taken as the steps of {theirs}, whose work it is",
+            )
+        )
+    for process in order:
+        if process in {r.process for r in steps} and process not in devices and devices:
+            theirs = ", ".join(labels[other] for other in devices)
+            text = f"its process ran nothing on a GPU; GPU work is in {theirs}"
+            data.warnings.append(Warned(labels[process], text))
+    for gpu, users in processes.sharers(numbers).items():
+        who = ", ".join(labels[user] for user in users if user in labels)
+        data.warnings.append(
+            Warned("run", f"GPU {gpu} is used by {who}: idle time of one is not the GPU's")
+        )
+
+
+def _lent(
+    steps: list[_Range], devices: dict[int, list[int]]
+) -> tuple[list[_Range], dict[int, list[int]]]:
+    """Steps of a process without work, given to the processes that do the work.
+
+    An engine may schedule in one process and compute in others. That is so where all steps are in
+    processes without any work and one of them has them all; else nothing is moved. Returns the
+    steps and process → workers.
+    """
+    stepping = {r.process for r in steps}
+    if len(stepping) != 1 or stepping & devices.keys() or not devices:
+        return steps, {}
+    (driver,) = stepping
+    moved = [replace(r, process=worker) for worker in devices for r in steps]
+    return moved, {driver: [*devices]}
 
 
 def add_rounds(
@@ -213,6 +252,8 @@ def add_rounds(
         chosen: the pattern that they match, for a warning.
     """
     mine = _one_thread([r for r in steps if r.process == process])
+    if left_out := _other_threads(mine, steps, process):
+        data.warnings.append(Warned(engine.label, left_out))
     parts = _split(mine)
     number = max((r.round_id for r in data.rounds), default=0) + 1
     if not parts:
@@ -283,6 +324,20 @@ def _one_thread(ranges: list[_Range]) -> list[_Range]:
     return outer
 
 
+def _other_threads(mine: list[_Range], steps: list[_Range], process: int) -> str:
+    """What is said of ranges of other threads: they are not steps, but their kernels count."""
+    if not mine:
+        return ""
+    others = [r.tid for r in steps if r.process == process and r.tid != mine[0].tid]
+    if not others:
+        return ""
+    threads = ", ".join(str(tid) for tid in sorted(set(others))[:5])
+    return (
+        f"{len(others)} such ranges of thread {threads} are not taken as steps (those of thread"
+        f" {mine[0].tid} are); kernels that they launched count all the same"
+    )
+
+
 def _split(ranges: list[_Range]) -> list[list[_Range]]:
     """Rounds: stretches without a long pause, in order."""
     if not ranges:
@@ -345,13 +400,24 @@ def columns_of(sql: sqlite3.Connection, table: str) -> set[str]:
     return {str(row[1]) for row in sql.execute(f"PRAGMA table_info({quoted(table)})")}
 
 
+def range_table(tables: set[str]) -> str | None:
+    """The table of NVTX ranges, by its usual name or that of a newer version of it."""
+    if RANGES in tables:
+        return RANGES
+    newer = [table for table in tables if re.fullmatch(rf"{RANGES}_V\d+", table, re.IGNORECASE)]
+    return max(newer, key=lambda table: int(table.rpartition("V")[2]), default=None)
+
+
 def _ranges(sql: sqlite3.Connection, tables: set[str], wanted: str = "") -> list[_Range]:
     """All ranges, or those that ``wanted`` may match: then the limit is on those."""
-    if RANGES not in tables:
+    table = range_table(tables)
+    if table is None:
         return []
-    there = columns_of(sql, RANGES)
+    there = columns_of(sql, table)
     if not {"start", "end", "eventType"} <= there:
-        raise RowError(f"{RANGES}: no column start, end or eventType")
+        raise RowError(f"{table}: no column start, end or eventType")
+    when = Columns(activity.columns(sql, table))
+    begin, finish = when.time("start"), when.time("end")
     text = 'e."text"' if "text" in there else "NULL"
     join = ""
     if {"textId"} <= there and "StringIds" in tables:
@@ -361,15 +427,15 @@ def _ranges(sql: sqlite3.Connection, tables: set[str], wanted: str = "") -> list
     names: dict[tuple[int, int], str] = {}
     if {"text", "domainId"} <= there:
         rows = sql.execute(
-            f'SELECT {thread}, e.domainId, e."text" FROM {RANGES} AS e WHERE eventType = 75'
+            f'SELECT {thread}, e.domainId, e."text" FROM {quoted(table)} AS e WHERE eventType = 75'
         )
         names = {(_int(t) >> 24, d): str(name) for t, d, name in rows}
     types = ", ".join(map(str, _RANGE_TYPES))
     # A pattern with a domain is looked at in Python only; so is a class like [!a].
     plain = wanted if not set(wanted) & set(":[") else ""
     rows = sql.execute(
-        f'SELECT e.start, e."end", {text}, coalesce({thread}, 0), {domain}'
-        f" FROM {RANGES} AS e {join}"
+        f"SELECT {begin}, {finish}, {text}, coalesce({thread}, 0), {domain}"
+        f" FROM {quoted(table)} AS e {join}"
         f' WHERE e.eventType IN ({types}) AND e."end" >= e.start'
         f" AND (:plain = '' OR {text} GLOB :plain) LIMIT {MAX_RANGES}",
         {"plain": plain},
@@ -392,74 +458,3 @@ def last_row(sql: sqlite3.Connection, tables: set[str], table: str) -> int:
     if table not in tables:
         return 0
     return int(sql.execute(f"SELECT coalesce(max(rowid), 0) FROM {quoted(table)}").fetchone()[0])
-
-
-def _kernel_processes(sql: sqlite3.Connection, tables: set[str]) -> list[int]:
-    """Processes with kernels. In a large table, those of rows all over it: a scan takes seconds."""
-    total = last_row(sql, tables, KERNELS)
-    if not total:
-        return []
-    if "globalPid" not in columns_of(sql, KERNELS):
-        return [0]
-    limit = ""
-    if total > 500_000:
-        rows = ", ".join(str(1 + i * (total - 1) // 1023) for i in range(1024))
-        limit = f" WHERE rowid IN ({rows})"
-    found = sql.execute(f"SELECT DISTINCT coalesce(globalPid, 0) >> 24 FROM {KERNELS}{limit}")
-    return sorted(_int(row[0]) for row in found)
-
-
-def _kernel_span(sql: sqlite3.Connection, tables: set[str]) -> tuple[int, int] | None:
-    """From about the first start to about the last end, by the rows at both ends of the table."""
-    total = last_row(sql, tables, KERNELS)
-    if not total:
-        return None
-    edge = 2000
-    rows = sql.execute(
-        f'SELECT min(start), max("end") FROM {KERNELS} WHERE rowid <= ? OR rowid > ?',
-        (edge, total - edge),
-    ).fetchone()
-    return (_int(rows[0]), _int(rows[1])) if rows[1] is not None else None
-
-
-def _facts(sql: sqlite3.Connection, tables: set[str]) -> dict[str, str]:
-    for table in ("META_DATA_EXPORT", "EXPORT_META_DATA"):
-        if table in tables:
-            rows = sql.execute(f"SELECT name, value FROM {table}")
-            return {str(name): one_line(str(value), 60) for name, value in rows}
-    return {}
-
-
-def _first_int(sql: sqlite3.Connection, tables: set[str], table: str, column: str) -> int:
-    if table not in tables or column not in columns_of(sql, table):
-        return 0
-    row = sql.execute(f"SELECT {column} FROM {table}").fetchone()
-    return _int(row[0]) if row else 0
-
-
-def _process_names(sql: sqlite3.Connection, tables: set[str]) -> dict[int, str]:
-    if "PROCESSES" not in tables:
-        return {}
-    rows = sql.execute("SELECT globalPid, name FROM PROCESSES")
-    return {_int(process) >> 24: str(name or "").rpartition("/")[2] for process, name in rows}
-
-
-def _devices(sql: sqlite3.Connection, tables: set[str]) -> list[GpuDevice]:
-    if "TARGET_INFO_GPU" not in tables:
-        return []
-    there = columns_of(sql, "TARGET_INFO_GPU")
-    wanted = ("id", "name", "uuid", "busLocation", "totalMemory", "smCount")
-    chosen = ", ".join(c if c in there else f"NULL AS {c}" for c in wanted)
-    found = {}
-    for row in sql.execute(f"SELECT {chosen} FROM TARGET_INFO_GPU"):
-        number, name, uuid, bus, memory, count = tuple(row)
-        if type(number) is int:
-            found[number] = GpuDevice(
-                index=number,
-                name=one_line(str(name or "GPU")),
-                uuid=one_line(str(uuid or "")),
-                pci_bus_id=one_line(str(bus)) if bus else None,
-                memory_total_mib=_int(memory) / 2**20 if memory else None,
-                sm_count=_int(count) or None,
-            )
-    return list(found.values())

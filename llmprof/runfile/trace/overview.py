@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmprof.runfile import schema
-from llmprof.runfile.foreign.tables import KERNELS, columns_of
+from llmprof.runfile.activity import KERNELS, Columns, columns
 from llmprof.runfile.opening import OpenFile, damaged
 from llmprof.runfile.trace.chunks import size, stretches
 from llmprof.runfile.trace.rows import Ints
@@ -125,15 +125,17 @@ def walk(path: Path, wanted: Sequence[Cells], tell: Share = lambda _: None) -> I
 
 
 _WHOLE = """ FROM CUPTI_ACTIVITY_KIND_KERNEL WHERE rowid >= ? AND rowid <= ? AND {process} = ?
- AND start > ? AND start <= ? AND typeof(start) = 'integer' AND typeof("end") = 'integer'{device}"""
+ AND {begin} > ? AND {begin} <= ? AND {usable}{device}"""
 
 
 def _walk(sql: sqlite3.Connection, wanted: Sequence[Cells], tell: Share) -> Iterator[None]:
-    there = columns_of(sql, KERNELS)
+    expressions = Columns(columns(sql, KERNELS))
+    there = expressions.there.keys()
     if not {"start", "end"} <= there:
         raise sqlite3.DataError(f"{KERNELS}: no column start or end")
     tables = {str(n) for (n,) in sql.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
-    process = "coalesce(globalPid, 0) >> 24" if "globalPid" in there else "0"
+    process = expressions.process("globalPid")
+    begin, finish = expressions.time("start"), expressions.time("end")
     name = "coalesce(demangledName, -1)" if "demangledName" in there else "-1"
     names = _Names(sql, "StringIds" in tables)
     total, done = max(1, size(sql, KERNELS)), 0
@@ -145,12 +147,13 @@ def _walk(sql: sqlite3.Connection, wanted: Sequence[Cells], tell: Share) -> Iter
             where = (first, last, owner, cells.start_ns, cells.end_ns)
             known_device = cells.device is not None and "deviceId" in there
             device = f" AND deviceId = {cells.device}" if known_device else ""
-            rows = _WHOLE.format(process=process, device=device)
+            usable = expressions.usable(cells.start_ns)
+            rows = _WHOLE.format(process=process, begin=begin, usable=usable, device=device)
             width = cells.width_ns
             found = sql.execute(
-                f'SELECT {name}, (start - {cells.start_ns} + ("end" - start) / 2) / {width},'
-                f' sum("end" - start), max(start) {rows}'
-                f' AND "end" - start BETWEEN 0 AND {width} GROUP BY 1, 2',
+                f"SELECT {name}, ({begin} - {cells.start_ns} + ({finish} - {begin}) / 2) / {width},"
+                f" sum({finish} - {begin}), max({begin}) {rows}"
+                f" AND {finish} - {begin} BETWEEN 0 AND {width} GROUP BY 1, 2",
                 where,
             ).fetchall()
             by_kind: dict[str, list[tuple[int, int]]] = {}
@@ -162,7 +165,7 @@ def _walk(sql: sqlite3.Connection, wanted: Sequence[Cells], tell: Share) -> Iter
                 both = np.array(pairs, np.int64)
                 cells.add(kind, both[:, 0], both[:, 1].astype(np.float64))
             longer = sql.execute(
-                f'SELECT {name}, start, "end" {rows} AND "end" - start > {width}', where
+                f"SELECT {name}, {begin}, {finish} {rows} AND {finish} - {begin} > {width}", where
             ).fetchall()
             spans: dict[str, list[tuple[int, int]]] = {}
             for key, start, end in longer:

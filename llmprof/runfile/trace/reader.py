@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import re
 import sqlite3
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from llmprof.runfile import schema
+from llmprof.runfile import activity, schema
+from llmprof.runfile.activity import CALLS, KERNELS, Columns, Tally
 from llmprof.runfile.database import quoted
-from llmprof.runfile.foreign.tables import CALLS, KERNELS, columns_of
 from llmprof.runfile.trace.chunks import Advance, silent, size, stretches
 from llmprof.runfile.trace.rows import ApiRows, CopyRows, Ints, KernelRows, PmColumns, TraceRows
 
 _KERNEL = {
     "start_ns": "start",
-    "end_ns": '"end"',
+    "end_ns": "end",
     "device": "deviceId",
     "context": "contextId",
     "stream": "streamId",
@@ -37,7 +36,7 @@ _KERNEL = {
 }
 _COPY = {
     "start_ns": "start",
-    "end_ns": '"end"',
+    "end_ns": "end",
     "device": "deviceId",
     "context": "contextId",
     "stream": "streamId",
@@ -46,27 +45,27 @@ _COPY = {
     "kind": "copyKind",
     "graph_node": "graphNodeId",
 }
-_COPIES = {"CUPTI_ACTIVITY_KIND_MEMCPY": None, "CUPTI_ACTIVITY_KIND_MEMSET": "-1"}
-"""Table → copyKind, ``None``: its own."""
 _API = {
     "start_ns": "start",
-    "end_ns": '"end"',
-    "tid": "globalTid & 0xFFFFFF",
+    "end_ns": "end",
+    "tid": "globalTid",
     "correlation": "correlationId",
     "event_class": "eventClass",
     "name_id": "nameId",
+    "result": "returnValue",
 }
 _CHUNK = 1 << 13
 """Rows turned into numbers at once: Python's lock is held for a few ms only."""
-_COLUMN = re.compile(r"\w+")
-"""The first word of an expression above is its column (``-1``: none is needed)."""
+_LATER_NS = 1_000_000_000
+"""Work may begin so long after its launch; later than that nothing is looked for."""
 _CALLS_A_KERNEL = 4
 """API calls that are read for each kernel of the limit."""
 
 
 def trace_size(sql: sqlite3.Connection, tables: set[str]) -> int:
     """Rows that ``read_trace`` looks at."""
-    return sum(size(sql, table) for table in (KERNELS, *_COPIES, CALLS) if table in tables)
+    wanted = (KERNELS, *activity.work_tables(sql, tables), CALLS)
+    return sum(size(sql, table) for table in wanted if table in tables)
 
 
 def read_trace(
@@ -87,12 +86,12 @@ def read_trace(
     # Of a file that llmprof did not make, ``pid`` is all of ``globalPid >> 24``.
     process = schema.global_pid(pid) >> 24 if "LLMPROF_RUN" in tables else pid
     look = _Look(sql, process, *window_ns, advance)
-    found = TraceRows()
+    found = TraceRows(unread=look.unread(activity.doubtful_tables(sql, tables)))
     if KERNELS in tables:
         columns = look.columns(KERNELS, _KERNEL, limit)
         found.kernels = KernelRows(pid=_constant(columns, pid), names={}, **columns)
-    copies = _copies(look, tables, limit)
-    found.copies = CopyRows(**copies, pid=_constant(copies, pid))
+    copies, kinds = _copies(look, tables, limit)
+    found.copies = CopyRows(**copies, pid=_constant(copies, pid), names=kinds)
     if CALLS in tables:
         calls = None if limit is None else _CALLS_A_KERNEL * limit
         columns = look.columns(CALLS, _API, calls, thread=True)
@@ -100,6 +99,8 @@ def read_trace(
     if look.cut:
         # A later table may have been cut earlier.
         found = found.until(look.end_ns)
+    found.later = np.unique(np.array(look.later, np.int64))
+    found.tallies = tuple(look.tallies)
     found.kernels.names = _names(sql, tables, found.kernels.name_id)
     found.api.names = _names(sql, tables, found.api.name_id)
     return found
@@ -115,25 +116,44 @@ class _Look:
     end_ns: int
     advance: Advance
     cut: bool = False
+    asked_ns: int = field(init=False)
+    """The end that was asked for."""
+    later: list[int] = field(default_factory=list)
+    """Correlations of work behind it."""
+    tallies: list[Tally] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.asked_ns = self.end_ns
 
     def columns(
         self, table: str, columns: dict[str, str], limit: int | None, *, thread: bool = False
     ) -> dict[str, Ints]:
         """int64 columns; NULL becomes 0 (no graph node, no correlation), and so does a column that
         the version of nsys that wrote the file did not have."""
-        there = columns_of(self.sql, table)
-        if not {"start", "end"} <= there:
+        expressions = Columns(activity.columns(self.sql, table))
+        if not {"start", "end"} <= expressions.there.keys():
             raise ValueError(f"{table} has no column start or end")
-        owner = "globalTid" if thread else "globalPid"
-        process = f"coalesce({owner}, 0) >> 24" if owner in there else "0"
+        process = expressions.process("globalTid" if thread else "globalPid")
+        usable = expressions.usable(self.start_ns)
+        begin, finish = expressions.time("start"), expressions.time("end")
         chosen = ", ".join(
-            f"coalesce({expression}, 0)" if _COLUMN.findall(expression)[0] in there | {"1"} else "0"
-            for expression in columns.values()
+            column if column.lstrip("-").isdigit() else expressions.value(column)
+            for column in columns.values()
         )
-        query = (
-            f"SELECT {chosen} FROM {quoted(table)} WHERE rowid >= ? AND rowid <= ?"
-            f' AND {process} = ? AND "end" >= ? AND start <= ?'
+        stretch = f"FROM {quoted(table)} WHERE rowid >= ? AND rowid <= ?"
+        inside = f"{finish} >= ? AND {begin} <= ?"
+        query = f"SELECT {chosen} {stretch} AND {process} = ? AND {usable} AND {inside}"
+        count_all = (
+            f"SELECT count(*), total({process} IS NOT ?1), total({process} IS ?1 AND NOT {usable}),"
+            f" total({process} IS ?1 AND {usable} AND NOT ({finish} >= ?2 AND {begin} <= ?3))"
+            f" FROM {quoted(table)} WHERE rowid >= ?4 AND rowid <= ?5"
         )
+        behind = (
+            f"SELECT {expressions.value('correlationId')} {stretch} AND {process} = ?"
+            f" AND {usable} AND {begin} > ? AND {begin} <= ?"
+        )
+        tally = Tally(table)
+        self.tallies.append(tally)
         cursor = self.sql.cursor()
         cursor.row_factory = None  # plain tuples: ten million rows need no names
         parts = [np.empty((0, len(columns)), np.int64)]
@@ -143,18 +163,49 @@ class _Look:
             while chunk := rows.fetchmany(_CHUNK):
                 parts.append(np.array(chunk, np.int64))
                 held += len(chunk)
+            counts = cursor.execute(
+                count_all, (self.process, self.start_ns, self.asked_ns, first, last)
+            ).fetchone()
+            tally.rows += int(counts[0])
+            tally.elsewhere += int(counts[1])
+            tally.unusable += int(counts[2])
+            tally.outside += int(counts[3])
+            if not thread:
+                place = (first, last, self.process, self.asked_ns, self.asked_ns + _LATER_NS)
+                self.later += [int(row[0]) for row in cursor.execute(behind, place)]
             if limit is not None and held > limit + limit // 8:
                 parts = self._earliest(parts, limit)
                 held = sum(map(len, parts))
             self.advance(count)
         if limit is not None and held > limit:
             parts = self._earliest(parts, limit)
+        tally.read = held
+        tally.cut = tally.rows - tally.elsewhere - tally.unusable - tally.outside - held
         # Column by column: all rows are in memory once, and one column twice.
         order = np.argsort(np.concatenate([part[:, 0] for part in parts]), kind="stable")
-        return {
+        found = {
             name: np.concatenate([part[:, i] for part in parts])[order]
             for i, name in enumerate(columns)
         }
+        if "tid" in found:
+            found["tid"] &= 0xFFFFFF
+        return found
+
+    def unread(self, tables: Sequence[str]) -> dict[str, int]:
+        """Table → its rows that may lie in the stretch of time and belong to the process."""
+        found = {}
+        for table in tables:
+            expressions = Columns(activity.columns(self.sql, table))
+            there, where = expressions.there.keys(), ["1"]
+            if {"start", "end"} <= there:
+                where.append(f'("end" >= {self.start_ns} AND start <= {self.end_ns})')
+            owner = next((name for name in ("globalPid", "globalTid") if name in there), None)
+            if owner is not None:
+                where.append(f"{expressions.process(owner)} IN (0, {self.process})")
+            query = f"SELECT count(*) FROM {quoted(table)} WHERE {' AND '.join(where)}"
+            if count := int(self.sql.execute(query).fetchone()[0]):
+                found[table] = count
+        return found
 
     def _earliest(self, parts: list[Ints], limit: int) -> list[Ints]:
         """Rows of the first ``limit`` starts; the end moves to just before the next one."""
@@ -164,18 +215,25 @@ class _Look:
         return [part[part[:, 0] <= self.end_ns] for part in parts]
 
 
-def _copies(look: _Look, tables: set[str], limit: int | None) -> dict[str, Ints]:
-    """Memory copies and sets in one order; a set has kind -1."""
+def _copies(
+    look: _Look, tables: set[str], limit: int | None
+) -> tuple[dict[str, Ints], dict[int, str]]:
+    """Device work beside the kernels in one order, and the names of kinds without a fixed one."""
+    wanted = activity.work_tables(look.sql, tables)
     parts = [
-        look.columns(table, _COPY if kind is None else {**_COPY, "kind": kind}, limit)
-        for table, kind in _COPIES.items()
-        if table in tables
+        look.columns(table, _COPY if kind is None else {**_COPY, "kind": str(kind)}, limit)
+        for table, kind in wanted.items()
     ]
+    names = {
+        kind: activity.kind_name(table)
+        for table, kind in wanted.items()
+        if kind is not None and kind <= activity.OTHER
+    }
     if not parts:
-        return {name: np.empty(0, np.int64) for name in _COPY}
+        return {name: np.empty(0, np.int64) for name in _COPY}, names
     joined = {name: np.concatenate([part[name] for part in parts]) for name in _COPY}
     order = np.argsort(joined["start_ns"], kind="stable")
-    return {name: column[order] for name, column in joined.items()}
+    return {name: column[order] for name, column in joined.items()}, names
 
 
 def _constant(columns: dict[str, Ints], value: int) -> Ints:

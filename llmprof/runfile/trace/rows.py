@@ -11,6 +11,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from llmprof.runfile.activity import Tally
+
 Ints = NDArray[np.int64]
 
 
@@ -53,7 +55,8 @@ class KernelRows:
 
 @dataclass
 class CopyRows:
-    """Memory copies and sets, ordered by ``start_ns``."""
+    """Device work that is no kernel, ordered by ``start_ns``: memory copies and sets, CUDA graphs
+    that were traced as a whole, and what is known by the columns of its table alone."""
 
     start_ns: Ints = field(default_factory=_none)
     end_ns: Ints = field(default_factory=_none)
@@ -64,8 +67,11 @@ class CopyRows:
     correlation: Ints = field(default_factory=_none)
     bytes: Ints = field(default_factory=_none)
     kind: Ints = field(default_factory=_none)
-    """nsys copyKind (1 host-to-device, 2 device-to-host, 8 device-to-device…); -1 is a memset."""
+    """nsys copyKind (1 host-to-device, 2 device-to-host, 8 device-to-device…); -1 is a memset, -2 a
+    whole graph (``runfile.activity``)."""
     graph_node: Ints = field(default_factory=_none)
+    names: dict[int, str] = field(default_factory=dict)
+    """Kind → name, for kinds that are named after their table (untrusted text)."""
 
     def __len__(self) -> int:
         return len(self.start_ns)
@@ -84,6 +90,8 @@ class ApiRows:
     """0 runtime, 1 driver."""
     name_id: Ints = field(default_factory=_none)
     names: dict[int, str] = field(default_factory=dict)
+    result: Ints = field(default_factory=_none)
+    """What the call returned, 0: success; empty where it is not known."""
 
     def __len__(self) -> int:
         return len(self.start_ns)
@@ -98,13 +106,22 @@ class TraceRows:
     api: ApiRows = field(default_factory=ApiRows)
     complete_ns: int | None = None
     """Where there were more rows than were asked for: what begins up to then is all here."""
+    later: Ints = field(default_factory=_none)
+    """Correlations of work that began within a second after the stretch that was asked for."""
+    unread: dict[str, int] = field(default_factory=dict)
+    """Table that may hold device work and is not read → its rows in that stretch."""
+    tallies: tuple[Tally, ...] = ()
+    """What became of every row of the tables that are read."""
 
     def until(self, end_ns: int) -> TraceRows:
         """Only what begins by ``end_ns``, which becomes ``complete_ns``."""
-        return TraceRows(
-            _until(self.kernels, end_ns), _until(self.copies, end_ns), _until(self.api, end_ns),
-            end_ns,
-        )  # fmt: skip
+        return replace(
+            self,
+            kernels=_until(self.kernels, end_ns),
+            copies=_until(self.copies, end_ns),
+            api=_until(self.api, end_ns),
+            complete_ns=end_ns,
+        )
 
 
 Rows = TypeVar("Rows", KernelRows, CopyRows, ApiRows)

@@ -1,0 +1,78 @@
+"""When other processes worked on the GPUs of a process: idle time of one is not the GPU's."""
+
+from __future__ import annotations
+
+import sqlite3
+
+import numpy as np
+
+from llmprof.runfile import activity
+from llmprof.runfile.activity import KERNELS, Columns
+from llmprof.runfile.database import quoted
+from llmprof.runfile.foreign.processes import devices_of, gpu_numbers
+from llmprof.runfile.trace.chunks import stretches
+from llmprof.runfile.trace.rows import Ints
+
+Spans = tuple[Ints, Ints]
+"""(start, end), disjoint and ascending, ns."""
+_CHUNK = 1 << 13
+
+
+def other_processes(
+    sql: sqlite3.Connection, tables: set[str], process: int, window_ns: tuple[int, int]
+) -> dict[int, Spans]:
+    """CUDA's number of a device in ``process`` → when any other process worked on that GPU.
+
+    Args:
+        process: ``globalPid >> 24``.
+    """
+    devices = devices_of(sql, tables)
+    numbers = gpu_numbers(sql, tables, devices)
+    found = {}
+    for device in devices.get(process, []):
+        gpu = numbers[process, device]
+        users = [place for place, number in numbers.items() if number == gpu]
+        others = [place for place in users if place[0] != process]
+        if others:
+            found[device] = _spans(sql, tables, others, window_ns)
+    return found
+
+
+def _spans(
+    sql: sqlite3.Connection,
+    tables: set[str],
+    places: list[tuple[int, int]],
+    window_ns: tuple[int, int],
+) -> Spans:
+    spans = np.empty((0, 2), np.int64)
+    for table in (KERNELS, *activity.work_tables(sql, tables)):
+        if table not in tables:
+            continue
+        expressions = Columns(activity.columns(sql, table))
+        begin, finish = expressions.time("start"), expressions.time("end")
+        owner, device = expressions.process("globalPid"), expressions.value("deviceId")
+        where = " OR ".join(f"({owner} = {p} AND {device} = {d})" for p, d in places)
+        query = (
+            f"SELECT {begin}, {finish} FROM {quoted(table)} WHERE rowid >= ? AND rowid <= ?"
+            f" AND ({where}) AND {expressions.usable(window_ns[0])}"
+            f" AND {finish} > ? AND {begin} < ?"
+        )
+        cursor = sql.cursor()
+        cursor.row_factory = None
+        for first, last, _ in stretches(sql, table):
+            rows = cursor.execute(query, (first, last, *window_ns))
+            parts = [spans]
+            while chunk := rows.fetchmany(_CHUNK):
+                parts.append(np.array(chunk, np.int64))
+            if len(parts) > 1:
+                spans = _merged(np.concatenate(parts))  # at most what is disjoint is held
+    return spans[:, 0], spans[:, 1]
+
+
+def _merged(spans: Ints) -> Ints:
+    """The union, as rows (start, end)."""
+    spans = spans[np.argsort(spans[:, 0], kind="stable")]
+    ends = np.maximum.accumulate(spans[:, 1])
+    opens = np.concatenate([[True], spans[1:, 0] > ends[:-1]])
+    last = np.append(np.flatnonzero(opens)[1:] - 1, len(spans) - 1)
+    return np.stack([spans[opens, 0], ends[last]], axis=1)

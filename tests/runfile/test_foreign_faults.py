@@ -1,0 +1,470 @@
+"""Captures that made wrong numbers: what they hold is read, or named, and never just dropped."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+import tempfile
+from contextlib import closing
+from pathlib import Path
+
+import jsonschema
+import pytest
+from capture_factory import H100, MS, PID, Capture, global_pid
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmprof.analysis.device.kernels import KernelReport
+from llmprof.analysis.host.causes import GapCauses
+from llmprof.analysis.view.report import build
+from llmprof.analysis.view.traced import EngineTrace, RunTrace, all_warnings
+from llmprof.exports.json import schema
+from llmprof.exports.json.report import to_document
+from llmprof.exports.text.table import render
+from llmprof.records import RunData, Unavailable
+from llmprof.runfile.reader import RunFileReader
+
+
+class Opened:
+    """A capture with everything a report needs."""
+
+    def __init__(self, path: Path, step_range: str | None = None) -> None:
+        with RunFileReader(path) as reader:
+            self.data: RunData = reader.run_data(step_range)
+        self.trace = RunTrace(path, self.data)
+        self.report = build(self.data)
+
+    @property
+    def first(self) -> EngineTrace:
+        return self.trace.engines[0]
+
+    @property
+    def kernels(self) -> KernelReport:
+        found = self.first.kernels
+        assert isinstance(found, KernelReport)
+        return found
+
+    @property
+    def busy_idle(self) -> tuple[float, float]:
+        busy, idle = self.kernels.busy_ms_per_step, self.kernels.idle_ms_per_step
+        assert isinstance(busy, float) and isinstance(idle, float)
+        return round(busy, 6), round(idle, 6)
+
+    @property
+    def warnings(self) -> str:
+        return "\n".join(f"{w.scope}: {w.text}" for w in all_warnings(self.report, self.trace))
+
+    def document(self) -> dict:
+        made = to_document(self.report, self.data, self.trace)
+        jsonschema.validate(made, json.loads(schema.text()))
+        return made
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "capture.sqlite"
+
+
+def whole_graphs(made: Capture, sampler: bool = True, ranges: bool = True) -> None:
+    """Steps of 10 ms: a graph of 9.4 ms in one row, and 40 us of sampling outside of it."""
+    for i in range(20):
+        start = 100 * MS + i * 10 * MS
+        if ranges:
+            made.range(start, start + 9_900_000, f"decode {i}")
+        launch = made.call(start + 50_000, start + 80_000, "cudaGraphLaunch_v10000")
+        made.graph(start + 100_000, start + 9_500_000, correlation=launch)
+        if sampler:
+            launch = made.call(start + 120_000, start + 125_000)
+            made.kernel(
+                start + 9_520_000, start + 9_560_000, "void argmax(float*)", correlation=launch
+            )
+
+
+# -- work of every table -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("sampler", "busy"), [(True, 9.44), (False, 9.4)])
+def test_whole_graphs_are_work(file: Path, sampler: bool, busy: float) -> None:
+    with Capture(file) as made:
+        made.process()
+        made.gpu()
+        whole_graphs(made, sampler)
+    opened = Opened(file)
+    assert opened.busy_idle == (busy, round(10 - busy, 6))
+    info = opened.data.engines[0].info
+    assert info is not None and info.device == "cuda:0"
+    why = opened.kernels.kernels_per_step
+    assert isinstance(why, Unavailable) and "--cuda-graph-trace=node" in why.reason
+    assert {c.category for c in opened.kernels.categories} >= {"CUDA graph"}
+    causes = opened.first.causes
+    assert isinstance(causes, GapCauses) and "launch-bound" not in causes.verdict
+    opened.document()
+
+
+def test_whole_graphs_without_ranges_have_totals_and_a_device(file: Path) -> None:
+    with Capture(file) as made:
+        made.process()
+        whole_graphs(made, ranges=False)
+    opened = Opened(file)
+    info = opened.data.engines[0].info
+    assert info is not None and info.device == "cuda:0"
+    assert opened.kernels.busy_ns == 20 * 9_440_000
+
+
+def test_a_whole_graph_is_not_compared_by_category(file: Path) -> None:
+    with Capture(file) as made:
+        made.process()
+        whole_graphs(made)
+        made.process(4002, "eager-server")
+        made.eager_steps(wall=20 * MS, busy=0.5, pid=4002, device=1)
+    opened = Opened(file)
+    fall = opened.trace.falls[0].traced
+    assert not isinstance(fall, Unavailable)
+    assert {p.category for p in fall.parts} == {"all GPU work", "idle"}
+    assert sum(p.delta_ns for p in fall.parts) == fall.delta_ns
+    assert "traced as a whole" in fall.note
+
+
+def test_stream_work_of_an_unknown_table_is_read_and_called_by_its_name(file: Path) -> None:
+    with Capture(file) as made:
+        made.process()
+        made.eager_steps(each=1, busy=0.4)
+        for i in range(20):
+            at = 100 * MS + i * 10 * MS + 5 * MS
+            made.work("CUPTI_ACTIVITY_KIND_MEM_DECOMPRESS", at, at + 2 * MS)
+    opened = Opened(file)
+    assert opened.busy_idle[0] == pytest.approx(4 - 0.02 + 2, abs=0.05)
+    assert "[mem decompress]" in {k.short_name for k in opened.kernels.kernels} | {
+        k.name for k in opened.kernels.kernels
+    }
+
+
+def test_unified_memory_and_peer_copies_are_work(file: Path) -> None:
+    with Capture(file) as made:
+        made.process()
+        made.eager_steps(each=1, busy=0.1)
+        for i in range(20):
+            at = 100 * MS + i * 10 * MS + 5 * MS
+            for nth, kind in enumerate((10, 11, 12)):
+                made.work(
+                    "CUPTI_ACTIVITY_KIND_MEMCPY", at + nth * MS, at + nth * MS + 500_000,
+                    bytes=4096, copyKind=kind,
+                )  # fmt: skip
+    names = {k.name for k in Opened(file).kernels.kernels}
+    assert {
+        "[memcpy Peer-to-Peer]",
+        "[memcpy Unified Host-to-Device]",
+        "[memcpy Unified Device-to-Host]",
+    } <= names
+
+
+@pytest.mark.parametrize(
+    ("table", "columns"),
+    [
+        ("VULKAN_WORKLOAD", {"gpu": 0, "globalTid": global_pid(PID) | 7}),
+        ("CUPTI_ACTIVITY_KIND_NCCL", {"deviceId": 0, "globalPid": global_pid(PID)}),
+        ("CUPTI_ACTIVITY_KIND_KERNEL_V3", {"device": 0}),
+    ],
+)
+def test_unread_gpu_work_makes_idle_unknown_and_is_named(
+    file: Path, table: str, columns: dict[str, int]
+) -> None:
+    with Capture(file) as made:
+        made.process()
+        made.eager_steps()
+        made.put(table, start=150 * MS, end=160 * MS, **columns)
+    opened = Opened(file)
+    assert isinstance(opened.kernels.busy_ms_per_step, Unavailable)
+    assert isinstance(opened.kernels.idle_ns, Unavailable)
+    assert table in opened.kernels.idle_ns.reason
+    assert isinstance(opened.first.gaps, Unavailable) and isinstance(
+        opened.first.parts, Unavailable
+    )
+    assert opened.kernels.kernels_per_step == 10 and opened.kernels.wall_ms_per_step == 10
+    assert table in {m.name for m in opened.data.missing} and table in opened.warnings
+    gpu = opened.document()["engines"][0]["tracing"]["gpu"]
+    assert gpu["busy_ns"] is None and table in gpu["busy_ns_reason"]
+    assert table in render(opened.report, 200, opened.trace)
+
+
+def test_tables_that_do_not_occupy_a_device_take_nothing_away(file: Path) -> None:
+    with Capture(file) as made:
+        made.process()
+        made.eager_steps()
+        made.work("CUPTI_ACTIVITY_KIND_SYNCHRONIZATION", 150 * MS, 160 * MS, syncType=3, eventId=0)
+        made.put("CUDA_GPU_MEMORY_USAGE_EVENTS", start=150 * MS, deviceId=0)
+        made.put("CUPTI_ACTIVITY_KIND_OPENACC_LAUNCH", start=1, end=2, cuDeviceId=0)
+        made.put("MY_PLUGIN_EVENTS", start=1, value=2)
+    opened = Opened(file)
+    assert opened.busy_idle[0] == pytest.approx(9.0)
+    (missing,) = [m for m in opened.data.missing if m.name == "tables"]
+    assert "MY_PLUGIN_EVENTS" in missing.reason and "SYNCHRON" not in missing.reason
+
+
+# -- devices, processes, threads -----------------------------------------------------------------
+
+
+def test_the_device_is_the_one_that_the_work_ran_on(file: Path) -> None:
+    with Capture(file) as made:
+        made.process()
+        for n, name in enumerate(("NVIDIA T1000", "NVIDIA A100", "NVIDIA L4", H100)):
+            made.gpu(n, name)
+        made.eager_steps(device=3)
+    opened = Opened(file)
+    info = opened.data.engines[0].info
+    assert info is not None and info.device == "cuda:3"
+    assert info.notes == [f"cuda:3 is GPU 3, {H100}"]
+    assert opened.kernels.device == 3
+
+
+def test_visible_devices_are_renumbered(file: Path) -> None:
+    """CUDA_VISIBLE_DEVICES=3: the process calls GPU 3 its device 0."""
+    with Capture(file) as made:
+        made.process()
+        made.process(4002, "other")
+        made.gpu(0, "NVIDIA T1000")
+        made.gpu(3, H100)
+        made.eager_steps(count=5)
+        made.eager_steps(count=5, pid=4002)
+        for pid, gpu in ((PID, 3), (4002, 0)):
+            made.put("TARGET_INFO_CUDA_DEVICE", gpuId=gpu, cudaId=0, pid=pid)
+    opened = Opened(file)
+    assert [e.info.notes for e in opened.data.engines if e.info] == [
+        [f"cuda:0 is GPU 3, {H100}"],
+        ["cuda:0 is GPU 0, NVIDIA T1000"],
+    ]
+    assert "is used by" not in opened.warnings  # two GPUs, not one shared
+
+
+def test_two_processes_on_one_gpu(file: Path) -> None:
+    with Capture(file) as made:
+        made.process(4001, "prefill-server")
+        made.process(4002, "decode-server")
+        for i in range(20):
+            start = 100 * MS + i * 10 * MS
+            for k, pid in enumerate((4001, 4002)):
+                made.range(start + k * 1000, start + 9_900_000, f"decode {i}", pid)
+                at = start + 50_000 + k * 4_900_000
+                launch = made.call(at - 40_000, at - 30_000, pid=pid)
+                made.kernel(at, at + 4_800_000, pid=pid, correlation=launch)
+    opened = Opened(file)
+    assert "GPU 0 is used by prefill-server, decode-server" in opened.warnings
+    for engine in opened.trace.engines:
+        causes, kernels = engine.causes, engine.kernels
+        assert isinstance(causes, GapCauses) and isinstance(kernels, KernelReport)
+        times = {c.cause: c.total_ns for c in causes.causes}
+        assert sum(times.values()) == causes.total_ns
+        assert times["other process"] == pytest.approx(20 * 4_800_000, rel=0.01)
+        assert kernels.devices[0].other_processes_ns == times["other process"]
+        assert "idle is this process's" in "".join(engine.warnings)
+    opened.document()
+
+
+def test_ranges_in_one_process_and_kernels_in_another(file: Path) -> None:
+    with Capture(file) as made:
+        made.process(4001, "VLLM::EngineCore")
+        made.process(4002, "VLLM::Worker")
+        made.eager_steps(pid=4002)
+        made.db.execute(f"UPDATE NVTX_EVENTS SET globalTid = {global_pid(4001) | 4001}")
+    opened = Opened(file)
+    assert [e.label for e in opened.data.engines] == ["VLLM::Worker"]
+    assert opened.busy_idle[0] == pytest.approx(9.0) and opened.kernels.kernels_per_step == 10
+    assert "VLLM::EngineCore, which ran nothing on a GPU" in opened.warnings
+
+
+def test_ranges_of_another_thread_are_told(file: Path) -> None:
+    with Capture(file) as made:
+        made.process()
+        made.eager_steps()
+        for i in range(19):
+            start = 103 * MS + i * 10 * MS
+            made.range(start, start + 9 * MS, f"decode {i}", tid=5001)
+    assert "19 such ranges of thread 5001 are not taken as steps" in Opened(file).warnings
+
+
+def test_processes_of_one_name_all_carry_their_pid(file: Path) -> None:
+    with Capture(file) as made:
+        for pid in (111, 112):
+            made.process(pid)
+            made.eager_steps(count=5, pid=pid, device=pid - 111)
+        made.process(113, "server")
+        made.eager_steps(count=5, pid=113, device=2)
+    labels = [e.label for e in Opened(file).data.engines]
+    assert labels == ["python3-111", "python3-112", "server"]
+
+
+# -- lost and broken records ---------------------------------------------------------------------
+
+
+def test_lost_records_make_idle_an_upper_bound(file: Path) -> None:
+    with Capture(file) as made:
+        made.process()
+        for i in range(20):
+            start = 100 * MS + i * 10 * MS
+            made.range(start, start + 9_900_000, f"decode {i}")
+            for k in range(10):
+                at = start + k * 980_000 + 20_000
+                launch = made.call(at - 15_000, at - 10_000)
+                if i < 10 or k < 2:
+                    made.kernel(at, at + 880_000, correlation=launch)
+        made.put(
+            "DIAGNOSTIC_EVENT", timestamp=0, timestampType=1, source=1, severity=2,
+            text="Not all CUDA events might have been collected.", globalPid=None,
+        )  # fmt: skip
+    opened = Opened(file)
+    assert "80 of 200 launches have no record" in opened.kernels.idle_at_most
+    assert "Nsight Systems says: Not all CUDA events" in opened.warnings
+    assert "≤ " in render(opened.report, 100, opened.trace)
+    gpu = opened.document()["engines"][0]["tracing"]["gpu"]
+    assert "Not all CUDA events" in gpu["idle_at_most"]
+
+
+def launching(made: Capture, name: str, start: int, result: int = 0) -> None:
+    made.call(start, start + 1000, name)
+    made.db.execute(
+        "UPDATE CUPTI_ACTIVITY_KIND_RUNTIME SET returnValue = ? WHERE start = ?", (result, start)
+    )
+
+
+def test_calls_that_start_no_work_are_not_lost_records(file: Path) -> None:
+    with Capture(file) as made:
+        made.process()
+        made.eager_steps()
+        at = 150 * MS + 500_000
+        launching(made, "cudaLaunchKernel_v7000", at, result=98)
+        launching(made, "cudaLaunchHostFunc_v10000", at + 2000)
+        launching(made, "cudaMemcpyAsync_v3020", at + 4000)
+        made.call(at + 10_000, at + 11_000, "cudaStreamBeginCapture_v10000")
+        made.call(at + 12_000, at + 13_000, "cudaLaunchKernel_v7000")
+        made.call(at + 14_000, at + 15_000, "cudaStreamEndCapture_v10000")
+    assert Opened(file).kernels.idle_at_most == ""
+
+
+def test_a_recording_that_ends_before_its_backlog_lost_nothing(file: Path) -> None:
+    """The host is 30 ms ahead: the work of its last launches comes after the recording's end."""
+    with Capture(file) as made:
+        made.process()
+        for i in range(60):
+            at = 100 * MS + i * MS
+            launch = made.call(at, at + 5000)
+            if i < 30:
+                made.kernel(at + i * MS, at + (i + 2) * MS - 1000, correlation=launch)
+    assert Opened(file).kernels.idle_at_most == ""
+
+
+def test_rows_without_a_usable_time_are_counted(file: Path) -> None:
+    with Capture(file) as made:
+        made.process()
+        made.eager_steps()
+        for i in range(20):
+            at = 105 * MS + i * 10 * MS
+            made.kernel(at, 0)
+            made.kernel(at + 1000, at + 500)
+        made.kernel(0, 200 * MS)
+        made.kernel(0, 0)
+    opened = Opened(file)
+    assert opened.busy_idle[0] == pytest.approx(9.0)
+    assert "42 of 242 rows of KERNEL have no usable time" in opened.warnings
+    assert "42 records of GPU work" in opened.kernels.idle_at_most
+
+
+@pytest.mark.parametrize("table", ["NVTX_EVENTS", "CUPTI_ACTIVITY_KIND_KERNEL", None])
+def test_times_in_real_columns(file: Path, table: str | None) -> None:
+    with Capture(file) as made:
+        if table != "CUPTI_ACTIVITY_KIND_KERNEL":
+            made.table(
+                "NVTX_EVENTS",
+                "start REAL, end REAL, eventType INTEGER, text TEXT, globalTid INTEGER,"
+                " domainId REAL",
+            )
+        if table != "NVTX_EVENTS":
+            made.table(
+                "CUPTI_ACTIVITY_KIND_KERNEL",
+                "start REAL, end REAL, deviceId REAL, contextId, greenContextId, streamId REAL,"
+                " correlationId REAL, globalPid INTEGER, demangledName REAL, shortName INTEGER,"
+                " mangledName INTEGER, registersPerThread REAL, gridX, gridY, gridZ, blockX,"
+                " blockY, blockZ, staticSharedMemory, dynamicSharedMemory, localMemoryPerThread,"
+                " localMemoryTotal, gridId",
+            )
+        made.process()
+        made.eager_steps()
+    opened = Opened(file)
+    assert (
+        opened.busy_idle == pytest.approx((9.0, 1.0)) and len(opened.data.rounds[0].stamps_ns) == 21
+    )
+    assert opened.kernels.kernels_per_step == 10 and opened.kernels.idle_at_most == ""
+    assert "times are REAL" in opened.warnings
+    assert {k.name for k in opened.kernels.kernels} == {"void gemm(float*)"}
+
+
+def test_a_newer_name_of_the_table_of_ranges(file: Path) -> None:
+    with Capture(file) as made:
+        made.process()
+        made.eager_steps()
+        made.db.execute("ALTER TABLE NVTX_EVENTS RENAME TO NVTX_EVENTS_V3")
+    assert Opened(file).data.rounds[0].steps == 20
+
+
+# -- nothing is dropped without being counted ----------------------------------------------------
+
+TIMES = st.one_of(
+    st.integers(-10, 3000),
+    st.integers(0, 3000).map(float),
+    st.floats(0, 3000),
+    st.none(),
+    st.sampled_from(["", "late", b"\x00\xff", float("inf"), -(2**62)]),
+)
+ROWS = st.lists(
+    st.tuples(
+        st.sampled_from(
+            [
+                "CUPTI_ACTIVITY_KIND_KERNEL",
+                "CUPTI_ACTIVITY_KIND_MEMCPY",
+                "CUPTI_ACTIVITY_KIND_MEMSET",
+                "CUPTI_ACTIVITY_KIND_GRAPH_TRACE",
+                "CUPTI_ACTIVITY_KIND_RUNTIME",
+                "CUPTI_ACTIVITY_KIND_SOMETHING_NEW",
+            ]
+        ),
+        TIMES,
+        TIMES,
+        st.sampled_from([1, 2, None]),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=120, deadline=None)
+@given(ROWS, st.sampled_from(["INTEGER", "REAL", "", "NUMERIC"]), st.integers(0, 500))
+def test_no_row_of_an_activity_table_is_dropped_without_being_counted(
+    rows: list[tuple[str, object, object, int | None]], declared: str, start: int
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "x.sqlite"
+        with Capture(path) as made:
+            for table, begin, end, pid in rows:
+                owner = None if pid is None else global_pid(pid)
+                common = f'start {declared}, "end" {declared}, correlationId INTEGER'
+                if table.endswith("RUNTIME"):
+                    columns, more = f"{common}, globalTid INTEGER", {"globalTid": owner}
+                else:
+                    columns = f"{common}, deviceId INTEGER, streamId INTEGER, globalPid INTEGER"
+                    more = {"globalPid": owner, "deviceId": 0, "streamId": 1}
+                made.put(table, columns, start=begin, end=end, correlationId=0, **more)
+        with closing(sqlite3.connect(path)) as db:
+            tables = {table for table, *_ in rows}
+            truth = {t: db.execute(f"SELECT count(*) FROM {t}").fetchone()[0] for t in tables}
+        from llmprof.runfile.trace.reader import read_trace
+
+        with closing(sqlite3.connect(path)) as db:
+            found = read_trace(db, {*tables}, global_pid(1) >> 24, (start, start + 1500))
+        tallies = {tally.table: tally for tally in found.tallies}
+        assert {table: tally.rows for table, tally in tallies.items()} == truth
+        for tally in tallies.values():
+            parts = (tally.read, tally.elsewhere, tally.outside, tally.unusable, tally.cut)
+            assert tally.rows == sum(parts) and min(parts) >= 0 == tally.cut
+        assert sum(t.read for t in tallies.values()) == sum(
+            map(len, (found.kernels, found.copies, found.api))
+        )
+        for part in (found.kernels, found.copies, found.api):
+            assert (part.end_ns >= part.start_ns).all()
