@@ -22,6 +22,7 @@ PACKAGES = {
     "torch": {"torch": "torch", "safetensors": "safetensors", "gguf": "gguf"},
     "llamacpp": {"llama_cpp": "llama-cpp-python", "gguf": "gguf"},
     "mlc": {"tvm": "apache-tvm", "mlc_llm": "mlc-llm"},
+    "vllm": {"vllm": "vllm", "torch": "torch"},
     "transformers": {"transformers": "transformers", "torch": "torch", "greenlet": "greenlet"},
     **{
         name: {name: name, "torch": "torch", "safetensors": "safetensors"}

@@ -19,6 +19,7 @@ BUILT_IN = {
     "exllamav2": "llmprof.engines.exllama.v2:ExLlamaV2Engine",
     "exllamav3": "llmprof.engines.exllama.v3:ExLlamaV3Engine",
     "mlc": "llmprof.engines.mlc.engine:MlcEngine",
+    "vllm": "llmprof.engines.vllm.engine:VllmEngine",
     "transformers": "llmprof.engines.transformers.engine:TransformersEngine",
 }
 
