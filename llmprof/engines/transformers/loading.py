@@ -14,10 +14,9 @@ from llmprof.distribution import how_to_install
 from llmprof.engines.base import LoadRequest, Progress
 from llmprof.errors import MissingPackage, ModelError, UsageError
 from llmprof.models.gguf.reader import GgufWeights
-from llmprof.models.huggingface.config import config_json
+from llmprof.models.huggingface.config import config_json, weights_id
 from llmprof.models.locate import ModelRef, read_json
 from llmprof.models.presets import EMBEDDING, HEAD, PRESETS, LlamaConfig
-from llmprof.models.safetensors.header import sampled_id
 from llmprof.plaintext import one_line
 
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
@@ -157,14 +156,12 @@ def _from_folder(transformers: Any, ref: ModelRef, asked: Asked, progress: Progr
     if not quantised:
         module = module.to(asked.device)
     files = sorted(folder.glob("*.safetensors"))
-    ours = read_json(folder / "config.json").get("llmprof")
-    known = ours.get("weights_id") if isinstance(ours, dict) else None
     method = _quantisation(quantised)
     return Loaded(
         module.eval(),
         ref.name,
         f"safetensors {method or 'as ' + asked.dtype}",
-        known if isinstance(known, str) else sampled_id(files),
+        weights_id(read_json(folder / "config.json"), files),
     )
 
 

@@ -12,6 +12,7 @@ from llmprof.engines.prompts import check_prompt
 from llmprof.engines.vllm.drive import VllmDrive
 from llmprof.engines.vllm.opening import Asked, ModelFolder, import_vllm, open_engine
 from llmprof.errors import MissingPackage, UsageError
+from llmprof.models.huggingface.config import weights_id
 from llmprof.models.locate import ModelRef, resolve
 from llmprof.models.presets import LlamaConfig
 from llmprof.records import EngineInfo
@@ -180,13 +181,7 @@ def _step_bytes(shape: LlamaConfig | None, size: int) -> int | None:
 def _weights_id(folder: ModelFolder) -> str | None:
     if folder.random:
         return None
-    from llmprof.models.safetensors.header import sampled_id
-
-    ours = folder.settings.get("llmprof")
-    known = ours.get("weights_id") if isinstance(ours, dict) else None
-    return (
-        known if isinstance(known, str) else sampled_id(sorted(folder.path.glob("*.safetensors")))
-    )
+    return weights_id(folder.settings, sorted(folder.path.glob("*.safetensors")))
 
 
 def _graph_mode(engine: Any) -> str | None:

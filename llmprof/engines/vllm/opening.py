@@ -56,8 +56,8 @@ def import_vllm() -> Any:
         import vllm
     except Exception as why:  # noqa: BLE001 - also a torch of another version, a missing library
         raise MissingPackage(
-            f"engine 'vllm' needs vLLM ({type(why).__name__}: {one_line(str(why), 160)}); it pins its"
-            " torch, so give it an environment of its own: --engine vllm@/path/to/its/python"
+            f"engine 'vllm' needs vLLM ({type(why).__name__}: {one_line(str(why), 160)}); it pins"
+            " its torch, so give it an environment of its own: --engine vllm@/path/to/its/python"
         ) from None
     return vllm
 
@@ -72,7 +72,7 @@ class ModelFolder:
             self.path = Path(str(ref.path))
             if read_json(self.path / "config.json").get("auto_map"):
                 raise ModelError(
-                    f"model {ref.name}: it needs code of its own (auto_map), which is never run here"
+                    f"model {ref.name}: it needs code of its own (auto_map), which is never run"
                 )
         elif self.random:
             self._made = self.path = Path(tempfile.mkdtemp(prefix="llmprof-vllm-"))
@@ -147,7 +147,7 @@ def open_engine(
 def _memory(
     folder: ModelFolder, asked: Asked, request: LoadRequest, free: tuple[int, int]
 ) -> dict[str, Any]:
-    """What vLLM may take. By itself it takes 90 % of the GPU, and other engines are resident too."""
+    """What vLLM may take: by itself 90 % of the GPU, where other engines are resident too."""
     if asked.gpu_memory is not None:
         return {"gpu_memory_utilization": asked.gpu_memory}
     shape = folder.shape()

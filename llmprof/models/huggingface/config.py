@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from llmprof.models.presets import LlamaConfig, RopeScaling
+from llmprof.models.safetensors.header import sampled_id
 from llmprof.plaintext import one_line
 
 OURS = "llmprof"
@@ -20,6 +22,21 @@ def our_notes(document: Mapping[str, Any]) -> list[str]:
     ours = document.get(OURS)
     texts = [ours.get(key) for key in _NOTES] if isinstance(ours, Mapping) else []
     return [one_line(text, 200) for text in texts if isinstance(text, str)]
+
+
+def weights_id(document: Mapping[str, Any], files: Sequence[Path]) -> str:
+    """Equal for two folders that hold the same weights.
+
+    A folder that ``llmprof model prepare`` made says whose weights it holds; of any other the files
+    are sampled.
+
+    Args:
+        document: its ``config.json``.
+        files: its safetensors.
+    """
+    ours = document.get(OURS)
+    known = ours.get("weights_id") if isinstance(ours, Mapping) else None
+    return known if isinstance(known, str) else sampled_id(list(files))
 
 
 def config_json(

@@ -9,11 +9,10 @@ from typing import Any
 
 from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, ModelError
-from llmprof.models.huggingface.config import our_notes
+from llmprof.models.huggingface.config import our_notes, weights_id
 from llmprof.models.huggingface.gptq import check_projection, is_gptq, read_projection
 from llmprof.models.locate import read_json
 from llmprof.models.presets import HEAD, LlamaConfig
-from llmprof.models.safetensors.header import sampled_id
 from llmprof.plaintext import one_line
 
 _INDEX = "model.safetensors.index.json"
@@ -62,10 +61,7 @@ class SafetensorsWeights:
             self.notes.append("lm_head.weight is in the file but tied by config.json: not loaded")
         dtypes = {self._check(name, shape) for name, shape in self.config.tensor_shapes().items()}
         self.format = "safetensors " + ("gptq" if self._gptq else "+".join(sorted(dtypes)))
-        # A folder that ``llmprof model prepare`` made says whose weights it holds.
-        ours = settings.get("llmprof")
-        known = ours.get("weights_id") if isinstance(ours, dict) else None
-        self.weights_id = known if isinstance(known, str) else sampled_id(files)
+        self.weights_id = weights_id(settings, files)
 
     def read(self, name: str) -> Any:
         if self._packed(name):

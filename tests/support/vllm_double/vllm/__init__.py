@@ -98,7 +98,7 @@ class LLMEngine:
         return bool(self._running)
 
     def step(self) -> list[SimpleNamespace]:
-        """Running requests first, then waiting prompts, cut into chunks, within the token budget."""
+        """Running requests, then waiting prompts, cut into chunks, within the token budget."""
         self.steps += 1
         budget = self.args.max_num_batched_tokens
         outputs = []
