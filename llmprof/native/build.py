@@ -74,8 +74,8 @@ def compile_with(compiler: list[str], output: Path, flags: tuple[str, ...] = ())
         raise BuildError(f"the recorder cannot be compiled to {output}: {why.strerror}") from None
 
 
-def prebuild(folder: Path) -> list[Path]:
-    """Cross-compile for every machine of ``TARGETS`` with ``ziglang`` (from PyPI) and strip.
+def prebuild(folder: Path, machines: tuple[str, ...] = tuple(TARGETS)) -> list[Path]:
+    """Cross-compile for machines of ``TARGETS`` with ``ziglang`` (from PyPI), stripped.
 
     Raises:
         BuildError: ziglang is not installed, or a compilation failed.
@@ -83,9 +83,10 @@ def prebuild(folder: Path) -> list[Path]:
     if subprocess.run([sys.executable, "-m", "ziglang", "version"], capture_output=True).returncode:
         raise BuildError("ziglang is not installed: pip install ziglang")
     made = []
-    for machine, target in TARGETS.items():
+    for machine in machines:
         output = folder / machine / NAME
-        compile_with([sys.executable, "-m", "ziglang", "cc", "-target", target], output, ("-s",))
+        zig = [sys.executable, "-m", "ziglang", "cc", "-target", TARGETS[machine]]
+        compile_with(zig, output, ("-s",))
         made.append(output)
     return made
 
