@@ -116,8 +116,9 @@ def _run_parser() -> argparse.ArgumentParser:
     )
     how.add_argument(
         "--trace",
-        choices=("steps", "kernels", "full"),
-        help="what the traced pass records (kernels)",
+        choices=("steps", "kernels", "full", "all"),
+        help="what the traced pass records (kernels); full: launches, copies and waits too; all:"
+        " every API call",
     )
     how.add_argument(
         "--capture",

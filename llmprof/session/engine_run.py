@@ -69,7 +69,7 @@ class EngineRun:
         self._set_state("loading")
         self._folders = [tempfile.TemporaryDirectory(prefix="llmprof-", dir=_shared_memory())]
         folder = Path(self._folders[0].name)
-        self._spool = self._make_spool() if trace in ("kernels", "full") else None
+        self._spool = self._make_spool() if trace in ("kernels", "full", "all") else None
         label, length = self.record.label, workload.decode_len
         under = self._capture_command() if captured else []
         client = WorkerClient(label, spec.python, folder, length, under, self._variables)

@@ -36,7 +36,7 @@ class WorkerTracers:
     def __init__(self, level: str | None, spool: str | None) -> None:
         self.unavailable: dict[str, str] = {}
         self.ranges: Ranges = NoRanges()
-        self._deep = level in ("kernels", "full")
+        self._deep = level in ("kernels", "full", "all")
         self._ops = False
         self._cupti: CuptiTracer | None = None
         self._begun: Unavailable | None = None
@@ -46,9 +46,9 @@ class WorkerTracers:
             if reason:
                 self.unavailable["nvtx"] = reason
         if spool is not None and self._deep:
-            from llmprof.tracers.cupti.tracer import CuptiTracer
+            from llmprof.tracers.cupti.tracer import LEVELS, CuptiTracer
 
-            tracer = CuptiTracer(Path(spool), "full" if level == "full" else "kernels")
+            tracer = CuptiTracer(Path(spool), LEVELS[level or "kernels"])
             why = tracer.start()
             if why is None:
                 self._cupti = tracer

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import resource
 import signal
 import struct
@@ -21,7 +22,7 @@ from hypothesis import strategies as st
 
 from llmprof.native import build
 from llmprof.recording.control import ControlPage
-from llmprof.tracers.cupti import spool
+from llmprof.tracers.cupti import library, spool
 from llmprof.tracers.cupti.decode import Trace
 
 KINDS = ("_Z4gemvPfS_", "_Z7softmaxPf", "_Z4copyPKfPf")
@@ -226,6 +227,18 @@ def test_nobody_to_record_for_leaves_nothing(built: recorder_build.Built, tmp_pa
     finally:
         process.kill()
         process.wait()
+
+
+def test_both_recorders_choose_the_same_calls() -> None:
+    """The worker's (Python) and the injected one (C)."""
+    text = (build.SOURCES / "activity.c").read_text()
+    for name, calls in (
+        ("RUNTIME_CALLS", library.RUNTIME_CALLS),
+        ("DRIVER_CALLS", library.DRIVER_CALLS),
+    ):
+        match = re.search(rf"{name}\[\] = \{{([^}}]*)\}}", text)
+        assert match is not None
+        assert tuple(map(int, match[1].split(","))) == calls
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ import ctypes
 import os
 import re
 import sys
-from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint32, c_uint64, c_void_p
+from ctypes import POINTER, byref, c_char_p, c_int, c_size_t, c_uint8, c_uint32, c_uint64, c_void_p
 from pathlib import Path
 
 from llmprof.records import Unavailable
@@ -37,6 +37,13 @@ _STRUCT_SIZE = "cuptiActivityGetStructSize"
 
 INSUFFICIENT_PRIVILEGES, VIRTUALIZED_PRIVILEGES, MULTIPLE_SUBSCRIBERS = 35, 40, 39
 MAX_LIMIT_REACHED, NOT_INITIALIZED, UNKNOWN = 12, 15, 999
+RUNTIME_CALLS = (
+    13, 20, 22, 31, 41, 44, 51, 131, 137, 147, 165, 211, 214, 269, 311, 312, 430, 431,
+)  # fmt: skip
+DRIVER_CALLS = (17, 121, 126, 277, 278, 279, 306, 307, 442, 477, 514, 515, 652, 653)
+"""Launches, graph launches, copies, sets, waits, allocations (cupti_runtime_cbid.h,
+cupti_driver_cbid.h): every kernel has its launching call, with 1 record a kernel instead of 18. The
+recorder (native/activity.c) has the same."""
 THREAD_ID_SYSTEM = 1
 """``CUPTI_ACTIVITY_THREAD_ID_TYPE_SYSTEM``: gettid, which py-spy and the kernel know too."""
 
@@ -132,6 +139,24 @@ class Cupti:
                 break
             before = at
         return sizes
+
+    def choose_calls(self, on: bool = True) -> int | None:
+        """Record ``RUNTIME_CALLS`` and ``DRIVER_CALLS`` only; how many it refused.
+
+        ``None``: this CUPTI cannot choose (before CUDA 12.5).
+        """
+        chosen = (
+            ("cuptiActivityEnableRuntimeApi", RUNTIME_CALLS),
+            ("cuptiActivityEnableDriverApi", DRIVER_CALLS),
+        )
+        functions = [(getattr(self.lib, name, None), calls) for name, calls in chosen]
+        refused = 0
+        for function, calls in functions:
+            if function is None:
+                return None
+            function.argtypes, function.restype = [c_uint32, c_uint8], c_int
+            refused += sum(1 for call in calls if function(call, int(on)))
+        return refused
 
     def struct_size(self, kind: int) -> int | None:
         """Size of this library's own record; ``None`` where it cannot say (before 13.3 or so)."""

@@ -42,18 +42,21 @@ from llmprof.tracers.cupti.library import (
 )
 from llmprof.tracers.cupti.resolve import NameResolver, declared_layout, settle_layout
 
-Level = Literal["kernels", "full"]
+Level = Literal["kernels", "full", "all"]
 
 KINDS: dict[Level, tuple[int, ...]] = {
     "kernels": (CONCURRENT_KERNEL, MEMCPY, MEMSET),
-    "full": (CONCURRENT_KERNEL, MEMCPY, MEMSET, RUNTIME, DRIVER, SYNCHRONIZATION),
+    "full": (CONCURRENT_KERNEL, MEMCPY, MEMSET, SYNCHRONIZATION),
+    "all": (CONCURRENT_KERNEL, MEMCPY, MEMSET, RUNTIME, DRIVER, SYNCHRONIZATION),
 }
 """OVERHEAD (17) is left out: its record owns a malloc'ed block (``overheadData``) that every client
 must free, which would mean looking at records in the traced process."""
 
+LEVELS: dict[str, Level] = {level: level for level in KINDS}
 COST = {
     "kernels": "about 0.36 µs of GPU time a kernel, 4–5 % of a 3.3 ms step of 358 kernels",
-    "full": "as kernels, and a launch-bound eager engine becomes 1.2–1.4 times slower",
+    "full": "as kernels: the API calls that are chosen cost nothing that could be measured",
+    "all": "as kernels, and a launch-bound eager engine becomes 1.2–1.4 times slower",
 }
 """Measured on one H100 under CUDA 13.0."""
 
@@ -222,6 +225,10 @@ class CuptiTracer:
                 self._enable(cupti, kind)
             except CuptiError as error:
                 self.missing[f"kind {kind}"] = str(error)
+        if self.level == "full" and cupti.choose_calls() is None:
+            self.missing["API calls"] = (
+                "this CUPTI (before CUDA 12.5) cannot choose them: --trace all records every one"
+            )
         # Now already, so that a worker that is killed leaves records that can be read.
         self._set_layout(declared_layout(cupti))
         return None
@@ -283,6 +290,8 @@ class CuptiTracer:
         if isinstance(cupti, Cupti) and self._enabled:
             for kind in self._enabled:
                 cupti.lib.cuptiActivityDisable(kind)
+            if self.level == "full":
+                cupti.choose_calls(on=False)
             self._enabled.clear()
             cupti.lib.cuptiActivityFlushAll(FORCED)
         if self._writer is not None:

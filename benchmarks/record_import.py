@@ -1,0 +1,110 @@
+"""Kernels a second from a spool into a run file, as ``llmprof record`` reads along.
+
+    python benchmarks/record_import.py [--kernels 2000000] [--calls]
+
+A synthetic spool of one process, in frames of 20 ms at 300,000 kernels a second: a CUDA graph of
+587 kernels, names once, with ``--calls`` one API record a kernel. The recording's own classes read
+it. Beside the rate: that of decoding alone, and how much resident memory grew. Goal: 1 million
+kernels a second, memory flat.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+
+from llmprof.recording.devices import DeviceMap
+from llmprof.recording.spools import Spools
+from llmprof.records import RunInfo
+from llmprof.runfile.writer import RunFileWriter
+from llmprof.tracers.cupti import spool
+from llmprof.tracers.cupti.decode import decode_buffer, record_dtype
+from llmprof.tracers.cupti.layout import API_FIELDS, KERNEL_FIELDS, known_layout
+
+NODES, FRAME = 587, 6000
+
+
+def frames(kernels: int, calls: bool) -> Iterator[bytes]:
+    layout = known_layout(130001)
+    assert layout is not None
+    size = layout.sizes[10]
+    random = np.random.default_rng(0)
+    for at in range(0, kernels, FRAME):
+        count = min(FRAME, kernels - at)
+        number = np.arange(at, at + count)
+        rows = np.zeros(count, record_dtype(KERNEL_FIELDS, size))
+        node = number % NODES
+        rows["kind"] = 10
+        rows["start"] = 10**12 + number * 3300
+        rows["end"] = rows["start"] + random.integers(1000, 3000, count)
+        rows["stream"], rows["context"] = 7, 1
+        rows["grid_x"], rows["block_x"] = 1 + node % 22, 128
+        rows["grid_y"] = rows["grid_z"] = rows["block_y"] = rows["block_z"] = 1
+        rows["correlation"] = number if calls else number // NODES
+        rows["grid_id"] = number
+        rows["name_ptr"] = 0x7F0000000000 + 64 * (node % 22)
+        rows["graph_node"] = 0 if calls else 1 + node
+        if not calls:
+            yield rows.tobytes()
+            continue
+        api = np.zeros(count, record_dtype(API_FIELDS, 40))
+        api["kind"], api["cbid"], api["tid"] = 5, 211, 1234
+        api["start"], api["end"] = rows["start"] - 9000, rows["start"] - 4000
+        api["correlation"] = number
+        both = np.concatenate(
+            [api.view(np.uint8).reshape(count, 40), rows.view(np.uint8).reshape(count, size)], 1
+        )
+        yield both.tobytes()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--kernels", type=int, default=2_000_000)
+    parser.add_argument("--calls", action="store_true")
+    arguments = parser.parse_args()
+    layout = known_layout(130001)
+    assert layout is not None
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        writer = spool.SpoolWriter(folder / "4711-1000.spool")
+        writer.write_json(spool.LAYOUT, layout.to_dict())
+        names = {str(0x7F0000000000 + 64 * i): f"_Z6kernelILi{i}EEvPfi" for i in range(22)}
+        api = {"5": {"211": "cudaLaunchKernel_v7000"}}
+        writer.write_json(spool.NAMES, {"kernels": names, "api": api})
+        devices = [{"ordinal": 0, "uuid": "ab" * 16, "pci_bus_id": "0", "name": "GPU"}]
+        writer.write_json(spool.DEVICES, {"devices": devices})
+        decoding = 0.0
+        for payload in frames(arguments.kernels, arguments.calls):
+            writer.write(spool.RECORDS, payload)
+            begin = time.perf_counter()
+            decode_buffer(payload, layout)
+            decoding += time.perf_counter() - begin
+        writer.close()
+        info = RunInfo(10**12, 0, "0", None, [], {}, {}, "full", source="recorded")
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        with RunFileWriter(folder / "run.sqlite", info) as run:
+            spools = Spools(folder, run, DeviceMap([]), None, lambda engine: None)
+            begin = time.perf_counter()
+            spools.read(final=True)
+            took = time.perf_counter() - begin
+            spools.close()
+        kernels = spools.all[0].image.kernels
+        after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = {
+        "kernels": kernels,
+        "kernels_s": round(kernels / took),
+        "decoding_kernels_s": round(kernels / decoding),
+        "more_memory_mib": round((after - before) / 1024),
+    }
+    print(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()
