@@ -9,7 +9,18 @@ from pathlib import Path
 
 import pytest
 
-HEAVY = {"torch", "textual", "rich", "numpy", "sqlite3", "pynvml", "gguf", "llama_cpp", "nvtx"}
+HEAVY = {
+    "torch",
+    "textual",
+    "rich",
+    "numpy",
+    "sqlite3",
+    "pynvml",
+    "gguf",
+    "llama_cpp",
+    "cyllama",
+    "nvtx",
+}
 
 
 def loaded_after(code: str) -> set[str]:
@@ -54,12 +65,12 @@ def test_headless_reporting_imports_no_textual() -> None:
     assert not {"textual", "rich", "torch"} & loaded_after(code)
 
 
-def test_no_module_is_longer_than_500_lines() -> None:
+def test_no_module_is_longer_than_450_lines() -> None:
     root = Path(__file__).parent.parent
     long = {
         str(path.relative_to(root)): count
         for folder in ("llmprof", "tests", "benchmarks")
         for path in (root / folder).rglob("*.py")
-        if (count := len(path.read_text().splitlines())) > 500
+        if (count := len(path.read_text().splitlines())) > 450
     }
     assert not long

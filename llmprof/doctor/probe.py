@@ -20,7 +20,7 @@ from typing import Any
 # the others some of it is lacking (``doctor.LACKING``).
 PACKAGES = {
     "torch": {"torch": "torch", "safetensors": "safetensors", "gguf": "gguf"},
-    "llamacpp": {"llama_cpp": "llama-cpp-python", "gguf": "gguf"},
+    "llamacpp": {"cyllama": "cyllama", "gguf": "gguf"},
     "mlc": {"tvm": "apache-tvm", "mlc_llm": "mlc-llm"},
     "vllm": {"vllm": "vllm", "torch": "torch"},
     "transformers": {"transformers": "transformers", "torch": "torch", "greenlet": "greenlet"},
@@ -29,6 +29,8 @@ PACKAGES = {
         for name in ("exllama", "exllamav2", "exllamav3")
     },
 }
+INSTEAD = {"cyllama": ("llama_cpp", "llama-cpp-python")}
+"""Module → the module and distribution that take its place where they are installed."""
 _LINKER_FOLDERS = ("usr/lib64", "usr/lib/x86_64-linux-gnu", "usr/lib/aarch64-linux-gnu")
 
 
@@ -47,12 +49,17 @@ def look(engines: Sequence[str]) -> dict[str, Any]:
     for name in engines:
         target = targets.get(name)
         own = {} if target is None else {target.partition(".")[0].partition(":")[0]: ""}
-        packages = PACKAGES.get(name, own)
+        packages = [_present(*wanted) for wanted in PACKAGES.get(name, own).items()]
         found[name] = {
             "target": target,
-            "packages": {module: version_of(module, dist) for module, dist in packages.items()},
+            "packages": {module: version_of(module, dist) for module, dist in packages},
         }
     return {"python": platform.python_version(), "cupti": _cupti(), "engines": found}
+
+
+def _present(module: str, distribution: str) -> tuple[str, str]:
+    other = INSTEAD.get(module)
+    return other if other and version_of(*other) else (module, distribution)
 
 
 def version_of(module: str, distribution: str) -> str | None:

@@ -30,7 +30,7 @@ from llmprof.tui.setup.screen import (
 FACTS = Facts(
     engines=(
         Offer("torch", "torch 2.13.0, safetensors 0.8.0 in Python 3.12.3"),
-        Offer("llamacpp", "llama_cpp 0.3.36"),
+        Offer("llamacpp", "cyllama 0.2.18"),
         Offer("mine", "no interpreter", "missing", "set python = … under [engines.mine]"),
         Offer("[red]x[/]\x1b[2J", "hostile \x1b]0;x\x07", "degraded", "fix \x9b it"),
     ),

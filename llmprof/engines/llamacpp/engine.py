@@ -1,17 +1,16 @@
-"""The llama.cpp engine, through llama-cpp-python, which ``load`` imports."""
+"""The llama.cpp engine, through a Python package that ``load`` chooses and imports."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib import import_module
-from typing import Any
 
-from llmprof.distribution import how_to_install
 from llmprof.engines.base import LoadRequest, Progress
 from llmprof.engines.driven import ClosedByDrive
+from llmprof.engines.llamacpp.bindings import NAMES, Binding, open_binding
+from llmprof.engines.llamacpp.settings import Settings
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
-from llmprof.errors import MissingPackage, ModelError, UsageError
+from llmprof.errors import ModelError, UsageError
 from llmprof.machine import default_threads
 from llmprof.models.gguf.header import GgufHeader, read_header
 from llmprof.models.gguf.reader import quantisation
@@ -26,10 +25,12 @@ _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 
 
 class LlamaCppEngine(ClosedByDrive):
-    """Options: ``drive=generator|forward``, ``threads=N``, ``n_gpu_layers=N``.
+    """Options: ``drive=generator|forward``, ``binding=auto|llama-cpp-python|cyllama``,
+    ``threads=N``, ``n_gpu_layers=N``.
 
-    ``generator`` is llama-cpp-python's own loop, one sequence; ``forward`` is the bare
+    ``generator`` is the binding's own loop, one sequence; ``forward`` is the bare
     ``llama_decode`` with an argmax, which separates the engine from its sampler and can batch.
+    The binding is among the versions that ``describe`` gives.
     ``threads`` defaults to ``machine.default_threads``, as for torch.
     """
 
@@ -40,35 +41,27 @@ class LlamaCppEngine(ClosedByDrive):
         self._filled = 0
 
     def load(self, request: LoadRequest, progress: Progress) -> None:
-        try:
-            llama_cpp = import_module("llama_cpp")
-        except (ImportError, OSError, RuntimeError) as why:
-            raise MissingPackage(
-                f"engine 'llamacpp' needs llama-cpp-python ({why});"
-                f" install it with: {how_to_install('llamacpp')}"
-            ) from None
-        from llmprof.engines.llamacpp.drives import ForwardDrive, GeneratorDrive, Settings
-
         given = Options("llamacpp", request.options)
         drive = given.text("drive", "generator", ("generator", "forward"))
         threads = given.integer("threads", None, 1) or default_threads()
-        on_gpu = bool(llama_cpp.llama_supports_gpu_offload())
-        gpu_layers = given.integer("n_gpu_layers", -1 if on_gpu else 0, -1)
+        wanted = given.text("binding", "auto", ("auto", *NAMES))
+        layers = given.integer("n_gpu_layers", None, -1)
         given.done()
-        gpu_layers = 0 if gpu_layers is None else gpu_layers
-        if gpu_layers and not on_gpu:
+        binding = open_binding(wanted)
+        gpu_layers = (-1 if binding.on_gpu else 0) if layers is None else layers
+        if gpu_layers and not binding.on_gpu:
             raise UsageError(
-                f"llamacpp:n_gpu_layers={gpu_layers}: this llama-cpp-python is built without a GPU"
+                f"llamacpp:n_gpu_layers={gpu_layers}: this {binding.name} is built without a GPU"
             )
         if request.batch > 1 and drive == "generator":
             raise UsageError(
                 f"llamacpp: the generator decodes one sequence, not {request.batch};"
                 " use llamacpp:drive=forward"
             )
-        if request.batch > llama_cpp.llama_max_parallel_sequences():
+        if request.batch > binding.most_sequences:
             raise UsageError(
                 f"llamacpp: batch {request.batch}, llama.cpp has at most"
-                f" {llama_cpp.llama_max_parallel_sequences()} sequences"
+                f" {binding.most_sequences} sequences"
             )
         ref = resolve(request.model)
         header = _header(ref)
@@ -82,7 +75,7 @@ class LlamaCppEngine(ClosedByDrive):
             raise ModelError(f"{ref.name}: no token_embd.weight, this is no language model")
         kv_bytes, notes = kv_bytes_per_token(header)
         progress("loading weights", None)
-        self._drive = (GeneratorDrive if drive == "generator" else ForwardDrive)(
+        self._drive = binding.drives[drive](
             Settings(
                 path=header.path,
                 positions=request.max_positions,
@@ -93,7 +86,7 @@ class LlamaCppEngine(ClosedByDrive):
             )
         )
         self._batch, self._positions, self._vocab = request.batch, request.max_positions, vocab
-        self._info = _describe(ref, header, llama_cpp, gpu_layers, kv_bytes, notes)
+        self._info = _describe(ref, header, binding, gpu_layers, kv_bytes, notes)
         self._info.drive = drive
         self._info.threads = threads
         self._info.options = dict(request.options)
@@ -150,7 +143,7 @@ _KINDS = {
 def _describe(
     ref: ModelRef,
     header: GgufHeader,
-    llama_cpp: Any,
+    binding: Binding,
     gpu_layers: int,
     kv_bytes: int | None,
     notes: list[str],
@@ -166,11 +159,10 @@ def _describe(
         notes.append(read.reason)
     device = "cpu"
     if gpu_layers:
-        built = llama_cpp.llama_print_system_info().decode("utf-8", "replace")
-        device = "cuda:0" if "CUDA" in built else "gpu"
+        device = "cuda:0" if binding.built_for == "cuda" else "gpu"
         notes.append(f"n_gpu_layers {gpu_layers} (-1: all); llama.cpp decides on CUDA graphs")
     return EngineInfo(
-        versions={"llama_cpp_python": str(llama_cpp.__version__)},
+        versions=dict(binding.versions),
         model=ref.name,
         model_format=f"gguf {kind}",
         architecture=header.architecture,

@@ -1,34 +1,43 @@
-"""Two ways to drive llama.cpp. Imported late, by ``llamacpp_engine``: loads llama_cpp and numpy."""
+"""Two ways to drive llama.cpp through llama-cpp-python. Imported late, by ``bindings``: loads it
+and numpy."""
 
 from __future__ import annotations
 
 import ctypes
 import logging
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import llama_cpp
 import numpy
 
-from llmprof.engines.host_memory import MIB, free_text, host_free_bytes
-from llmprof.engines.llamacpp.refusal import errors_heard, not_loaded
-from llmprof.errors import OutOfMemory, UsageError
+from llmprof.engines.llamacpp import settings as limits
+from llmprof.engines.llamacpp.refusal import not_loaded
+from llmprof.engines.llamacpp.settings import Settings
 
-PROMPT_CHUNK = 512
-"""Prompt tokens a call evaluates at most: llama-cpp-python's default ``n_batch``."""
+NAME = "llama-cpp-python"
+_ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a context is made of. ``kv_bytes`` is for the message when it does not fit."""
+@contextmanager
+def errors_heard() -> Iterator[list[str]]:
+    """The errors that llama.cpp logs meanwhile; they are not printed."""
+    lines: list[str] = []
 
-    path: str
-    positions: int
-    batch: int
-    threads: int
-    n_gpu_layers: int
-    kv_bytes: int | None
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator,unused-ignore]
+    def hear(level: int, text: bytes, data: Any) -> None:
+        if level == _ERROR:
+            lines.append(text.decode("utf-8", "replace"))
+
+    llama_cpp.llama_log_set(hear, None)
+    try:
+        yield lines
+    finally:
+        # What the package itself sets at import.
+        from llama_cpp._logger import llama_log_callback
+
+        llama_cpp.llama_log_set(llama_log_callback, None)
 
 
 class GeneratorDrive:
@@ -44,7 +53,7 @@ class GeneratorDrive:
                 self._llama = llama_cpp.Llama(
                     settings.path,
                     n_ctx=settings.positions,
-                    n_batch=PROMPT_CHUNK,
+                    n_batch=limits.PROMPT_CHUNK,
                     n_threads=settings.threads,
                     n_threads_batch=settings.threads,
                     n_gpu_layers=settings.n_gpu_layers,
@@ -52,8 +61,8 @@ class GeneratorDrive:
                 )
             except ValueError as why:
                 if "context" in str(why):
-                    raise _no_context(settings) from None
-                raise not_loaded(settings.path, errors) from None
+                    raise settings.no_context() from None
+                raise not_loaded(settings.path, errors, NAME) from None
         self._tokens: Generator[int, Any, None] | None = None
 
     def prefill(self, rows: Sequence[Sequence[int]]) -> list[int]:
@@ -89,31 +98,28 @@ class ForwardDrive:
         self._filled = 0
         self._tokens: list[int] = []
         model_settings = llama_cpp.llama_model_default_params()
-        model_settings.n_gpu_layers = (
-            0x7FFFFFFF if settings.n_gpu_layers < 0 else settings.n_gpu_layers
-        )
+        model_settings.n_gpu_layers = settings.layers_on_gpu
         with errors_heard() as errors:
             self._model = llama_cpp.llama_model_load_from_file(
                 settings.path.encode(), model_settings
             )
         if not self._model:
-            raise not_loaded(settings.path, errors)
+            raise not_loaded(settings.path, errors, NAME)
         self._context = llama_cpp.llama_init_from_model(self._model, self._context_settings())
         if not self._context:
             self.close()
-            raise _no_context(settings)
+            raise settings.no_context()
         self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
-        self._chunk = max(PROMPT_CHUNK, settings.batch)
+        self._chunk = max(limits.PROMPT_CHUNK, settings.batch)
         self._batch = llama_cpp.llama_batch_init(self._chunk, 0, 1)
 
     def _context_settings(self) -> Any:
         wanted = self._settings
         context = llama_cpp.llama_context_default_params()
         context.n_seq_max = wanted.batch
-        # Divided among the sequences; llama.cpp pads a sequence to a multiple of 256 itself.
-        context.n_ctx = wanted.batch * (-(-wanted.positions // 256) * 256)
-        context.n_batch = max(PROMPT_CHUNK, wanted.batch)
-        context.n_ubatch = PROMPT_CHUNK
+        context.n_ctx = wanted.context_positions
+        context.n_batch = max(limits.PROMPT_CHUNK, wanted.batch)
+        context.n_ubatch = limits.PROMPT_CHUNK
         context.n_threads = context.n_threads_batch = wanted.threads
         if hasattr(context, "flash_attn_type"):  # as the generator drive has it
             context.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
@@ -171,17 +177,9 @@ class ForwardDrive:
         self._batch.n_tokens = count
         status = llama_cpp.llama_decode(self._context, self._batch)
         if status == 1:
-            raise UsageError(f"llamacpp: the KV cache of {self._settings.positions} is full")
+            raise self._settings.cache_full()
         if status:
             raise RuntimeError(f"llama_decode failed with {ctypes.c_int32(status).value}")
 
     def _greedy(self, slot: int) -> int:
         return int(self.logits(slot).argmax())
-
-
-def _no_context(settings: Settings) -> OutOfMemory:
-    need = settings.kv_bytes
-    asked = "" if need is None else f" of {max(1, need // MIB)} MiB"
-    return OutOfMemory(
-        f"llamacpp: the KV cache{asked} and its buffers did not fit{free_text(host_free_bytes())}"
-    )
