@@ -8,9 +8,8 @@ from array import array
 from contextlib import closing
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
-import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -40,7 +39,7 @@ from llmprof.records import (
 )
 from llmprof.runfile.nvtx import self_times
 from llmprof.runfile.reader import RunFileReader
-from llmprof.runfile.schema import BulkTable, global_pid, global_tid, statements
+from llmprof.runfile.schema import global_pid, global_tid
 from llmprof.runfile.writer import RunFileWriter
 
 TABLES = {
@@ -347,61 +346,6 @@ def test_operators_of_other_domains_stay_apart(file: Path) -> None:
     assert domains == {"llmprof": 1, "user": 2}
 
 
-# -- bulk ----------------------------------------------------------------------------------------
-
-
-def kernel_columns(n: int, name: int) -> dict[str, Any]:
-    ones = {
-        column: [1] * n
-        for column in (
-            "deviceId", "contextId", "streamId", "registersPerThread", "gridId",
-            "gridX", "gridY", "gridZ", "blockX", "blockY", "blockZ",
-            "staticSharedMemory", "dynamicSharedMemory",
-            "localMemoryPerThread", "localMemoryTotal",
-        )
-    }  # fmt: skip
-    start = T0 + np.arange(n, dtype=np.uint64) * 10
-    return {
-        **ones,
-        "start": start,
-        "end": start + 7,
-        "demangledName": np.full(n, name, np.int32),
-        "shortName": [name] * n,
-        "graphNodeId": [None, *range(n - 1)],
-        "globalPid": array("q", [global_pid(4000)] * n),
-    }
-
-
-def test_bulk_takes_lists_arrays_and_nulls(file: Path) -> None:
-    n = 70_000  # more than a chunk
-    with RunFileWriter(file, sample_info()) as writer:
-        name = writer.string_id("void gemm<float>(float*)")
-        assert writer.string_id("void gemm<float>(float*)") == name
-        writer.bulk("CUPTI_ACTIVITY_KIND_KERNEL", kernel_columns(n, name))
-    assert rows(
-        file,
-        'SELECT count(*), sum("end" - start), min(start), max("end"), count(graphNodeId), value'
-        " FROM CUPTI_ACTIVITY_KIND_KERNEL JOIN StringIds ON id = shortName",
-    ) == [(n, 7 * n, 0, (n - 1) * 10 + 7, n - 1, "void gemm<float>(float*)")]
-    assert rows(file, "SELECT duration FROM ANALYSIS_DETAILS") == [((n - 1) * 10 + 7,)]
-
-
-def test_bulk_refuses_what_does_not_fit(file: Path) -> None:
-    good = kernel_columns(3, 1)
-    with RunFileWriter(file, sample_info()) as writer:
-        for table, columns, hint in (
-            ("LLMPROF_RUN", good, "not a bulk table"),
-            ("CUPTI_ACTIVITY_KIND_KERNEL", {**good, "shade": [1, 2, 3]}, "no column shade"),
-            ("CUPTI_ACTIVITY_KIND_KERNEL", {**good, "gridX": [1]}, "unequal"),
-            ("CUPTI_ACTIVITY_KIND_KERNEL", {"start": [T0], "end": [T0]}, "needs column"),
-        ):
-            with pytest.raises(ValueError, match=hint):
-                writer.bulk(table, columns)  # type: ignore[arg-type]
-        writer.bulk("CUPTI_ACTIVITY_KIND_KERNEL", kernel_columns(0, 1) | {"graphNodeId": []})
-    tables = {name for (name,) in rows(file, "SELECT name FROM sqlite_master")}
-    assert "CUPTI_ACTIVITY_KIND_KERNEL" not in tables
-
-
 def test_a_failed_call_leaves_nothing_and_the_next_one_works(file: Path) -> None:
     engine = sample_engine(0, "torch")
     with RunFileWriter(file, sample_info()) as writer:
@@ -417,11 +361,6 @@ def test_a_failed_call_leaves_nothing_and_the_next_one_works(file: Path) -> None
     with RunFileReader(file) as reader:
         assert len(reader.run_data().rounds) == 1
     assert rows(file, "SELECT count(*) FROM NVTX_EVENTS WHERE eventType = 75") == [(1,)]
-
-
-@pytest.mark.parametrize("table", get_args(BulkTable))
-def test_every_bulk_table_has_a_definition(table: str) -> None:
-    assert table in statements()
 
 
 # -- where it cannot be written ------------------------------------------------------------------

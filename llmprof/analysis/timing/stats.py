@@ -16,6 +16,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
+from llmprof.analysis.timing.t_quantiles import student_t_quantile
 from llmprof.records import Maybe, Unavailable
 
 Statistic = Literal["median", "mean", "trimmed"]
@@ -145,61 +146,8 @@ def expanded_tail(n: int, confidence: float = CONFIDENCE) -> float:
     Hesterberg (2015), "What Teachers Should Know About the Bootstrap", The American Statistician
     69(4), on expanded percentile intervals.
     """
-    t = student_t_quantile(1 - (1 - confidence) / 2, n - 1)
+    t = student_t_quantile((1 + confidence) / 2, n - 1)
     return NormalDist().cdf(-math.sqrt(n / (n - 1)) * t)
-
-
-def student_t_quantile(p: float, df: float) -> float:
-    """t with P(T ≤ t) = p for Student's t with ``df`` degrees of freedom; 0 < p < 1, df > 0.
-
-    Bisection on x = df / (df + t²), for which P(T > t) = I_x(df/2, 1/2) / 2 (Abramowitz & Stegun
-    26.5.27). Floats stay dense near 0, so even t = 10⁶ keeps its relative accuracy.
-    """
-    if not (0 < p < 1 and df > 0):
-        raise ValueError(f"student_t_quantile needs 0 < p < 1 and df > 0, got {p} and {df}")
-    if p < 0.5:
-        return -student_t_quantile(1 - p, df)
-    target = 2 * (1 - p)
-    low, high = 0.0, 1.0
-    while low < (x := (low + high) / 2) < high:
-        if incomplete_beta(df / 2, 0.5, x) < target:
-            low = x
-        else:
-            high = x
-    return math.sqrt(df * (1 - high) / high)
-
-
-def incomplete_beta(a: float, b: float, x: float) -> float:
-    """Regularised incomplete beta function I_x(a, b) for 0 ≤ x ≤ 1.
-
-    Continued fraction DLMF 8.17.22 by Lentz's method; I_x(a, b) = 1 − I_{1−x}(b, a) where the
-    fraction would converge slowly.
-    """
-    if x <= 0 or x >= 1:
-        return float(x >= 1)
-    if x > (a + 1) / (a + b + 2):
-        return 1 - incomplete_beta(b, a, 1 - x)
-    log_front = a * math.log(x) + b * math.log1p(-x)
-    log_beta = math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
-    return math.exp(log_front - log_beta) / a / _beta_fraction(a, b, x)
-
-
-def _beta_fraction(a: float, b: float, x: float) -> float:
-    """1 + d₁/(1 + d₂/(1 + …)) with the coefficients of DLMF 8.17.23."""
-    tiny = 1e-300
-    value, c, d = 1.0, 1.0, 0.0
-    for term in range(1, 500):
-        m = term // 2
-        if term % 2:
-            coefficient = -(a + m) * (a + b + m) * x / ((a + 2 * m) * (a + 2 * m + 1))
-        else:
-            coefficient = m * (b - m) * x / ((a + 2 * m - 1) * (a + 2 * m))
-        d = 1 / ((1 + coefficient * d) or tiny)
-        c = (1 + coefficient / c) or tiny
-        value *= c * d
-        if abs(c * d - 1) < 1e-15:
-            break
-    return value
 
 
 def _resample(
