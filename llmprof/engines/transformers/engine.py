@@ -37,6 +37,8 @@ class TransformersEngine(ClosedByDrive):
     def __init__(self) -> None:
         super().__init__()
         self._trace: Any = None
+        self.module: Any = None
+        """The loaded ``PreTrainedModel``; ``None`` before ``load`` and after ``close``."""
 
     def load(self, request: LoadRequest, progress: Progress) -> None:
         try:
@@ -63,6 +65,7 @@ class TransformersEngine(ClosedByDrive):
                     f"transformers: {request.max_positions} positions asked for, but the context"
                     f" of {loaded.name} is {limit}; shorten --prompt-len or --decode-len"
                 )
+            self.module = loaded.module
             self._batch, self._positions = request.batch, request.max_positions
             self._vocab = int(config.vocab_size)
             if asked.compile != "none":
@@ -86,6 +89,7 @@ class TransformersEngine(ClosedByDrive):
 
     def close(self) -> None:
         super().close()
+        self.module = None
         if self._info.device.startswith("cuda"):
             self._torch.cuda.empty_cache()
 
