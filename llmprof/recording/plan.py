@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmprof.records import TraceLevel
-from llmprof.tracers.pyspy.tracer import HostPlan
 
 
 @dataclass(frozen=True)
@@ -28,7 +27,5 @@ class RecordPlan:
     """Recording ends so long after it began; with the program without it."""
     gpus: frozenset[int] | None = None
     """Work on other GPUs is left out; all are kept without it."""
-    host: HostPlan | None = None
-    bandwidth: bool = False
     twice: bool = False
     """Run the command once more, untraced but for NVTX, to state the slowdown."""

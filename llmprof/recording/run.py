@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -93,10 +92,18 @@ class Recording:
 
     Args:
         show: called with each new status, about ten times a second.
+        say: one line for the user while the program runs.
     """
 
-    def __init__(self, plan: RecordPlan, show: Callable[[Status], None] | None = None) -> None:
+    def __init__(
+        self,
+        plan: RecordPlan,
+        show: Callable[[Status], None] | None = None,
+        say: Callable[[str], None] | None = None,
+    ) -> None:
         self._plan = plan
+        self._say = say or _print
+        self._ended_by_signal = False
         self._show = show
         self._lock = threading.Lock()
         self._samples: list[GpuSample] = []
@@ -144,16 +151,45 @@ class Recording:
             elif found:
                 writer.put_gpu_devices(found)
             try:
-                folder = Path(tempfile.mkdtemp(prefix=f".{plan.output.stem}-", dir=_beside(plan)))
+                with hidden_beside(plan.output.resolve()) as folder:
+                    self._record(folder, recorder, info, nvml)
             except OSError as why:
                 raise RunFileError(f"no spools beside {plan.output}: {why.strerror}") from None
-            try:
-                self._record(folder, recorder, info, nvml)
             finally:
                 nvml.stop()
-                shutil.rmtree(folder, ignore_errors=True)
             self._end(nvml.missing())
+            if plan.twice and not self._ended_by_signal:
+                self._again(writer, recorder)
         return self.outcome
+
+    def _again(self, writer: RunFileWriter, recorder: Path) -> None:
+        """The timing pass: the command once more, untraced."""
+        from llmprof.recording.again import run_again
+        from llmprof.runfile.reader import RunFileReader
+
+        with RunFileReader(self._plan.output) as reader:
+            data = reader.run_data()
+        self._say("the command runs again, untraced")
+        with tempfile.TemporaryDirectory(
+            prefix=f".{self._plan.output.stem}-",
+            dir=_beside(self._plan),
+            ignore_cleanup_errors=True,
+        ) as folder:
+            variables = {**os.environ, **self._variables(Path(folder), recorder)}
+            found = run_again(self._plan.command, Path(folder), variables, data)
+        if isinstance(found, Unavailable):
+            writer.put_missing([Missing("run", "timing pass", found.reason)])
+            self.outcome.warnings.append(f"no timing pass: {found.reason}")
+            return
+        rounds, code = found
+        for record in rounds:
+            writer.put_round(record)
+        if not rounds:
+            reason = "the second run had no process with steps like those of the first"
+            writer.put_missing([Missing("run", "timing pass", reason)])
+            self.outcome.warnings.append(f"no timing pass: {reason}")
+        if code != self.outcome.exit_code:
+            self._warn(f"the second run ended with {code}, the first with {self.outcome.exit_code}")
 
     def _record(self, folder: Path, recorder: Path, info: RunInfo, nvml: NvmlTracer) -> None:
         plan = self._plan
@@ -181,6 +217,7 @@ class Recording:
             self._spools.close()
             page.close()
         self.outcome.exit_code = program.exit_code
+        self._ended_by_signal = (program.returncode or 0) < 0 or program.signalled
 
     def _variables(self, folder: Path, recorder: Path) -> dict[str, str]:
         ours = {name: str(recorder) for name in INJECTED}
@@ -233,7 +270,7 @@ class Recording:
     def _give_up(self, why: str) -> None:
         self._full = why
         self.window.close(time.monotonic_ns())
-        print_line(f"the recording ends here, the program goes on: {why}")
+        self._say(f"the recording ends here, the program goes on: {why}")
 
     def _finish(self) -> None:
         """What is left in the spools. Whoever still runs is told to stop first."""
@@ -402,9 +439,5 @@ def _error_text(error: dict[str, object]) -> str:
     return f"{what} ({code}): {advice}" if advice else f"{what} ({code})"
 
 
-def _beside(plan: RecordPlan) -> Path:
-    return plan.output.resolve().parent
-
-
-def print_line(text: str) -> None:
+def _print(text: str) -> None:
     print(f"llmprof: {one_line(text, 400)}", file=sys.stderr, flush=True)

@@ -73,7 +73,7 @@ class Recorded:
             self.data = reader.run_data()
         for text in (w.text for w in self.data.warnings):
             print(f"       warning: {text[:200]}", flush=True)
-        left = [p.name for p in folder.iterdir() if p.name.startswith(f".{name}-")]
+        left = [p.name for p in folder.iterdir() if p.name.startswith(f".{name}.")]
         say(not left, f"{name}: {self.seconds:.1f} s, exit {self.code}, nothing left behind {left}")
 
     @property

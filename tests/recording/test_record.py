@@ -137,7 +137,7 @@ def test_an_image_behind_exec_is_another_engine(record: Record) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_reach_the_program(record: Record, number: signal.Signals) -> None:
     process = record.start(record.program, "wait", "20", "10", "1000")
-    _wait_for(lambda: bool(list(record.folder.glob(".run-*/*.spool"))))
+    _wait_for(lambda: bool(list(record.folder.glob(".run.sqlite.*.part/*.spool"))))
     time.sleep(0.3)
     process.send_signal(number)
     assert process.wait(30) == 128 + number
@@ -146,8 +146,8 @@ def test_signals_reach_the_program(record: Record, number: signal.Signals) -> No
 
 def test_a_killed_llmprof_leaves_the_program_alone_and_no_files(record: Record) -> None:
     process = record.start(record.program, "wait", "20", "10", "1000")
-    _wait_for(lambda: bool(list(record.folder.glob(".run-*/*.spool"))))
-    (spool,) = record.folder.glob(".run-*/*.spool")
+    _wait_for(lambda: bool(list(record.folder.glob(".run.sqlite.*.part/*.spool"))))
+    (spool,) = record.folder.glob(".run.sqlite.*.part/*.spool")
     pid = int(spool.name.split("-")[0])
     time.sleep(0.8)
     process.kill()
@@ -165,7 +165,7 @@ def test_what_is_left_of_a_killed_programs_group_is_ended(record: Record) -> Non
     process = record.start("sh", "-c", script)
     assert process.stdout is not None
     pid = int(process.stdout.readline())
-    _wait_for(lambda: bool(list(record.folder.glob(".run-*/*.spool"))))
+    _wait_for(lambda: bool(list(record.folder.glob(".run.sqlite.*.part/*.spool"))))
     process.terminate()
     assert process.wait(40) == 143
     with pytest.raises(ProcessLookupError):
@@ -177,6 +177,26 @@ def test_a_window_by_time_and_by_steps(record: Record) -> None:
     assert record.run(record.program, "exit", "1200", "1", "1000", options=options)[0] == 7
     (process,) = record.data().processes
     assert 0 < process.kernels < 1000 and process.ranges == 1200
+
+
+def test_twice_states_the_slowdown(record: Record) -> None:
+    code, said = record.run(record.program, "exit", "20", "5", "2000", options=("--twice",))
+    assert code == 7 and "runs again, untraced" in said and record.left() == []
+    data = record.data()
+    assert [(r.pass_name, len(r.stamps_ns)) for r in data.rounds] == [
+        ("timing", 21),
+        ("traced", 21),
+    ]
+    (engine,) = build_report(data).engines
+    assert isinstance(engine.steps.slowdown.ratio, float) and engine.steps.slowdown.ratio > 0.2
+    assert not any(m.name == "timing pass" for m in data.missing)
+
+
+def test_twice_without_ranges_says_why(record: Record) -> None:
+    script = f"NVTX_INJECTION64_PATH= exec {record.program} exit 3 5 30000"
+    assert record.run("sh", "-c", script, options=("--twice",))[0] == 7
+    (missing,) = [m for m in record.data().missing if m.name == "timing pass"]
+    assert "marks no steps with NVTX" in missing.reason
 
 
 def test_levels(record: Record) -> None:

@@ -16,7 +16,10 @@ def add_traced_rounds(
     Raises:
         UsageError: ``step_range`` matches no range.
     """
-    found = choose_steps(sql, tables, [p.process for p in data.processes if p.kernels], step_range)
+    busy = [p.process for p in data.processes if p.kernels]
+    # Not the ranges that llmprof made of the second run's rounds (``record --twice``).
+    own = {p.process for p in data.processes}
+    found = choose_steps(sql, tables, busy, step_range, own)
     engines = {engine.engine_id: engine for engine in data.engines}
     for process in data.processes:
         if process.engine_id is None or process.engine_id not in engines:

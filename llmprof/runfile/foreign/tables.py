@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 import sqlite3
 from array import array
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from itertools import pairwise
@@ -65,7 +65,9 @@ class StepPattern:
 
 
 @dataclass(frozen=True, slots=True)
-class _Range:
+class StepRange:
+    """An NVTX range that may be a step."""
+
     start: int
     end: int
     domain: str
@@ -135,7 +137,7 @@ class Chosen:
 
     pattern: str
     """Empty: none is sure enough."""
-    steps: list[_Range]
+    steps: list[StepRange]
     patterns: list[StepPattern]
 
     def none_known(self) -> Warned:
@@ -146,9 +148,16 @@ class Chosen:
 
 
 def choose_steps(
-    sql: sqlite3.Connection, tables: set[str], busy: Sequence[int], step_range: str | None
+    sql: sqlite3.Connection,
+    tables: set[str],
+    busy: Sequence[int],
+    step_range: str | None,
+    of: Container[int] | None = None,
 ) -> Chosen:
     """The ranges that ``step_range`` names, or the best guess.
+
+    Args:
+        of: processes whose ranges count; all by default.
 
     Raises:
         UsageError: ``step_range`` matches no range; the text names what is there.
@@ -156,10 +165,12 @@ def choose_steps(
     ranges = _ranges(sql, tables, step_range or "")
     if step_range and not ranges:
         ranges = _ranges(sql, tables)  # to say what there is
+    if of is not None:
+        ranges = [r for r in ranges if r.process in of]
     patterns = _patterns(ranges, busy)
     sure = [p.pattern for p in patterns[:1] if p.score >= _SURE]
     chosen = step_range or "".join(sure)
-    steps = [r for r in ranges if chosen and _matches(r, chosen)]
+    steps = [r for r in ranges if chosen and matches(r, chosen)]
     if step_range and not steps:
         there = ", ".join(one_line(p.pattern, 60) for p in patterns[:5]) or "no NVTX range"
         raise UsageError(f"--step-range {one_line(step_range)}: no such range; there are: {there}")
@@ -170,7 +181,7 @@ def _add_engines(
     sql: sqlite3.Connection,
     tables: set[str],
     data: RunData,
-    steps: list[_Range],
+    steps: list[StepRange],
     devices: dict[int, list[int]],
     chosen: str,
 ) -> None:
@@ -221,8 +232,8 @@ def _add_engines(
 
 
 def _lent(
-    steps: list[_Range], devices: dict[int, list[int]]
-) -> tuple[list[_Range], dict[int, list[int]]]:
+    steps: list[StepRange], devices: dict[int, list[int]]
+) -> tuple[list[StepRange], dict[int, list[int]]]:
     """Steps of a process without work, given to the processes that do the work.
 
     An engine may schedule in one process and compute in others. That is so where all steps are in
@@ -241,7 +252,7 @@ def add_rounds(
     data: RunData,
     engine: EngineRecord,
     process: int,
-    steps: list[_Range],
+    steps: list[StepRange],
     chosen: str,
     span: Callable[[], tuple[int, int] | None],
 ) -> None:
@@ -279,7 +290,7 @@ def _round(
     engine: EngineRecord,
     process: int,
     index: int,
-    steps: list[_Range],
+    steps: list[StepRange],
     span: tuple[int, int] | None,
 ) -> RoundRecord:
     """A step lasts from the start of its range to that of the next one.
@@ -309,22 +320,22 @@ def _round(
     )
 
 
-def _one_thread(ranges: list[_Range]) -> list[_Range]:
+def _one_thread(ranges: list[StepRange]) -> list[StepRange]:
     """Those of the thread with the most, outermost only, in order."""
-    by_thread: dict[int, list[_Range]] = {}
+    by_thread: dict[int, list[StepRange]] = {}
     for r in ranges:
         by_thread.setdefault(r.tid, []).append(r)
     if not by_thread:
         return []
     most = max(by_thread.values(), key=lambda group: len(group))
-    outer: list[_Range] = []
+    outer: list[StepRange] = []
     for r in sorted(most, key=lambda r: (r.start, -r.end)):
         if not outer or r.start >= outer[-1].end:
             outer.append(r)
     return outer
 
 
-def _other_threads(mine: list[_Range], steps: list[_Range], process: int) -> str:
+def _other_threads(mine: list[StepRange], steps: list[StepRange], process: int) -> str:
     """What is said of ranges of other threads: they are not steps, but their kernels count."""
     if not mine:
         return ""
@@ -338,7 +349,7 @@ def _other_threads(mine: list[_Range], steps: list[_Range], process: int) -> str
     )
 
 
-def _split(ranges: list[_Range]) -> list[list[_Range]]:
+def _split(ranges: list[StepRange]) -> list[list[StepRange]]:
     """Rounds: stretches without a long pause, in order."""
     if not ranges:
         return []
@@ -351,14 +362,15 @@ def _split(ranges: list[_Range]) -> list[list[_Range]]:
     return parts
 
 
-def _matches(found: _Range, pattern: str) -> bool:
+def matches(found: StepRange, pattern: str) -> bool:
+    """Is the text, or ``domain:text``, as the glob says?"""
     return fnmatchcase(found.text, pattern) or (
         bool(found.domain) and fnmatchcase(f"{found.domain}:{found.text}", pattern)
     )
 
 
-def _patterns(ranges: list[_Range], busy: Sequence[int]) -> list[StepPattern]:
-    groups: dict[str, list[_Range]] = {}
+def _patterns(ranges: list[StepRange], busy: Sequence[int]) -> list[StepPattern]:
+    groups: dict[str, list[StepRange]] = {}
     shapes: dict[str, str] = {}
     for r in ranges:
         if r.text not in shapes:
@@ -381,7 +393,7 @@ def _patterns(ranges: list[_Range], busy: Sequence[int]) -> list[StepPattern]:
     return sorted(found, key=lambda p: (-p.score, p.pattern))
 
 
-def _score(members: list[_Range], total_ns: int, busy: Sequence[int]) -> float:
+def _score(members: list[StepRange], total_ns: int, busy: Sequence[int]) -> float:
     """A name that says step, time that is covered, a process that runs kernels."""
     text = members[0].text
     score = next((bonus for bonus, words in _LIKELY if words.search(text)), 0.0)
@@ -408,7 +420,7 @@ def range_table(tables: set[str]) -> str | None:
     return max(newer, key=lambda table: int(table.rpartition("V")[2]), default=None)
 
 
-def _ranges(sql: sqlite3.Connection, tables: set[str], wanted: str = "") -> list[_Range]:
+def _ranges(sql: sqlite3.Connection, tables: set[str], wanted: str = "") -> list[StepRange]:
     """All ranges, or those that ``wanted`` may match: then the limit is on those."""
     table = range_table(tables)
     if table is None:
@@ -445,7 +457,7 @@ def _ranges(sql: sqlite3.Connection, tables: set[str], wanted: str = "") -> list
         if type(start) is int and type(end) is int and name:
             process, thread_id = _int(tid) >> 24, _int(tid) & 0xFFFFFF
             space = names.get((process, number), "")
-            found.append(_Range(start, end, space, str(name), process, thread_id))
+            found.append(StepRange(start, end, space, str(name), process, thread_id))
     return found
 
 
