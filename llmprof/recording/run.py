@@ -8,12 +8,14 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmprof import __version__, environment
 from llmprof.errors import RunFileError, UsageError
 from llmprof.native.build import BuildError, library
+from llmprof.newfiles import hidden_beside
 from llmprof.plaintext import one_line
 from llmprof.recording.control import ACTIVITY, RANGES, ControlPage
 from llmprof.recording.devices import DeviceMap
@@ -150,13 +152,13 @@ class Recording:
                 writer.put_missing([Missing("run", "nvml", found.reason)])
             elif found:
                 writer.put_gpu_devices(found)
-            try:
-                with hidden_beside(plan.output.resolve()) as folder:
-                    self._record(folder, recorder, info, nvml)
-            except OSError as why:
-                raise RunFileError(f"no spools beside {plan.output}: {why.strerror}") from None
-            finally:
-                nvml.stop()
+            with ExitStack() as stack:
+                try:
+                    folder = stack.enter_context(hidden_beside(plan.output.resolve()))
+                except OSError as why:
+                    raise RunFileError(f"no spools beside {plan.output}: {why.strerror}") from None
+                stack.callback(nvml.stop)
+                self._record(folder, recorder, info, nvml)
             self._end(nvml.missing())
             if plan.twice and not self._ended_by_signal:
                 self._again(writer, recorder)
@@ -170,13 +172,9 @@ class Recording:
         with RunFileReader(self._plan.output) as reader:
             data = reader.run_data()
         self._say("the command runs again, untraced")
-        with tempfile.TemporaryDirectory(
-            prefix=f".{self._plan.output.stem}-",
-            dir=_beside(self._plan),
-            ignore_cleanup_errors=True,
-        ) as folder:
-            variables = {**os.environ, **self._variables(Path(folder), recorder)}
-            found = run_again(self._plan.command, Path(folder), variables, data)
+        with hidden_beside(self._plan.output.resolve()) as folder:
+            variables = {**os.environ, **self._variables(folder, recorder)}
+            found = run_again(self._plan.command, folder, variables, data)
         if isinstance(found, Unavailable):
             writer.put_missing([Missing("run", "timing pass", found.reason)])
             self.outcome.warnings.append(f"no timing pass: {found.reason}")

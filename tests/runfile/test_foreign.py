@@ -232,9 +232,9 @@ def test_corrupt_pages_never_escape(tmp_path: Path, data: st.DataObject) -> None
 @settings(max_examples=200, deadline=None)
 @given(st.text(max_size=40), st.text(max_size=40))
 def test_any_text_is_a_pattern(pattern: str, text: str) -> None:
-    from llmprof.runfile.foreign.tables import _matches, _Range
+    from llmprof.runfile.foreign.tables import StepRange, matches
 
-    _matches(_Range(0, 1, "", text, 0, 0), pattern)
+    matches(StepRange(0, 1, "", text, 0, 0), pattern)
 
 
 def test_nsys_rep_without_nsys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
