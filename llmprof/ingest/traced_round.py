@@ -13,6 +13,7 @@ from llmprof.plaintext import one_line
 from llmprof.records import ClockReading, Unavailable
 from llmprof.runfile.writer import RunFileWriter
 from llmprof.tracers.cupti.decode import ClockMap, Records, Trace
+from llmprof.tracers.cupti.times import TimeCheck
 
 
 @dataclass
@@ -57,13 +58,15 @@ class TraceImport:
                 return trace.layout
             self._put_clocks(clock)
             done = Imported(error_ns=clock.error_ns)
-            for records in trace.records(round_id):
+            times = TimeCheck(clock.begin.cupti_ns, clock.end.cupti_ns)
+            for found in trace.records(round_id):
+                records = times.of(found)
                 self._rows.put(trace, clock, records)
                 done.kernels += len(records.kernels)
                 done.copies += len(records.memcpy) + len(records.memset)
                 done.api += len(records.api)
                 _note_other(records, done)
-            done.lost += [one_line(text) for text in trace.lost]
+            done.lost += [one_line(text) for text in trace.lost] + times.texts()
             return done
         finally:
             trace.close()

@@ -22,6 +22,7 @@ from llmprof.runfile.writer import RunFileWriter
 from llmprof.tracers.cupti import spool
 from llmprof.tracers.cupti.decode import Records, decode_buffer
 from llmprof.tracers.cupti.layout import Layout
+from llmprof.tracers.cupti.times import TimeCheck
 
 FLUSH_BYTES = 4 << 20
 """Raw records that wait before they are decoded together: frames of 20 ms are small."""
@@ -51,6 +52,7 @@ class Image:
         self.facts: dict[str, Any] = {}
         self.errors: list[dict[str, Any]] = []
         self.lost: list[str] = []
+        self._times = TimeCheck()
         self.ranges = RangeReader(process)
         self.engine_id: int | None = None
         self.kernels = self.copies = self.calls = self.range_count = self.dropped = 0
@@ -73,6 +75,12 @@ class Image:
         self._raw_bytes = 0
         self._raw_since = 0
         self._events: list[NvtxEvent] = []
+
+    @property
+    def losses(self) -> list[str]:
+        """What of its records is not in the run file, and why."""
+        dropped = [f"CUPTI dropped {self.dropped} records"] if self.dropped else []
+        return [*dict.fromkeys(self.lost), *dropped, *self._times.texts()]
 
     # -- frames in ---------------------------------------------------------------------------
 
@@ -166,6 +174,7 @@ class Image:
 
     def _put(self, records: Records) -> None:
         self.lost += records.lost
+        records = self._times.of(records)
         if self._gpus is not None or self._numbers is not None:
             records = self._on_gpus(records)
         if not len(records.kernels) + len(records.memcpy) + len(records.memset):

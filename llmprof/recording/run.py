@@ -24,6 +24,7 @@ from llmprof.recording.program import Program
 from llmprof.recording.spools import Recorded, Spools
 from llmprof.recording.window import Window, steps_seen
 from llmprof.records import (
+    LOST_RECORDS,
     EngineInfo,
     EngineRecord,
     GpuDevice,
@@ -408,14 +409,15 @@ class Recording:
                 self._warn(_error_text(error), image.name)
         if not image.worked and not image.range_count:
             return  # a compile worker that only called cuInit
-        for text in dict.fromkeys(image.lost):
-            self._warn(text, engine.label if engine else image.name)
+        label = engine.label if engine else image.name
+        for text in image.losses:
+            self._warn(text, label)
+        if image.losses and engine is not None:
+            self._writer.put_missing([Missing(label, LOST_RECORDS, "; ".join(image.losses))])
         if recorded.tail.torn and not recorded.tail.broken:
             self._warn(f"{recorded.tail.torn} bytes of a torn frame were lost", image.name)
         if recorded.tail.broken:
             self._warn(f"spool {recorded.tail.broken}", image.name)
-        if image.dropped:
-            self._warn(f"CUPTI dropped {image.dropped} records", image.name)
         if image.ranges.open:
             self._warn(f"{image.ranges.open} NVTX ranges never ended", image.name)
         if engine is not None:

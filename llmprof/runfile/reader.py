@@ -218,14 +218,15 @@ class RunFileReader:
 
     def other_processes(self, record: RoundRecord) -> dict[int, tuple[Ints, Ints]]:
         """CUDA's number of a device of the round's process → (start, end) of what other processes
-        did on that GPU meanwhile, disjoint, ns. Of an nsys export; empty for a run of llmprof."""
+        did on that GPU meanwhile, disjoint, ns."""
         from llmprof.runfile.trace.sharing import other_processes
 
-        if self.kind() != "nsys":
-            return {}
         with self._reading():
-            window = record.start_ns, record.end_ns
-            return other_processes(self._sql, self._tables(), record.pid, window)
+            window, tables = (record.start_ns, record.end_ns), self._tables()
+            # As ``read_trace``: of a file that llmprof did not make, pid is the whole number.
+            ours = "LLMPROF_RUN" in tables
+            process = schema.global_pid(record.pid) >> 24 if ours else record.pid
+            return other_processes(self._sql, tables, process, window)
 
     def pm_samples(self, round_id: int) -> tuple[PmRound, PmColumns] | None:
         """A sampled round's samples; ``None`` where there are none."""

@@ -12,6 +12,7 @@ from llmprof.analysis.timing.conditions import gpu_index
 from llmprof.errors import EngineFailure
 from llmprof.plaintext import one_line
 from llmprof.records import (
+    LOST_RECORDS,
     CpuUse,
     EngineInfo,
     EngineRecord,
@@ -282,6 +283,8 @@ class EngineRun:
             return
         for text in done.lost:
             self._recorder.warning(label, f"the trace is incomplete: {text}")
+        if done.lost:
+            self._recorder.missing([Missing(label, LOST_RECORDS, "; ".join(done.lost))])
 
     def _ask(self, request: dict[str, Any], on_poll: Callable[[], None] | None = None) -> Reply:
         assert self._client is not None

@@ -215,8 +215,8 @@ class RunTrace:
         limit = max(LEAST_KERNELS, MAX_KERNELS // max(1, len(traced)))
         with RunFileReader(path) as reader:
             total, done = max(1, reader.trace_size() * len(traced)), 0
-            # Of our own runs one engine at a time is traced.
-            foreign = not reader.is_llmprof()
+            # Of the engines that llmprof drives, one at a time is traced.
+            shared = data.info.source != "driven"
 
             def advance(rows: int) -> None:
                 nonlocal done
@@ -240,8 +240,10 @@ class RunTrace:
                     sampled=sampled_steps(reader, data, engine),
                     limit=limit,
                     advance=advance,
-                    lost=data.why_missing("run", LOST_RECORDS) or "",
-                    shared=foreign,
+                    lost=data.why_missing("run", LOST_RECORDS)
+                    or data.why_missing(engine.label, LOST_RECORDS)
+                    or "",
+                    shared=shared,
                 )
                 for engine in data.engines
             )

@@ -59,6 +59,8 @@ class Records:
     sync: Array
     other: Counter[int] = field(default_factory=Counter)
     """Records of kinds that llmprof does not read, by kind."""
+    untimed: Counter[int] = field(default_factory=Counter)
+    """Records that are not in the arrays because their times cannot be true, by kind."""
     lost: list[str] = field(default_factory=list)
     """What this buffer held that is not in the arrays, and why."""
 
@@ -143,6 +145,7 @@ def decode_buffer(data: bytes | memoryview, layout: Layout) -> Records:
     """
     offsets, kinds, end = record_offsets(data, layout.sizes)
     lost: list[str] = []
+    untimed: Counter[int] = Counter()
     if end < len(data):
         kind = int.from_bytes(data[end : end + 4], "little")
         what = "a cut record" if kind in layout.sizes else f"a record of unknown kind {kind}"
@@ -162,7 +165,7 @@ def decode_buffer(data: bytes | memoryview, layout: Layout) -> Records:
             whole = np.dtype((np.void, size))
             every: Array = np.ndarray(((end - size) // 8 + 1,), whole, data, 0, (8,))
             found = every[offsets[kinds == kind] // 8].view(dtype)
-        return _plausible(found, kind, lost)
+        return _plausible(found, kind, untimed)
 
     kernels = [rows(kind, KERNEL_FIELDS) for kind in KERNEL_KINDS if kind in present]
     # RUNTIME and DRIVER are one struct of one size in one array, in the order recorded.
@@ -175,6 +178,7 @@ def decode_buffer(data: bytes | memoryview, layout: Layout) -> Records:
         sync=rows(SYNCHRONIZATION, SYNC_FIELDS),
         other=Counter({kind: n for kind, n in present.items() if kind not in MIN_SIZES}),
         lost=lost,
+        untimed=untimed,
     )
 
 
@@ -184,13 +188,14 @@ def _joined(parts: list[Array]) -> Array:
     return joined
 
 
-def _plausible(rows: Array, kind: int, lost: list[str]) -> Array:
-    """Without the rows that have no times, which CUPTI writes when device memory is short."""
+def _plausible(rows: Array, kind: int, untimed: Counter[int]) -> Array:
+    """Without the rows that have no times, which CUPTI writes when device memory is short, or whose
+    times are negative or end before they begin."""
     start, end = rows["start"], rows["end"]
     good = (start > 0) & (end >= start)
     if good.all():
         return rows
-    lost.append(f"{len(rows) - int(good.sum())} records of kind {kind} without valid times")
+    untimed[kind] += len(rows) - int(good.sum())
     kept: Array = rows[good]
     return kept
 
