@@ -25,7 +25,7 @@ from llmprof.analysis.host.causes import (
 )
 from llmprof.analysis.host.frames import kind_of, origin
 from llmprof.analysis.host.launches import call_cause, share_out
-from llmprof.analysis.host.stacks import HostTrace, flame, frame_times, open_host
+from llmprof.analysis.host.stacks import HostTrace, flame, frame_times, one_call, open_host
 from llmprof.records import HostFrame, HostRound, Unavailable
 from llmprof.runfile.trace.host_rows import HostRows, HostSample
 from llmprof.runfile.trace.rows import ApiRows
@@ -104,8 +104,36 @@ def test_launch_bound() -> None:
     assert found.causes[0].cause == "launch" and found.causes[0].share > 0.95
     assert "launch-bound" in found.verdict
     # A frame of no framework counts as launching too, while work keeps beginning.
-    plain = causes_of(made, host_of(made, {0: (4,)}))
+    lines = {i * 100_000: ((4,), (9,), (6,))[i % 3] for i in range(20)}
+    plain = causes_of(made, host_of(made, lines))
     assert plain.causes[0].cause == "launch"
+
+
+def test_one_native_call_is_not_resolved() -> None:
+    """All samples in one line of which nothing is known: no cause, no "computing on the host"."""
+    made = make_trace(4, burst(0, 100, 10_000), STEP, prefill=(K(0, 700),))
+    host = host_of(made, {0: (4,)})
+    assert isinstance(host, HostTrace) and host.one_call == FRAMES[4]
+    assert host.report.kinds_ms_per_step == {"native": pytest.approx(2.0)}
+    assert "not resolved" in host.report.verdict and "computing" not in host.report.verdict
+    found = causes_of(made, host)
+    assert found.causes[0].cause == "unknown" and found.causes[0].share > 0.95
+    assert "Engine.detokenise (engine.py:60)" in found.verdict
+    # Less than half of the samples in it: the rest tells what the engine does.
+    mixed = host_of(made, {0: (4,), 900_000: (3,), 1_500_000: (6,)})
+    assert isinstance(mixed, HostTrace) and mixed.one_call is None
+    # Native frames were sampled: they say what the call does.
+    assert one_call(host.samples) is None  # by now of kind native
+    few = host_of(make_trace(1, burst(0, 100, 10_000), STEP), {0: (4,)}, every=200_000)
+    assert isinstance(few, HostTrace) and few.one_call is None
+
+
+def test_few_samples_are_no_verdict() -> None:
+    causes = [CauseTime("launch", 60, 0.6, 0.6), CauseTime("host", 40, 0.4, 0.4)]
+    assert "the largest part, 60% ± 24%: launch-bound" in _verdict(causes, 1.0, 16)
+    assert "of too few samples to be sure" in _verdict(causes, 1.0, 5)
+    assert "mostly: launch-bound" in _verdict(causes, 1.0, 1000)
+    assert "mostly: launch-bound" in _verdict(causes, 1.0)
 
 
 def test_each_long_gap_has_its_own_cause() -> None:
@@ -121,7 +149,8 @@ def test_each_long_gap_has_its_own_cause() -> None:
 
 def test_gil_rival() -> None:
     made = make_trace(4, burst(1_500_000, 5, 500), STEP, prefill=(K(0, 700),))
-    found = {c.cause: c for c in causes_of(made, host_of(made, {0: (4,)}, rival=0.9)).causes}
+    lines = {i * 100_000: ((4,), (9,), (6,))[i % 3] for i in range(20)}
+    found = {c.cause: c for c in causes_of(made, host_of(made, lines, rival=0.9)).causes}
     assert found["gil"].share == pytest.approx(0.9, abs=0.05)
     assert found["host"].share == pytest.approx(0.1, abs=0.05)
 

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
-from llmprof.analysis.bandwidth.pm_steps import align_to_busy, step_activity, weighted_means
+from llmprof.analysis.bandwidth.pm_steps import (
+    align_to_busy,
+    misplaced,
+    step_activity,
+    weighted_means,
+)
 
 US = 1000
 T0 = 7_000_000_000_000
@@ -109,3 +116,44 @@ def test_alignment_knows_when_there_is_nothing_to_align() -> None:
     assert found.offset_ns == 0
     assert np.isnan(found.score)
     assert np.isnan(align_to_busy([], [], [], [], [], 10).score)
+
+
+# --- a clock gone wrong -----------------------------------------------------------------------
+
+
+def a_round(shift_ns: int = 0, busy_from: int = 0, busy_to: int = 0) -> tuple[Any, ...]:
+    """Prefill at 5 ms, 20 steps of 3 ms from 9 ms on; samples of 0.2 ms, 4 ms more on each side."""
+    stamps = 9_000_000 + 3_000_000 * np.arange(21)
+    edges = np.arange(1_000_000, 73_200_000, 200_000)
+    start, end = edges[:-1], edges[1:]
+    at = (start + end) // 2
+    work = (at > 5_400_000) & (at < 68_900_000)
+    work |= (at > busy_from) & (at < busy_to)
+    return stamps, 5_000_000, start + shift_ns, end + shift_ns, np.where(work, 90.0, 0.0)
+
+
+@pytest.mark.parametrize("shift_ms", [0, 1, -1, 2])
+def test_a_placement_within_its_error_is_taken(shift_ms: int) -> None:
+    assert misplaced(*a_round(shift_ms * 1_000_000), 1_500_000) == ""
+
+
+@pytest.mark.parametrize("shift_ms", [11.9, -11.9, 5.0])
+def test_a_placement_that_contradicts_the_steps_is_refused(shift_ms: float) -> None:
+    said = misplaced(*a_round(int(shift_ms * 1e6)), 1_500_000)
+    assert "contradict the steps" in said
+    apart = float(said.partition("the last work ")[2].split()[0])
+    assert apart == pytest.approx(abs(shift_ms), abs=0.25)
+    assert ("behind the last step's end" in said) == (shift_ms > 0)
+
+
+def test_another_programs_work_is_no_contradiction() -> None:
+    """Then the round's begin and end are not seen."""
+    assert misplaced(*a_round(0, 0, 10**9), 1_500_000) == ""
+    assert misplaced(*a_round(11_900_000, 69_000_000, 72_000_000), 1_500_000) == ""
+
+
+def test_what_cannot_be_told_is_not_refused() -> None:
+    stamps, prefill, start, end, active = a_round(11_900_000)
+    assert misplaced(stamps, prefill, start, end, active * 0, 0) == ""
+    inside = slice(40, 300)  # no idle sample on either side
+    assert misplaced(stamps, prefill, start[inside], end[inside], active[inside], 0) == ""

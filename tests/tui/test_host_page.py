@@ -255,6 +255,32 @@ def test_a_gap_names_the_stacks_that_were_sampled_in_it() -> None:
     assert _stacks(engine, gap, 70).endswith("copy_to_host (model.py:7) …")
     far = _stacks(engine, Gap(2_700, 2_800, 1, 0, 1), 200)
     assert far == "nearest host stack, 200 ns earlier (host): f (a.py:1) ← f (a.py:1)"
+    away = _stacks(engine, Gap(3_252_500, 3_252_600, 1, 0, 1), 200)
+    assert away == "no host stack within 500 µs (the nearest: 3.25 ms earlier)"
     assert _stacks(engine, replace(gap, step=2), 200) == ""
     assert _stacks(cast("EngineTrace", SimpleNamespace(host=Unavailable("no"))), gap, 200) == ""
     assert _stacks(None, gap, 200) == ""
+
+
+# --- the page ---------------------------------------------------------------------------------
+
+
+def lines(opened, trace, **changes) -> list[str]:
+    view = replace(View(UNICODE, page="host", trace=trace), **changes)
+    return [text_of(line).rstrip() for line in body(opened.snapshot(), view, 120, 40)]
+
+
+def test_one_step_is_about_that_step(opened, trace) -> None:
+    whole, step = lines(opened, trace), lines(opened, trace, host="step")
+    assert any("ms idle a step" in line for line in whole)
+    assert not any("ms idle a step" in line or "ms a step the host" in line for line in step)
+    assert any(f"of {trace.engines[0].host.step_ms(1):.2f} ms in step 1: " in line for line in step)
+    assert any("samples: too few for shares" in line for line in step)
+
+
+def test_functions_of_one_engine_alone_are_no_difference(opened, trace) -> None:
+    text = lines(opened, trace)
+    table = text[: text.index("")]
+    kinds = {k for e in trace.engines for k in e.host.kinds_ms()}
+    assert {line.split()[0] for line in table[1:]} - kinds <= {"no", "self"}
+    assert "silu" not in "".join(table)  # the eager engine alone has it

@@ -21,6 +21,9 @@ MIN_SAMPLES = 4.0
 neighbours; of four, at least three lie wholly inside."""
 MIN_COVERAGE = 0.9
 """Share of a step that must lie under samples: none is made up where the buffer overflowed."""
+ACTIVE_PCT = 5.0
+"""SMs at work above this; between rounds they read 0 (H100)."""
+CONTRADICTION = "the PM samples' times contradict the steps"
 ALIGN_SAMPLES = 20_000
 """Enough for a correlation; a minute at 5 kHz has 300,000."""
 
@@ -144,6 +147,52 @@ def _reason(
         f"the PM samples' clock is known to ±{clock_error_ns / 1e3:.0f} µs, "
         f"a step takes {step_us:.0f} µs"
     )
+
+
+def misplaced(
+    stamps_ns: ArrayLike,
+    prefill_start_ns: int,
+    start_ns: ArrayLike,
+    end_ns: ArrayLike,
+    sm_active_pct: ArrayLike,
+    clock_error_ns: int,
+) -> str:
+    """How the samples' places contradict the round's own pattern; empty where they do not, or where
+    it cannot be told.
+
+    The GPU works from the prefill on to the last step, and then no more. On an H100 the last work
+    ended 0.01 to 0.4 ms before the last stamp, in seven rounds of four engines. A sampler whose
+    clock had gone wrong once placed its samples 11.9 ms off, within its own bounds.
+
+    Args:
+        stamps_ns: ``RoundRecord.stamps_ns``.
+        start_ns, end_ns, sm_active_pct: as in ``PmSamples``.
+        clock_error_ns: ``Placement.error_ns``: that much is no contradiction.
+    """
+    stamps = np.asarray(stamps_ns, dtype=np.int64)
+    start, end = np.asarray(start_ns, dtype=np.int64), np.asarray(end_ns, dtype=np.int64)
+    active = np.asarray(sm_active_pct, dtype=np.float64) > ACTIVE_PCT
+    if len(stamps) < 2 or not active.any():
+        return ""
+    slack = clock_error_ns + 2 * int(np.median(end - start))
+    step = int(np.median(np.diff(stamps)))
+    begun, ended = int(start[active][0]), int(end[active][-1])
+    last, first = int(stamps[-1]), int(stamps[0])
+    work = ended - begun
+    if not last - first - step - slack <= work <= last - prefill_start_ns + slack:
+        return ""  # another program works too: the round's edges are not seen
+    found = []
+    # The work's end and begin are seen where idle samples follow and precede it.
+    if np.count_nonzero(start > ended) > 1 and not -step - slack <= ended - last <= slack:
+        found.append(f"the last work {_apart(ended - last)} the last step's end")
+    late = begun - prefill_start_ns
+    if np.count_nonzero(end < begun) > 1 and not -slack <= late <= first - prefill_start_ns + slack:
+        found.append(f"the first work {_apart(late)} the prefill's begin")
+    return f"{CONTRADICTION}: {', '.join(found)}" if found else ""
+
+
+def _apart(ns: int) -> str:
+    return f"{abs(ns) / 1e6:.1f} ms {'behind' if ns > 0 else 'before'}"
 
 
 def align_to_busy(

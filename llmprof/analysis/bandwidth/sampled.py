@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmprof.analysis.bandwidth.pm_steps import step_activity, weighted_means
+from llmprof.analysis.bandwidth.pm_steps import misplaced, step_activity, weighted_means
 from llmprof.analysis.timing.steps import workload_number
 from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable
 from llmprof.runfile.reader import RunFileReader
@@ -47,6 +47,18 @@ def sampled_steps(
     facts, samples = found
     peak = next((d.peak_bandwidth_gb_s for d in data.gpu_devices if d.index == facts.device), None)
     stamps = np.array(record.stamps_ns, np.int64)
+    doubt = misplaced(
+        stamps,
+        record.prefill_start_ns,
+        samples.start_ns,
+        samples.end_ns,
+        samples.sm_active_pct,
+        facts.clock_error_ns or 0,
+    )
+    if facts.clock == "contradiction":
+        doubt = doubt or "the PM samples could not be put on the run's clock"
+    if doubt:
+        return Unavailable(doubt)
     activity = step_activity(
         stamps,
         samples.start_ns,

@@ -25,6 +25,7 @@ processor time of both.
 from __future__ import annotations
 
 import itertools
+import math
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from numpy.typing import NDArray
 from llmprof.analysis.device.gaps import between_pieces
 from llmprof.analysis.device.kernels import TracedRound, others_ns
 from llmprof.analysis.device.sweep import Timeline, covered_ns
+from llmprof.analysis.host.frames import label
 from llmprof.analysis.host.launches import (
     LAUNCH_PACE_NS,
     Cause,
@@ -56,7 +58,7 @@ PEER_WAITS: tuple[Cause, ...] = ("sync", "wait", "host", "device", "unknown")
 """Not ``launch`` and the like: there the host is at work, and late, whatever the other GPU does."""
 
 WORDS: Mapping[Cause, str] = {
-    "launch": "launch-bound, the host was issuing launches all along",
+    "launch": "launch-bound, the GPU waited for the next launch",
     "sync": "the host waited for the device or a copy, and went on too late",
     "graph update": "the host was updating CUDA graphs",
     "allocator": "memory was being allocated or freed",
@@ -197,6 +199,10 @@ class GapJudge:
         return self._launches.calls is not None
 
     @property
+    def _call(self) -> HostFrame | None:
+        return None if isinstance(self._host, Unavailable) else self._host.one_call
+
+    @property
     def basis(self) -> str:
         """What the causes rest on, in words."""
         if self.has_calls:
@@ -243,7 +249,9 @@ class GapJudge:
             basis=self.basis,
             frames=frame_times(stacks, ms),
             stacks=stacks,
-            verdict=_verdict(causes, ms),
+            verdict=_verdict(
+                causes, ms, None if self.has_calls else sum(w for _, w in self._touched), self._call
+            ),
         )
 
 
@@ -270,16 +278,41 @@ def _causes(totals: Mapping[Cause, int], total: int, steps: int) -> tuple[CauseT
     )
 
 
-def _verdict(causes: Sequence[CauseTime], ms: float) -> str:
+def _verdict(
+    causes: Sequence[CauseTime],
+    ms: float,
+    samples: float | None = None,
+    call: HostFrame | None = None,
+) -> str:
+    """In words.
+
+    Args:
+        samples: that the causes rest on; ``None`` where API calls say them exactly.
+        call: the native call that the samples cannot look into.
+    """
     if not causes:
         return "the device never waited"
     shown = [c for c in causes if c.share >= 0.05] or list(causes[:1])
     parts = [f"{c.ms_per_step:.3f} ms {c.cause}" for c in shown]
     if rest := sum(c.ms_per_step for c in causes if c not in shown):
         parts.append(f"{rest:.3f} ms other causes")
+    first = causes[0]
+    words = WORDS[first.cause]
+    if first.cause == "unknown" and call is not None:
+        words = f"not resolved, the host was inside {label(call)} (--trace full adds its calls)"
+    # A count of n samples tells a share to within two standard errors: 60 % of 16 may be 40 %.
+    error = 0.0
+    if samples is not None and first.cause != "device":
+        error = 2 * math.sqrt(first.share * (1 - first.share) / max(1.0, samples))
     # 38 % launch beside 33 % device is no verdict on the engine: say that it is a part.
-    degree = "mostly" if causes[0].share > 0.5 else f"the largest part, {causes[0].share:.0%}"
-    return f"{ms:.3f} ms idle a step = {' + '.join(parts)}; {degree}: {WORDS[causes[0].cause]}"
+    if first.share - error > 0.5:
+        degree = "mostly"
+    elif first.share > 0.5:
+        few = f"{first.share:.0%} ± {error:.0%}" if error < 0.3 else "of too few samples to be sure"
+        degree = f"the largest part, {few}"
+    else:
+        degree = f"the largest part, {first.share:.0%}"
+    return f"{ms:.3f} ms idle a step = {' + '.join(parts)}; {degree}: {words}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -318,7 +351,7 @@ def _overlap(gaps: _Gaps, sample: StepSample, width: int) -> dict[int, float]:
 
 def _kinds(sample: StepSample, begins: Ints) -> dict[Cause, float]:
     """What the sample counts for; weights add up to 1."""
-    kind: Cause = sample.kind
+    kind: Cause = "unknown" if sample.kind == "native" else sample.kind
     if kind == "host" and len(begins):
         at = int(np.searchsorted(begins, sample.time_ns))
         before = sample.time_ns - int(begins[at - 1]) if at else LAUNCH_PACE_NS + 1

@@ -18,10 +18,11 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-Kind = Literal["launch", "sync", "graph update", "allocator", "wait", "gil", "host"]
+Kind = Literal["launch", "sync", "graph update", "allocator", "wait", "gil", "native", "host"]
 """What the host was doing. ``launch``: on its way from one launch to the next, inside the framework
 or the driver. ``sync``: waiting for the device or for a copy. ``wait``: asleep, or waiting for a
-lock or a file. ``gil``: waiting for Python's lock. ``host``: computing something else."""
+lock or a file. ``gil``: waiting for Python's lock. ``native``: inside the one native call that the
+engine's loop is, not resolved (``stacks.one_call``). ``host``: computing something else."""
 Origin = Literal["engine", "library", "python", "native", "llmprof"]
 """Whose code a frame is. ``engine``: an adapter, a plugin, any package but the large libraries."""
 ORIGINS: tuple[Origin, ...] = get_args(Origin)

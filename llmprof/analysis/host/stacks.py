@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -28,6 +28,12 @@ from llmprof.runfile.trace.host_rows import HostRows
 BUSY_THREAD = 0.10
 """A Python thread beside the decoding one counts as busy from this share of a processor on."""
 TOP = 40
+ONE_CALL = 0.5
+"""A line of Python that this share of the samples stand in is one call that they cannot look into.
+
+MLC's serving engine is ``self._ffi["step"]()``: all its samples said that, and were called
+computing on the host while the GPU worked for five sixths of the step."""
+LEAST_SAMPLES = 20
 
 
 @dataclass(frozen=True)
@@ -129,6 +135,13 @@ class HostTrace:
             raise ValueError(
                 "no sample fell into a decode step (more --traced-steps, or --host-rate)"
             )
+        self.one_call = None if self.sampled.native else one_call(self.samples)
+        """The native call that most samples stand in; its samples are of kind ``native``."""
+        if self.one_call is not None:
+            self.samples = tuple(
+                replace(s, kind="native") if _stands_in(s, self.one_call) else s
+                for s in self.samples
+            )
 
     @staticmethod
     def _sample(
@@ -140,28 +153,60 @@ class HostTrace:
         kind = kind_of(stack)
         return StepSample(time_ns, step, stack, kind, gil if kind in ("host", "launch") else 0.0)
 
-    @cached_property
-    def report(self) -> HostReport:
-        stamps = self.record.stamps_ns
-        step_ms = (stamps[-1] - stamps[0]) / self.record.steps / 1e6
+    def kinds_ms(self, step: int | None = None) -> dict[str, float]:
+        """Kind → ms of the mean step, or of one step; largest first, adding up to it. Empty where
+        no sample fell into it."""
         kinds: Counter[str] = Counter()
         for s in self.samples:
-            kinds[s.kind] += 1 - s.gil  # type: ignore[assignment]
-            kinds["gil"] += s.gil  # type: ignore[assignment]
-        total = len(self.samples)
-        by_kind = {k: step_ms * n / total for k, n in kinds.most_common() if n > 0}
+            if step is None or s.step == step:
+                kinds[s.kind] += 1 - s.gil  # type: ignore[assignment]
+                kinds["gil"] += s.gil  # type: ignore[assignment]
+        total = sum(kinds.values())
+        return {k: self.step_ms(step) * n / total for k, n in kinds.most_common() if n > 0}
+
+    def step_ms(self, step: int | None = None) -> float:
+        """The mean traced step, or one of them."""
+        stamps = self.record.stamps_ns
+        if step is not None:
+            return (stamps[step] - stamps[step - 1]) / 1e6
+        return (stamps[-1] - stamps[0]) / self.record.steps / 1e6
+
+    @cached_property
+    def report(self) -> HostReport:
+        step_ms, by_kind = self.step_ms(), self.kinds_ms()
         return HostReport(
-            samples=total,
+            samples=len(self.samples),
             step_ms=step_ms,
             kinds_ms_per_step=by_kind,
             frames=frame_times(((s.stack, 1.0) for s in self.samples), step_ms),
             threads=self.threads,
-            verdict=_verdict(by_kind, step_ms, self.threads),
+            verdict=_verdict(by_kind, step_ms, self.threads, self.one_call),
         )
 
     def weighted(self, step: int | None = None) -> list[tuple[tuple[HostFrame, ...], float]]:
         """(stack, 1) of every sample, or of those of one decode step."""
         return [(s.stack, 1.0) for s in self.samples if step is None or s.step == step]
+
+
+def one_call(samples: Sequence[StepSample]) -> HostFrame | None:
+    """The line in which ``ONE_CALL`` of the samples stand and of which no rule knows what it does;
+    ``None`` where there is none, or too few samples."""
+    lines = Counter(_place(s.stack[0]) for s in samples if s.stack and s.kind == "host")
+    if len(samples) < LEAST_SAMPLES or not lines:
+        return None
+    (place, count), *_ = lines.most_common(1)
+    if count < ONE_CALL * len(samples):
+        return None
+    return next(s.stack[0] for s in samples if s.stack and _place(s.stack[0]) == place)
+
+
+def _stands_in(sample: StepSample, call: HostFrame) -> bool:
+    there = sample.kind == "host" and bool(sample.stack)
+    return there and _place(sample.stack[0]) == _place(call)
+
+
+def _place(frame: HostFrame) -> tuple[str, str, int]:
+    return frame.function, frame.file, frame.line
 
 
 def frame_times(
@@ -267,11 +312,17 @@ _WORDS = {
     "allocator": "allocating memory",
     "wait": "asleep or waiting for a lock",
     "gil": "waiting for the GIL",
+    "native": "inside one native call",
     "host": "computing on the host",
 }
 
 
-def _verdict(kinds: dict[str, float], step_ms: float, threads: Sequence[ThreadTime]) -> str:
+def _verdict(
+    kinds: dict[str, float],
+    step_ms: float,
+    threads: Sequence[ThreadTime],
+    call: HostFrame | None,
+) -> str:
     parts = [
         f"{ms:.2f} ms {_WORDS[kind]}"
         for kind, ms in sorted(kinds.items(), key=lambda item: -item[1])
@@ -281,6 +332,8 @@ def _verdict(kinds: dict[str, float], step_ms: float, threads: Sequence[ThreadTi
     rivals = [t.name or str(t.tid) for t in threads if t.python and not t.decoding]
     if kinds.get("gil", 0.0) >= 0.05 * step_ms and rivals:
         text += f" (the rival: thread {rivals[0]})"
+    if call is not None:
+        text += f"; not resolved is what {label(call)} does inside (--host-native shows it)"
     return text
 
 

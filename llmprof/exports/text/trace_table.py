@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from llmprof.analysis.bandwidth.pm_steps import CONTRADICTION
 from llmprof.analysis.device.categories import IDLE
 from llmprof.analysis.device.kernels import KernelReport
 from llmprof.analysis.device.waterfall import StepParts, verdict_words
@@ -127,7 +128,9 @@ def _operators(engine: EngineTrace) -> list[str]:
 def _dram(engine: EngineTrace) -> list[str]:
     sampled = engine.sampled
     if isinstance(sampled, Unavailable):
-        return []
+        if not sampled.reason.startswith(CONTRADICTION):
+            return []
+        return [f"  {one_line(engine.label, LABEL):<{LABEL}}        n/a measured: {sampled.reason}"]
     cells = [
         "n/a" if isinstance(v, Unavailable) else f"{v:.0f} GB/s"
         for v in (sampled.mean_measured_gb_s, sampled.mean_modelled_gb_s)

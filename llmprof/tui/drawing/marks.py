@@ -39,6 +39,7 @@ HOST_LETTERS: Final = {
     "allocator": "m",
     "wait": "w",
     "gil": "g",
+    "native": "n",
     "host": "h",
 }
 """Small ones, as kernels have the capitals: one legend holds both."""

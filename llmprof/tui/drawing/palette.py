@@ -46,6 +46,7 @@ _ROLES: Final = {
     "hostm": Style(color="#f48fb1"),
     "hostw": Style(color="#8b949e"),
     "hostg": Style(color="#ff6b6b"),
+    "hostn": Style(color="#d2a8ff"),
     "hosth": Style(color="#3fd08a"),
     **{f"accent{i}": Style(color=colour) for i, colour in enumerate(ACCENTS)},
 }
@@ -78,6 +79,7 @@ _FEW: Final = {
     "hostm": Style(color="magenta"),
     "hostw": Style(color="bright_black"),
     "hostg": Style(color="bright_red"),
+    "hostn": Style(color="bright_cyan"),
     "hosth": Style(color="bright_green"),
     **{
         f"accent{i}": Style(color=name)

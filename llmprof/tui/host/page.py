@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from llmprof.analysis.host.causes import GapCauses
-from llmprof.analysis.host.stacks import Flame, HostTrace, flame, frame_times
+from llmprof.analysis.host.stacks import (
+    LEAST_SAMPLES,
+    Flame,
+    HostTrace,
+    flame,
+    frame_times,
+)
 from llmprof.analysis.view.snapshot import Snapshot
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.records import HostFrame, Unavailable
@@ -59,8 +65,7 @@ def selected(engine: EngineTrace, view: View) -> tuple[Stacks, float, str] | Una
         stacks = host.weighted(view.step)
         if not stacks:
             return Unavailable(f"no sample fell into step {view.step}")
-        stamps = host.record.stamps_ns
-        return stacks, (stamps[view.step] - stamps[view.step - 1]) / 1e6, f"step {view.step}"
+        return stacks, host.step_ms(view.step), f"step {view.step}"
     return host.weighted(), host.report.step_ms, "all traced steps"
 
 
@@ -70,18 +75,27 @@ def _lane(engine: EngineTrace, lane: Lane, view: View, width: int) -> list[Row]:
     what = "" if isinstance(found, Unavailable) else found[2]
     out = [rule(name, row(Span(f"{what} (g)", "dim")), width, view.glyphs.track)]
     causes = engine.causes
-    if isinstance(causes, GapCauses):
+    if isinstance(causes, GapCauses) and view.host != "step":
         out += _causes(causes, view, width)
     if isinstance(engine.host, HostTrace):
-        lines = wrap(clean(engine.host.report.verdict), width)
+        text = _step_text(engine.host, view.step) if view.host == "step" else ""
+        lines = wrap(clean(text or engine.host.report.verdict), width)
         out += [row(Span(line)) for line in lines]
     if isinstance(found, Unavailable):
         return [*out, *(row(Span(line, "dim")) for line in wrap(clean(found.reason), width))]
     stacks, ms, _ = found
     tree = flame(stacks)
     head = f"{'with callees':>{_bar(width) + 9}}  {len(stacks)} samples"
-    out.append(row(Span(head, "dim")))
+    few = "" if len(stacks) >= LEAST_SAMPLES else ": too few for shares"
+    out.append(fit(row(Span(head, "dim"), Span(few, "warn")), width))
     return [*out, *_flame(tree, tree.weight or 1.0, ms, view, width)]
+
+
+def _step_text(host: HostTrace, step: int) -> str:
+    """What the host did in one step, as far as its samples say."""
+    kinds = host.kinds_ms(step)
+    parts = [f"{ms:.2f} ms {kind}" for kind, ms in kinds.items()]
+    return f"of {host.step_ms(step):.2f} ms in step {step}: {', '.join(parts) or 'no sample'}"
 
 
 def _causes(causes: GapCauses, view: View, width: int) -> list[Row]:
@@ -131,7 +145,8 @@ def _flame(
 
 
 def _difference(trace: RunTrace, view: View, width: int) -> list[Row]:
-    """Self time of the frames in which the first two engines with stacks differ most."""
+    """The first two engines with stacks: ms a step by kind (by cause in gaps), then self time of
+    the functions that both have. What one engine alone has is not another's difference."""
     found = [
         (e, chosen)
         for e in trace.engines
@@ -144,21 +159,47 @@ def _difference(trace: RunTrace, view: View, width: int) -> list[Row]:
         {f.label: f.self_ms_per_step for f in frame_times(stacks, ms)}
         for stacks, ms in ((a_stacks, a_ms), (b_stacks, b_ms))
     ]
-    labels = {*times[0], *times[1]}
-    ranked = sorted(labels, key=lambda n: (-abs(times[1].get(n, 0.0) - times[0].get(n, 0.0)), n))
     names = f"{clean(a.label)} → {clean(b.label)}"
-    right = row(Span("self, ms a step", "dim"))
+    right = row(Span("ms a step", "dim"))
     out = [rule(row(Span(names, "strong")), right, width, view.glyphs.track)]
+    out += _changes(_by_kind(a, view), _by_kind(b, view), width, both=False)
+    same = _changes(times[0], times[1], width, both=True)
+    head = "self time of functions of both" if same else "no function has self time in both engines"
+    return [*out, row(Span(head, "dim")), *same, ()]
+
+
+def _by_kind(engine: EngineTrace, view: View) -> dict[str, float]:
+    if view.host == "gaps":
+        causes = engine.causes
+        return {} if isinstance(causes, Unavailable) else _of_causes(causes)
+    host = engine.host
+    if isinstance(host, Unavailable):
+        return {}
+    return host.kinds_ms(view.step if view.host == "step" else None)
+
+
+def _of_causes(causes: GapCauses) -> dict[str, float]:
+    return {str(c.cause): c.ms_per_step for c in causes.causes}
+
+
+def _changes(
+    before: Mapping[str, float], after: Mapping[str, float], width: int, *, both: bool
+) -> list[Row]:
+    """Lines of what changed most; ``both``: only what the two have."""
+    labels = before.keys() & after.keys() if both else before.keys() | after.keys()
+    ranked = sorted(labels, key=lambda n: (-abs(after.get(n, 0.0) - before.get(n, 0.0)), n))
     room = max(12, width - 29)
-    for name in ranked[:_DIFF_ROWS]:
-        before, after = times[0].get(name, 0.0), times[1].get(name, 0.0)
-        if max(before, after) < 0.001:
+    out = []
+    for name in ranked:
+        a, b = before.get(name, 0.0), after.get(name, 0.0)
+        if min(a, b) <= 0 and both:
+            continue
+        if max(a, b) < 0.001:
             break
-        change = "good" if after < before else "fail"
         line = row(
             Span(fit_text(clean(name), room)),
-            Span(f"{before:9.3f}{after:9.3f}"),
-            Span(f"{after - before:+10.3f}", change),
+            Span(f"{a:9.3f}{b:9.3f}"),
+            Span(f"{b - a:+10.3f}", "good" if b < a else "fail"),
         )
         out.append(fit(line, width))
-    return [*out, ()]
+    return out[:_DIFF_ROWS]

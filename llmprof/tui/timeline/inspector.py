@@ -37,6 +37,8 @@ from llmprof.tui.view import Lane, View
 
 _HISTOGRAM: Final = 24
 _GAPS: Final = 3
+_NEAR_NS: Final = 500_000
+"""A stack further away says nothing about a gap: the host does much else in that time."""
 _PARTS: Final = 7
 """Categories of a step that a narrow terminal shows, small ones as one."""
 _HINT: Final = (
@@ -277,6 +279,8 @@ def _stacks(engine: EngineTrace | None, gap: Gap, room: int) -> str:
     near = min(there, key=lambda s: abs(s.time_ns - middle))
     way = "earlier" if near.time_ns <= gap.start_ns else "later"
     apart = gap.start_ns - near.time_ns if way == "earlier" else near.time_ns - gap.end_ns
+    if apart > _NEAR_NS:
+        return f"no host stack within {duration(_NEAR_NS)} (the nearest: {duration(apart)} {way})"
     return _chain(f"nearest host stack, {duration(apart)} {way} ({near.kind}): ", near.stack, room)
 
 
