@@ -70,14 +70,18 @@ def round_to_nearest(weight: NDArray[np.float32], group_size: int) -> Quantised:
     )
 
 
-def dequantise(packed: Quantised) -> NDArray[np.float32]:
-    """[n, k] fp32 of a projection without ``g_idx``."""
+def dequantise(packed: Quantised, offset: int = 1) -> NDArray[np.float32]:
+    """[n, k] fp32 of a projection without ``g_idx``.
+
+    Args:
+        offset: what a stored zero is below the zero; 0 in version 2 of the format.
+    """
     q = packed.qweight.view(np.uint32)[:, None, :] >> _SHIFTS[None, :, None] & np.uint32(15)
     zeros = packed.qzeros.view(np.uint32)[:, :, None] >> _SHIFTS & np.uint32(15)
     k, n = q.shape[0] * 8, q.shape[2]
     groups = packed.scales.shape[0]
     levels = q.reshape(groups, k // groups, n).astype(np.float32)
-    centred = levels - (zeros.reshape(groups, 1, n).astype(np.float32) + 1)
+    centred = levels - (zeros.reshape(groups, 1, n).astype(np.float32) + offset)
     values: NDArray[np.float32] = (centred * packed.scales[:, None, :].astype(np.float32)).reshape(
         k, n
     )

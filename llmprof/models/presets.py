@@ -133,10 +133,17 @@ class LlamaConfig:
         Raises:
             ModelError: not a Llama, a missing or odd value, or a variant that is not implemented.
         """
-        kind = data.get("model_type", "llama")
+        kind = data.get("model_type")
+        if kind is None:
+            raise ModelError(
+                "config.json has no model_type, so it does not say what it computes (transformers"
+                ' refuses it too); add "model_type": "llama" if it is a Llama'
+            )
         if kind != "llama":
             raise ModelError(f"config.json: model_type {_shown(kind)}; this engine loads llama")
         _refuse_variants(data)
+        rope = _rope(data)
+        positions = _integer(data, "max_position_embeddings", 2048)
         hidden = _integer(data, "hidden_size")
         heads = _integer(data, "num_attention_heads")
         return LlamaConfig(
@@ -148,10 +155,10 @@ class LlamaConfig:
             head_dim=_integer(data, "head_dim", hidden // max(1, heads)),
             vocab_size=_integer(data, "vocab_size"),
             rms_norm_eps=_number(data, "rms_norm_eps", 1e-6),
-            rope_theta=_number(_rope(data), "rope_theta", _number(data, "rope_theta", 10000.0)),
-            max_position_embeddings=_integer(data, "max_position_embeddings", 2048),
-            tie_word_embeddings=bool(data.get("tie_word_embeddings", False)),
-            rope_scaling=_scaling(_rope(data)),
+            rope_theta=_number(rope, "rope_theta", _number(data, "rope_theta", 10000.0)),
+            max_position_embeddings=positions,
+            tie_word_embeddings=_flag(data, "tie_word_embeddings"),
+            rope_scaling=_scaling(rope, data.get("original_max_position_embeddings"), positions),
         )
 
 
@@ -169,28 +176,45 @@ def _refuse_variants(data: Mapping[str, Any]) -> None:
 
 
 def _rope(data: Mapping[str, Any]) -> Mapping[str, Any]:
-    """``rope_parameters`` (transformers 5) or ``rope_scaling`` (before), ``{}`` where null."""
-    value = data.get("rope_parameters") or data.get("rope_scaling") or {}
+    """``rope_scaling`` where there is one, else ``rope_parameters`` (transformers 5), ``{}`` where
+    both are empty: so ``convert_rope_params_to_dict`` of transformers 5 has it."""
+    value = data.get("rope_scaling") or data.get("rope_parameters") or {}
     if not isinstance(value, Mapping):
         raise ModelError(f"config.json: rope_scaling {_shown(value)} is not an object")
     return value
 
 
-def _scaling(rope: Mapping[str, Any]) -> RopeScaling | None:
+def _scaling(rope: Mapping[str, Any], outside: Any, positions: int) -> RopeScaling | None:
+    """
+    Args:
+        outside: ``original_max_position_embeddings`` beside the object, which wins over the one in
+            it (``standardize_rope_params`` of transformers 5).
+        positions: what stands in for it.
+    """
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind == "default":
         return None
+    if rope.get("partial_rotary_factor") not in (None, 1, 1.0):
+        raise ModelError("config.json: partly rotated heads are not implemented")
     if kind == "linear":
         return RopeScaling("linear", _positive(rope, "factor"))
     if kind == "llama3":
+        key = "original_max_position_embeddings"
         return RopeScaling(
             "llama3",
             _positive(rope, "factor"),
             _positive(rope, "low_freq_factor"),
             _positive(rope, "high_freq_factor"),
-            _integer(rope, "original_max_position_embeddings"),
+            _integer({key: outside} if outside is not None else rope, key, positions),
         )
     raise ModelError(f"config.json: rope scaling {_shown(kind)} is not implemented")
+
+
+def _flag(data: Mapping[str, Any], key: str) -> bool:
+    value = data.get(key)
+    if value not in (None, True, False):
+        raise ModelError(f"config.json: {key} is {_shown(value)}, expected true or false")
+    return bool(value)
 
 
 def _integer(data: Mapping[str, Any], key: str, default: int | None = None) -> int:

@@ -4,15 +4,22 @@ with the very weights that one with them holds. numpy and torch are imported whe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 from llmprof.errors import ModelError
 
 Find = Callable[[str], Any]
 """Name → what is stored under it (a slice, or a torch tensor); ``None`` where nothing is."""
 _BITS = 4
+_ALL_EIGHT = -0x77777778
+"""0x88888888 as int32: eight stored zeros of 8."""
 _FLOATS = ("F16", "BF16", "F32")
+PARTS = ("qweight", "qzeros", "scales", "g_idx")
+V2_NOTE = (
+    "GPTQ zero points are all stored as 8: a symmetric model written as version 2 of the format has"
+    " it, and read so, though it is labelled as version 1"
+)
 
 
 def is_gptq(document: Mapping[str, Any]) -> bool:
@@ -42,8 +49,20 @@ def check_projection(slice_of: Find, key: str, shape: tuple[int, ...]) -> None:
     _part(slice_of, f"{key}.qzeros", (groups, n // 8), ("I32",))
 
 
-def read_projection(tensor_of: Find, key: str) -> Any:
+def zeros_version(tensor_of: Find, keys: Iterable[str]) -> Literal[1, 2]:
+    """Which version of the format the zero points of the projections ``keys`` are stored in.
+
+    Version 1 stores zero - 1, version 2 the zero itself, and some quantisers wrote the second under
+    the label of the first. A symmetric model tells: its zero is 8 everywhere, stored as 7 or as 8.
+    """
+    return 2 if all((tensor_of(f"{key}.qzeros") == _ALL_EIGHT).all() for key in keys) else 1
+
+
+def read_projection(tensor_of: Find, key: str, version: Literal[1, 2]) -> Any:
     """The weight [n, k] of a checked projection, torch fp32.
+
+    Args:
+        version: of ``zeros_version``.
 
     Raises:
         ModelError: its rows are in another order than their groups.
@@ -61,7 +80,7 @@ def read_projection(tensor_of: Find, key: str) -> Any:
     rows = packed.qweight.shape[0] * 8
     if order is not None and not _in_order(order.numpy(), rows, packed.scales.shape[0]):
         raise ModelError(f"tensor {key}.g_idx: act-order, which this engine does not implement")
-    return torch.from_numpy(gptq.dequantise(packed))
+    return torch.from_numpy(gptq.dequantise(packed, 1 if version == 1 else 0))
 
 
 def _part(slice_of: Find, name: str, shape: tuple[int | None, int], dtypes: tuple[str, ...]) -> Any:

@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, ModelError
-from llmprof.models.huggingface.config import our_notes, weights_id
-from llmprof.models.huggingface.gptq import check_projection, is_gptq, read_projection
+from llmprof.models.huggingface.config import OURS, our_notes
+from llmprof.models.huggingface.files import HARMLESS, folder_id, weight_files
+from llmprof.models.huggingface.gptq import (
+    PARTS,
+    V2_NOTE,
+    check_projection,
+    is_gptq,
+    read_projection,
+    zeros_version,
+)
 from llmprof.models.locate import read_json
-from llmprof.models.presets import HEAD, LlamaConfig
+from llmprof.models.presets import EMBEDDING, HEAD, LlamaConfig
 from llmprof.plaintext import one_line
 
-_INDEX = "model.safetensors.index.json"
 _DTYPES = {"F16": "fp16", "BF16": "bf16", "F32": "fp32"}
 
 
@@ -38,39 +47,87 @@ class SafetensorsWeights:
             ) from None
         folder = Path(path)
         self.rope_factors: Any | None = None
-        settings = read_json(folder / "config.json")
-        self.notes = our_notes(settings)
-        self._gptq = is_gptq(settings)
+        document = read_json(folder / "config.json")
+        self.notes = our_notes(document)
+        self._gptq = is_gptq(document)
+        settings = dict(document)
         if self._gptq:
             settings.pop("quantization_config")
         self.config = LlamaConfig.from_hf(settings)
-        files = _shards(folder)
+        files, notes = weight_files(folder)
+        self.notes += notes
         self._stack = ExitStack()
         self._shard_of: dict[str, tuple[str, Any]] = {}
         for file in files:
-            shown = one_line(str(file))
-            try:
-                shard = self._stack.enter_context(
-                    safetensors.safe_open(str(file), framework="pt", device="cpu")
-                )
-            except (OSError, safetensors.SafetensorError) as why:
-                raise ModelError(f"{shown}: corrupt safetensors: {one_line(str(why))}") from None
-            for name in shard.keys():  # noqa: SIM118 - not a mapping
-                self._shard_of[name] = (shown, shard)
-        if self.config.tie_word_embeddings and HEAD in self._shard_of:
-            self.notes.append("lm_head.weight is in the file but tied by config.json: not loaded")
-        dtypes = {self._check(name, shape) for name, shape in self.config.tensor_shapes().items()}
+            self._open(safetensors, file)
+        self._untie()
+        wanted = self.config.tensor_shapes()
+        dtypes = {self._check(name, shape) for name, shape in wanted.items()}
+        self._refuse_unused(wanted)
+        self._version = 1
+        if self._gptq:
+            self._version = zeros_version(self._tensor, map(_key, filter(self._packed, wanted)))
+            if self._version == 2:
+                self.notes.append(V2_NOTE)
         self.format = "safetensors " + ("gptq" if self._gptq else "+".join(sorted(dtypes)))
-        self.weights_id = weights_id(settings, files)
+        # A folder that ``llmprof model prepare`` made says whose weights it holds.
+        ours = document.get(OURS)
+        known = ours.get("weights_id") if isinstance(ours, dict) else None
+        self.weights_id = known if isinstance(known, str) else folder_id(files, document)
 
     def read(self, name: str) -> Any:
         if self._packed(name):
-            return read_projection(self._tensor, name.removesuffix(".weight"))
+            return read_projection(self._tensor, _key(name), self._version)
         return self._shard_of[name][1].get_tensor(name)
 
     def close(self) -> None:
         self._shard_of.clear()
         self._stack.close()
+
+    def _open(self, safetensors: Any, file: Path) -> None:
+        shown = one_line(str(file))
+        try:
+            shard = self._stack.enter_context(
+                safetensors.safe_open(str(file), framework="pt", device="cpu")
+            )
+        except (OSError, safetensors.SafetensorError) as why:
+            raise ModelError(f"{shown}: corrupt safetensors: {one_line(str(why))}") from None
+        for name in shard.keys():  # noqa: SIM118 - not a mapping
+            if name in self._shard_of:
+                raise ModelError(
+                    f"{shown}: tensor {one_line(name, 80)} is in {self._shard_of[name][0]} as well;"
+                    " leave the files of one model in the folder"
+                )
+            self._shard_of[name] = (shown, shard)
+
+    def _untie(self) -> None:
+        """A head that ``config.json`` ties but the file holds with other values is its own: so
+        transformers 5 has it, where older ones overwrote it."""
+        if not (self.config.tie_word_embeddings and HEAD in self._shard_of):
+            return
+        head, table = self._tensor(HEAD), self._tensor(EMBEDDING)
+        if table is not None and head.shape == table.shape and bool((head == table).all()):
+            return
+        self.config = replace(self.config, tie_word_embeddings=False)
+        self.notes.append(
+            f"{HEAD} differs from the embedding table, though config.json ties them: loaded as a"
+            " head of its own"
+        )
+
+    def _refuse_unused(self, wanted: Mapping[str, Any]) -> None:
+        """A tensor that is left out (a bias, a norm of q) would give other tokens."""
+        used = {HEAD, *wanted}
+        for name in filter(self._packed, wanted):
+            used.update(f"{_key(name)}.{part}" for part in PARTS)
+        for name, (shown, _) in self._shard_of.items():
+            if name in used or name.endswith(HARMLESS):
+                continue
+            if name.endswith(".bias") and not bool(self._tensor(name).any()):
+                continue  # old GPTQ converters gave every projection one of zeros
+            raise ModelError(
+                f"{shown}: tensor {one_line(name, 80)} is nothing that this engine computes with,"
+                " and config.json does not promise it"
+            )
 
     def _packed(self, name: str) -> bool:
         return self._gptq and name.endswith("_proj.weight")
@@ -83,7 +140,7 @@ class SafetensorsWeights:
 
     def _check(self, name: str, shape: tuple[int, ...]) -> str:
         if self._packed(name):
-            check_projection(self._slice, name.removesuffix(".weight"), shape)
+            check_projection(self._slice, _key(name), shape)
             return "gptq"
         if name not in self._shard_of:
             raise ModelError(f"tensor {name} is in none of the model's safetensors files")
@@ -102,19 +159,5 @@ class SafetensorsWeights:
         return _DTYPES[dtype]
 
 
-def _shards(folder: Path) -> list[Path]:
-    """The files of the index, or all of the folder's; each directly in the folder."""
-    if not (folder / _INDEX).is_file():
-        files = sorted(folder.glob("*.safetensors"))
-        if not files:
-            raise ModelError(f"{one_line(str(folder))}: no *.safetensors")
-        return files
-    table = read_json(folder / _INDEX).get("weight_map")
-    if not isinstance(table, dict) or not table:
-        raise ModelError(f"{one_line(str(folder / _INDEX))}: no weight_map")
-    names = sorted({str(name) for name in table.values()})
-    for name in names:
-        if Path(name).name != name or not (folder / name).is_file():
-            shown = one_line(str(folder / _INDEX))
-            raise ModelError(f"{shown}: shard {one_line(name, 80)!r} is not in the folder")
-    return [folder / name for name in names]
+def _key(name: str) -> str:
+    return name.removesuffix(".weight")

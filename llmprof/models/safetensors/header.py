@@ -19,6 +19,9 @@ from typing import Any
 from llmprof.errors import ModelError
 from llmprof.plaintext import one_line
 
+_WHOLE = 64 << 20
+"""Bytes of a file up to which all of it goes into an id."""
+_BLOCK = 4096
 MAX_HEADER = 100 << 20
 """The reference implementation's own limit."""
 ELEMENT_BYTES = {
@@ -104,17 +107,27 @@ def _entry(file: Path, shown: str, name: str, entry: Any, data: int, size: int) 
     return StoredTensor(dtype, shape, file, data + begin, end - begin)
 
 
-def sampled_id(files: Sequence[Path]) -> str:
-    """SHA-256 over the files' names, sizes and 64 blocks of 4 KiB spread over each.
+def sampled_id(files: Sequence[Path], settings: str) -> str:
+    """SHA-256 over ``settings``, the files' names and sizes, and their contents: all of small
+    files, of large ones 64 blocks of 4 KiB spread over each and one from the middle of each tensor,
+    so that one layer that was exchanged shows.
 
-    The same scheme as ``SafetensorsWeights.weights_id``: one folder gives one id in every engine.
+    Raises:
+        ModelError: a file is no safetensors.
     """
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(settings.encode("utf-8", "replace"))
     for file in files:
         size = file.stat().st_size
-        digest.update(f"{file.name} {size}\n".encode())
+        digest.update(f"{file.name} {size}\n".encode("utf-8", "replace"))
+        places: list[int] = []
+        if size > _WHOLE:
+            table = read_tensor_table(file).values()
+            places = [(size - _BLOCK) * i // 63 for i in range(64)]
+            places += [tensor.start + tensor.n_bytes // 2 for tensor in table]
         with file.open("rb") as stream:
-            for i in range(64):
-                stream.seek(max(0, size - 4096) * i // 63)
-                digest.update(stream.read(4096))
+            if not places:
+                digest.update(stream.read())
+            for place in sorted(places):
+                stream.seek(place)
+                digest.update(stream.read(_BLOCK))
     return digest.hexdigest()
