@@ -48,6 +48,9 @@ RUN_KEYS = {
 
 _SPEC = re.compile(r"(?P<name>[A-Za-z0-9_.-]+)(?:@(?P<python>[^:]+))?(?::(?P<options>.*))?")
 
+_PAIRS = re.compile(r",(?=\s*[A-Za-z_][A-Za-z0-9_]*=)")
+"""Commas between options: those before a key. Any other is part of a value, such as a path."""
+
 
 @dataclass(frozen=True)
 class EngineSpec:
@@ -168,7 +171,8 @@ def parse_engine(text: str, config: Config) -> EngineSpec:
         raise UsageError(f"--engine {text}: expected NAME[@PYTHON][:key=value,…]")
     name = match["name"]
     options = dict(config.options.get(name, {}))
-    for pair in (match["options"] or "").split(","):
+    for pair in _PAIRS.split(match["options"] or ""):
+        pair = pair.strip(",")
         if not pair:
             continue
         key, equals, value = pair.partition("=")

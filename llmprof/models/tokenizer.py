@@ -23,9 +23,15 @@ STAND_IN = "tokenizer-is-a-stand-in"
 
 
 class Tokenizer:
-    """One model's tokenizer."""
+    """One model's tokenizer, which gives the ids of a text and nothing else."""
 
     def __init__(self, inner: Any) -> None:
+        # What was set while the model was trained or served is kept in the file and would be
+        # applied to our prompt: filled up to a length, cut at one, merges left out at random.
+        inner.no_padding()
+        inner.no_truncation()
+        if getattr(inner.model, "dropout", None):
+            inner.model.dropout = None
         self._inner = inner
 
     def encode(self, text: str) -> list[int]:

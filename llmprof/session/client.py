@@ -27,6 +27,14 @@ class Cancelled(Exception):
     """The user asked to stop."""
 
 
+_SIGNALS = {
+    "SIGKILL": "; the kernel's out-of-memory killer does this",
+    "SIGBUS": "; a file that it maps is cut off, or its disk is full or gone",
+    "SIGILL": "; a library is built for another processor",
+}
+"""What ends a process so."""
+
+
 @dataclass
 class Reply:
     """The answer to one request; ``extra`` holds what came before it (operators, tracing)."""
@@ -203,8 +211,7 @@ class WorkerClient:
             return EngineFailure(f"{self.label}: closed its pipe during {doing}", "crash")
         if code < 0:
             name = signal.Signals(-code).name
-            hint = "; the kernel's out-of-memory killer does this" if name == "SIGKILL" else ""
-            how = f"was killed by {name}{hint}"
+            how = f"was killed by {name}{_SIGNALS.get(name, '')}"
         else:
             how = f"exited with code {code}"
         last = [line for line in self.log_tail().splitlines() if line.strip()]

@@ -311,7 +311,13 @@ class EngineRun:
         self.record.failure_kind = why.kind
         label = f"{self.record.label}: "
         # Adapters begin with their own name too: "torch: torch: unknown option".
-        said = str(why).removeprefix(label).removeprefix(f"{self.record.name}: ")
+        said = str(why).removeprefix(label)
+        for beginning in (
+            f"{self.record.name}: ",
+            f"{self.record.name}:",
+            f"engine {self.record.name!r} ",
+        ):
+            said = said.removeprefix(beginning)
         self.record.failure = f"{label}{said}"
         self._recorder.engine(self.record)
         self._recorder.say(self.record.failure)

@@ -57,6 +57,7 @@ def test_random_exl2_has_the_planned_gain(tmp_path, bits: int | None) -> None:
     weight = reference.exl2_weight(tensors, "w")
     assert weight.shape == (k, 32)
     assert np.sqrt((weight**2).mean() * k) == pytest.approx(1.0, rel=0.1)
+    assert abs(weight.mean()) < 5 * weight.std() / np.sqrt(weight.size)
     assert sorted(tensors["w.q_invperm"]) == list(range(k))
     groups = exl2.groups_of(k, bits)
     assert tensors["w.q_weight"].shape[0] == sum(b * rows // 32 for b, rows in groups)

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import mlc_files
+import numpy as np
 import pytest
 import small_models
 
@@ -42,7 +43,9 @@ def test_synth_writes_what_the_library_asks_for(
     assert info.kv_bytes_per_token == 2 * 2 * 2 * 32 * 2
     logits = engine.drive.logits([[3, 4, 5]])[0]  # type: ignore[attr-defined]
     assert abs(logits).max() < 100
-    assert len(set(mlc_files.decode(engine, [[3, 4, 5]], 20)[0])) > 1
+    texts = [mlc_files.decode(engine, [row], 20)[0] for row in ([3, 4, 5], [50, 61, 7, 9])]
+    assert all(len(set(text)) > 3 for text in texts), texts
+    assert texts[0] != texts[1]
 
 
 def test_synth_refuses(library: Path, llmprof: Any, tmp_path: Path) -> None:
@@ -130,13 +133,9 @@ def test_prepare_refuses(source: Path, llmprof: Any, tmp_path: Path) -> None:
     (tmp_path / "pickled").mkdir()
     (tmp_path / "pickled" / "config.json").write_text("{}")
     (tmp_path / "pickled" / "pytorch_model.bin").touch()
-    odd = tmp_path / "odd"
-    shutil.copytree(source, odd)
-    (odd / "model.safetensors").rename(odd / "weights.safetensors")
     for words, wanted in (
         (["--from", "nowhere"], "no Hugging Face folder"),
         (["--from", "pickled"], "pickle"),
-        (["--from", "odd"], "no model.safetensors.index.json and no model.safetensors"),
         (["--quantization", "../x"], "expected a plain name"),
         (["--python", "/nowhere/python"], "No such file"),
         (["--format", "gptq"], "--format is for the ExLlama engines"),
@@ -149,3 +148,100 @@ def test_prepare_refuses(source: Path, llmprof: Any, tmp_path: Path) -> None:
     missing = llmprof("model", "prepare", "--engine", "mlc", "--from", str(source))
     assert missing.returncode == 2
     assert "mlc.ai/wheels" in missing.stderr
+    # Asked first: without MLC LLM nothing about the folder matters.
+    elsewhere = llmprof("model", "prepare", "--engine", "mlc", "--from", "nowhere")
+    assert elsewhere.returncode == 2
+    assert "mlc_llm is not installed" in elsewhere.stderr
+
+
+@pytest.fixture
+def compiled(tmp_path: Path) -> None:
+    """A result of the last step, which is kept: compiling takes seconds."""
+    (tmp_path / "dist" / "libs").mkdir(parents=True)
+    (tmp_path / "dist" / "libs" / "small-q0f32-cpu.so").touch()
+
+
+def contents(folder: Path) -> dict[str, float]:
+    return {str(p): p.stat().st_mtime for p in [folder, *folder.rglob("*")]}
+
+
+def converted_id(tmp_path: Path, quantization: str = "q0f32") -> str:
+    cache = tmp_path / "dist" / f"small-{quantization}-MLC" / "tensor-cache.json"
+    return json.loads(cache.read_text())["metadata"]["llmprof"]["weights_id"]
+
+
+@pytest.mark.usefixtures("compiled")
+def test_prepare_writes_to_the_artifacts_alone(source: Path, llmprof: Any, tmp_path: Path) -> None:
+    """A models folder may be read-only (root writes to those as well, so its contents tell)."""
+    (source / "model.safetensors").rename(source / "weights.safetensors")
+    before = contents(source)
+    done = prepare(llmprof)
+    assert done.returncode == 0, done.stderr
+    assert contents(source) == before
+    left = {path.name for path in (tmp_path / "dist").iterdir()}
+    assert left == {"small-q0f32-MLC", "libs", "logs"}
+
+
+@pytest.mark.usefixtures("compiled")
+def test_weights_that_were_rounded_are_not_the_source_s(
+    source: Path, llmprof: Any, tmp_path: Path
+) -> None:
+    from llmprof.models.huggingface.reader import SafetensorsWeights
+
+    known = SafetensorsWeights(source).weights_id
+    done = prepare(llmprof, MLC_DOUBLE_ENCODING="f32-to-bf16")
+    assert done.returncode == 0, done.stderr
+    assert converted_id(tmp_path) == f"{known}-q0f32"
+    shutil.rmtree(tmp_path / "dist" / "small-q0f32-MLC")
+    assert prepare(llmprof).returncode == 0
+    assert converted_id(tmp_path) == known
+
+
+@pytest.mark.usefixtures("compiled")
+def test_what_mlc_leaves_out_is_refused(source: Path, llmprof: Any, tmp_path: Path) -> None:
+    """Known beforehand for a Llama; for others by MLC LLM's own warning."""
+    left_out = "model.layers.0.mlp.extra.weight, model.layers.0.self_attn.rotary_emb.inv_freq"
+    done = prepare(llmprof, MLC_DOUBLE_UNUSED=left_out)
+    assert done.returncode == 2
+    assert "MLC LLM left out tensor model.layers.0.mlp.extra.weight" in done.stderr
+    assert not (tmp_path / "dist" / "small-q0f32-MLC" / "tensor-cache.json").exists()
+    more = small_models.weights(CONFIG)
+    more["model.layers.1.self_attn.q_norm.weight"] = np.ones(32, np.float32)
+    small_models.write_hf(source, more)
+    (source / "config.json").write_text(json.dumps(small_models.hf_config(CONFIG)))
+    done = prepare(llmprof)
+    assert done.returncode == 2
+    assert "tensor model.layers.1.self_attn.q_norm.weight is nothing that MLC" in done.stderr
+
+
+@pytest.mark.usefixtures("compiled")
+def test_results_of_another_source_are_not_kept(source: Path, llmprof: Any, tmp_path: Path) -> None:
+    assert prepare(llmprof).returncode == 0
+    small_models.write_hf(source, small_models.weights(CONFIG, seed=9))
+    (source / "config.json").write_text(json.dumps(small_models.hf_config(CONFIG)))
+    done = prepare(llmprof)
+    assert done.returncode == 2
+    assert "holds weights of another source" in done.stderr
+
+
+def test_mlc_sees_rope_where_it_looks_for_it(tmp_path: Path) -> None:
+    from llmprof.errors import ModelError
+    from llmprof.models.mlc.source import linked, open_source
+
+    folder = small_models.write_hf(tmp_path / "m", small_models.weights())
+    document = small_models.hf_config()
+    document.pop("rope_theta")
+    llama3 = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0}
+    llama3 |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    document["rope_parameters"] = {**llama3, "rope_theta": 500000.0}
+    (folder / "config.json").write_text(json.dumps(document))
+    with linked(open_source(folder), tmp_path) as seen:
+        shown = json.loads((seen / "config.json").read_text())
+        table = json.loads((seen / "model.safetensors.index.json").read_text())["weight_map"]
+        assert (seen / "model.safetensors").resolve() == folder / "model.safetensors"
+    assert (shown["rope_theta"], shown["rope_scaling"]) == (500000.0, llama3)
+    assert set(table.values()) == {"model.safetensors"}
+    document["rope_parameters"] = {"rope_type": "linear", "factor": 4.0}
+    (folder / "config.json").write_text(json.dumps(document))
+    with pytest.raises(ModelError, match="no linear rope scaling"):
+        open_source(folder)

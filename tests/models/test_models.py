@@ -389,6 +389,7 @@ def test_index_names_no_file_outside_the_folder(tmp_path: Path, shard: str) -> N
     from llmprof.models.huggingface.reader import SafetensorsWeights
 
     folder = small_models.write_hf(tmp_path / "m", small_models.weights())
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00001.safetensors")
     index = folder / "model.safetensors.index.json"
     index.write_text(json.dumps({"weight_map": {"model.norm.weight": shard}}))
     with pytest.raises(ModelError, match="not in the folder"):

@@ -28,6 +28,7 @@ _RESERVE = {"serve": 10 * _PAGE, "vm": 0}
 """Positions a sequence that must stay free. MLC's scheduler preempts before each decode step unless
 there are 10 free pages a sequence, for text that a grammar might dictate, grammar or not
 (CheckMemForJumpForward in engine_actions/batch_jumpforward.cc); a prefill wants less."""
+_NO_MEMORY = ("out of memory", "insufficient", "bad_alloc", "cannot allocate memory")
 _WRONG_GPU = ("no kernel image", "no_binary_for_gpu", "invalid_ptx", "unsupported_ptx")
 
 
@@ -115,7 +116,7 @@ class MlcEngine(ClosedByDrive):
         except (RuntimeError, ValueError, MemoryError) as why:
             # tvm.error.InternalError is a RuntimeError.
             text = str(why).lower()
-            if isinstance(why, MemoryError) or "out of memory" in text or "insufficient" in text:
+            if isinstance(why, MemoryError) or any(mark in text for mark in _NO_MEMORY):
                 free = self._free()
                 left = "" if free is None else f"; {free // MIB} MiB are free"
                 raise OutOfMemory(
@@ -195,6 +196,7 @@ def _check_limits(opening: Opening, drive: str) -> None:
             f" max_batch_size={request.batch}"
         )
     if drive == "serve":
+        _check_memory(opening)
         return
     for reason, wrong in (
         ("is compiled for several GPUs", metadata.tensor_parallel_shards > 1),

@@ -163,6 +163,12 @@ def open_device(tvm: Tvm, library: Library, kind: str, index: int) -> Any:
     if kind == "cpu":
         return device
     if not device.exist:
+        have = 0
+        while have < index and tvm.device(kind, have).exist:
+            have += 1
+        if have:
+            range_text = "cuda:0" if have == 1 else f"cuda:0 to cuda:{have - 1}"
+            raise UsageError(f"mlc:device={kind}:{index}: TVM sees {range_text} only")
         raise UsageError(
             f"mlc: TVM sees no {kind}:{index}; {library.shown} holds CUDA kernels,"
             " a library for the CPU is made with: mlc_llm compile --device cpu"

@@ -15,6 +15,7 @@ from llmprof.engines.base import LoadRequest, Progress
 from llmprof.errors import MissingPackage, ModelError, UsageError
 from llmprof.models.gguf.reader import GgufWeights
 from llmprof.models.huggingface.config import config_json, weights_id
+from llmprof.models.huggingface.files import weight_files
 from llmprof.models.locate import ModelRef, read_json
 from llmprof.models.presets import EMBEDDING, HEAD, PRESETS, LlamaConfig
 from llmprof.plaintext import one_line
@@ -155,13 +156,14 @@ def _from_folder(transformers: Any, ref: ModelRef, asked: Asked, progress: Progr
     _check_report(folder, report)
     if not quantised:
         module = module.to(asked.device)
-    files = sorted(folder.glob("*.safetensors"))
+    files, notes = weight_files(folder)
     method = _quantisation(quantised)
     return Loaded(
         module.eval(),
         ref.name,
         f"safetensors {method or 'as ' + asked.dtype}",
         weights_id(read_json(folder / "config.json"), files),
+        notes,
     )
 
 

@@ -70,9 +70,10 @@ def random_tensors(
 
     def weight() -> Iterator[NDArray[Any]]:
         for (width, _), count in zip(groups, rows, strict=True):
-            # Four-bit fields are centred, which is cheap; the others are half a level off.
-            n_bytes = count * n * 4
-            yield from (source.nibbles if width == 4 else source.words)(n_bytes)
+            if width == 4:
+                yield from source.nibbles(count * n * 4)
+            else:
+                yield from _odd(source, width, count, n)
 
     def table() -> list[Any]:
         flat = [value for (b, _), at in zip(groups, starts, strict=False) for value in (b, at)]
@@ -98,8 +99,24 @@ def random_tensors(
     ]
 
 
+def _odd(source: RandomSource, bits: int, rows: int, n: int) -> Iterator[NDArray[Any]]:
+    """``rows`` words of each column with odd integers of so many bits: their mean is 2^(bits-1).
+
+    Uniform ones are half a level off, by the same in every column, and a residual stream that they
+    feed collapses to a constant. The lowest bits lie the same way in every ``bits`` words.
+    """
+    lowest = sum(1 << (i * bits) for i in range(32))
+    masks = np.array([lowest >> (32 * i) & 0xFFFFFFFF for i in range(bits)], np.uint32)
+    done = 0
+    for words in source.words(-(-rows * n * 4 // 8) * 8):
+        data = words.view(np.uint32)[: rows * n - done]
+        row = np.arange(done, done + data.size) // n
+        done += data.size
+        yield data | masks[row % bits]
+
+
 def _q_rms(bits: int) -> float:
-    """Root mean square of q - 2^(b-1) for uniform q (q in 1 … 15 at 4 bits, as ``nibbles``)."""
+    """Root mean square of q - 2^(b-1): for 1 … 15 at 4 bits, as ``nibbles``, else for odd q."""
     centre = 1 << (bits - 1)
-    levels = range(1 if bits == 4 else 0, 1 << bits)
+    levels = range(1, 1 << bits, 1 if bits == 4 else 2)
     return math.sqrt(sum((q - centre) ** 2 for q in levels) / len(levels))

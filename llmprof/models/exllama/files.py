@@ -13,11 +13,18 @@ from pathlib import Path
 from typing import Any
 
 from llmprof.errors import ModelError
+from llmprof.models.exllama.readings import (
+    check_labels,
+    check_rope,
+    check_zeros,
+    refuse_unused,
+)
 from llmprof.models.exllama.shapes import FORMATS, EngineName, FormatName, misfit, projections
 from llmprof.models.huggingface.config import OURS, our_notes
+from llmprof.models.huggingface.files import folder_id, is_adapter
 from llmprof.models.locate import read_json
 from llmprof.models.presets import EMBEDDING, FINAL_NORM, HEAD, LlamaConfig
-from llmprof.models.safetensors.header import StoredTensor, read_tensor_table, sampled_id
+from llmprof.models.safetensors.header import StoredTensor, read_tensor_table
 from llmprof.plaintext import one_line
 
 _MARKS: dict[str, FormatName] = {
@@ -82,7 +89,7 @@ class ExLlamaFiles:
         if self.random:
             return None
         known = self._ours.get("weights_id")
-        return one_line(known, 200) if isinstance(known, str) else sampled_id(self.files)
+        return one_line(known, 200) if isinstance(known, str) else folder_id(self.files, self.raw)
 
     @property
     def format_text(self) -> str:
@@ -128,15 +135,25 @@ def inspect_folder(path: str, engine: EngineName) -> ExLlamaFiles:
             f" llmprof drives {engine} with LlamaForCausalLM"
         )
     config = LlamaConfig.from_hf({k: v for k, v in raw.items() if k != "quantization_config"})
-    files = tuple(sorted(folder.glob("*.safetensors")))
+    files = tuple(f for f in sorted(folder.glob("*.safetensors")) if not is_adapter(f))
     if not files:
         raise ModelError(f"{shown}: no *.safetensors")
     if engine == "exllama":
         _check_v1_files(shown, files, raw)
     tensors: dict[str, StoredTensor] = {}
     for file in files:
-        tensors.update(read_tensor_table(file))
+        table = read_tensor_table(file)
+        if twice := tensors.keys() & table.keys():
+            # Each of these packages takes all files, and of two tensors whichever comes last.
+            name = min(twice)
+            raise ModelError(
+                f"{shown}: tensor {one_line(name, 80)} is in {one_line(file.name)} and in"
+                f" {one_line(tensors[name].file.name)}; leave the files of one model in the folder"
+            )
+        tensors.update(table)
     kind = _format(shown, tensors)
+    check_labels(shown, raw, kind, engine)
+    check_rope(shown, raw, config, engine)
     group_size = _group_size(shown, config, tensors) if kind == "gptq" else None
     reason = misfit(config, engine, kind, 128 if group_size is None else group_size)
     if reason:
@@ -221,6 +238,9 @@ def _check_tensors(found: ExLlamaFiles, shown: str, engine: EngineName) -> None:
         for name, (k, n) in shapes.items():
             _check_projection(found, shown, prefix + name, k, n, found.format)
     _check_head(found, shown, engine)
+    refuse_unused(shown, tensors, config.num_hidden_layers)
+    if found.format == "gptq":
+        check_zeros(shown, found.raw, tensors)
 
 
 def _check_head(found: ExLlamaFiles, shown: str, engine: EngineName) -> None:

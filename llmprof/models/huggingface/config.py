@@ -11,6 +11,7 @@ from llmprof.models.presets import LlamaConfig, RopeScaling
 from llmprof.models.safetensors.header import sampled_id
 from llmprof.plaintext import one_line
 
+CONFIG = "config.json"
 OURS = "llmprof"
 """Key of what llmprof says about a model that it made; loaders ignore it."""
 _NOTES = ("quantisation", "padding")
@@ -91,6 +92,19 @@ def gptq_config(group_size: int) -> dict[str, Any]:
         "desc_act": False,
         "sym": False,
         "checkpoint_format": "gptq",
+    }
+
+
+def rope_before_5(document: Mapping[str, Any]) -> dict[str, Any]:
+    """The same Llama with its RoPE under the keys that older readers know: ``rope_theta`` and
+    ``rope_scaling``, not ``rope_parameters``. Other documents as they are."""
+    if document.get("model_type") != "llama" or not document.get("rope_parameters"):
+        return dict(document)
+    config = LlamaConfig.from_hf({k: v for k, v in document.items() if k != "quantization_config"})
+    told = {k: v for k, v in document.items() if k != "rope_parameters"}
+    return told | {
+        "rope_theta": config.rope_theta,
+        "rope_scaling": _scaling(config.rope_scaling),
     }
 
 

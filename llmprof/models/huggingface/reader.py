@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, ModelError
@@ -64,7 +64,7 @@ class SafetensorsWeights:
         wanted = self.config.tensor_shapes()
         dtypes = {self._check(name, shape) for name, shape in wanted.items()}
         self._refuse_unused(wanted)
-        self._version = 1
+        self._version: Literal[1, 2] = 1
         if self._gptq:
             self._version = zeros_version(self._tensor, map(_key, filter(self._packed, wanted)))
             if self._version == 2:

@@ -65,6 +65,13 @@ def inspect_library(path: str) -> Library:
                 )
             kind, machine = struct.unpack_from("<HH", header, 16)
             with mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                end = _end(data)
+                if end > len(data):
+                    # The loader maps what is not there, and the process ends by SIGBUS.
+                    raise ModelError(
+                        f"{shown}: cut off: {len(data)} bytes, its tables name {end}; copy or"
+                        " compile it again"
+                    )
                 binaries, ptx = _architectures(data)
                 needs = data.find(b"__cudaRegisterFatBinary") >= 0
                 tvm = data.find(b"__tvm_ffi") >= 0 or data.find(b"__tvm_") >= 0
@@ -80,6 +87,21 @@ def inspect_library(path: str) -> Library:
         frozenset(ptx),
         needs,
     )
+
+
+def _end(data: mmap.mmap) -> int:
+    """Where the last segment, section or table of a 64-bit ELF file ends (elf.h): section headers
+    lie at the end of what a linker writes."""
+    if len(data) < 64 or data[4] != 2:
+        raise ValueError("no 64-bit ELF header")
+    segments, sections = struct.unpack_from("<QQ", data, 32)
+    size, count, entry, entries = struct.unpack_from("<HHHH", data, 54)
+    end: int = max(segments + size * count, sections + entry * entries)
+    for place in range(segments, segments + size * count, max(size, 1)):
+        if size >= 56 and place + 56 <= len(data):
+            offset, length = struct.unpack_from("<Q16xQ", data, place + 8)
+            end = max(end, offset + length)
+    return end
 
 
 def _architectures(data: mmap.mmap) -> tuple[set[int], set[int]]:

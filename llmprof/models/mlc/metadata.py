@@ -35,6 +35,8 @@ ELEMENT_BYTES = {
 _MAX_DIMENSION = 1 << 40
 _GROUP_QUANTISED = re.compile(r"q([348])f(16|32)_[012]")
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings)\.")
+_ROWS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings|embed_tokens_per_layer)\.")
+"""Tables of which a step reads a row for each sequence, and that are no output head."""
 _HEADS = re.compile(r"(^|\.)(lm_head|embed_out|output)\.")
 
 
@@ -132,7 +134,9 @@ class MlcMetadata:
         if not tables:
             return None, None, "no parameter is known as the embedding table: bytes a step unknown"
         tied = not any(_HEADS.search(p.name) for p in self.parameters)
-        read = [p for p in self.parameters if tied or p not in tables]
+        read = [
+            p for p in self.parameters if (tied or p not in tables) and not _ROWS.search(p.name)
+        ]
         size = sum(p.n_bytes(vocab_size) for p in read)
         count = self._count(read, vocab_size)
         if count is None:

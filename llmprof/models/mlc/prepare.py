@@ -1,11 +1,10 @@
 """MLC LLM's own steps from a Hugging Face folder to weights and a library: gen_config,
 convert_weight, compile. They run in the interpreter that has mlc_llm; what they say is kept.
-Standard library only.
+The source is only read: the steps see links to it (``source.py``). Standard library only.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import re
 import subprocess
@@ -13,11 +12,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmprof.errors import EngineFailure, MissingPackage, ModelError, UsageError
-from llmprof.models.locate import CACHE_FILES, MLC_CONFIG, read_json
-from llmprof.models.mlc.weights import OURS
-from llmprof.models.new_folder import write_json
-from llmprof.models.safetensors.header import sampled_id
+from llmprof.errors import EngineFailure, MissingPackage, UsageError
+from llmprof.models.locate import CACHE_FILES, MLC_CONFIG
+from llmprof.models.mlc.source import (
+    check_converted,
+    check_kept,
+    linked,
+    open_source,
+    remember_source,
+)
 from llmprof.plaintext import one_line
 
 GET_MLC = (
@@ -27,7 +30,6 @@ GET_MLC = (
 Told = Callable[[str, float], None]
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")
 _TQDM = re.compile(rb"(\d{1,3})%\|")
-_INDEX = "model.safetensors.index.json"
 _COMPILE_MARKS = (
     b"Exporting the model to TVM compiler",
     b"Running TVM Relax graph-level optimizations",
@@ -83,16 +85,16 @@ def prepare(request: MlcRequest, told: Told, say: Callable[[str], None]) -> MlcP
 
     Raises:
         UsageError: a name that is no plain word.
-        ModelError: the source is no Hugging Face folder of safetensors.
+        ModelError: the source is no Hugging Face folder of safetensors, or has something that MLC
+            LLM would leave out.
         MissingPackage: ``python`` has no mlc_llm.
         EngineFailure: a step failed; the line names its log.
     """
     for option, word in (("--quantization", request.quantization), ("--target", request.target)):
         if not _NAME.fullmatch(word):
             raise UsageError(f"{option} {one_line(word, 40)}: expected a plain name")
-    files = _check_source(request.source)
     _check_python(request.python)
-    source = request.source.resolve()
+    source = open_source(request.source)
     stem = f"{source.name}-{request.quantization}"
     folder = request.artifacts / f"{stem}-MLC"
     library = request.artifacts / "libs" / f"{stem}-{request.target}.so"
@@ -108,73 +110,54 @@ def prepare(request: MlcRequest, told: Told, say: Callable[[str], None]) -> MlcP
     for name in ("context_window_size", "max_batch_size"):
         value = getattr(request, name)
         limits += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
-    steps = (
-        _Step(
-            "gen_config",
-            [
-                *("gen_config", str(source), *quantized),
-                *("--conv-template", request.conv_template, *limits, "-o", str(folder)),
-            ],
-            folder / MLC_CONFIG,
-            logs / f"{stem}-gen_config.log",
-        ),
-        _Step(
-            "convert_weight",
-            [
-                *("convert_weight", str(source), *quantized),
-                # Never pickle: it could run code.
-                *("--source-format", "huggingface-safetensor", "-o", str(folder)),
-            ],
-            folder / CACHE_FILES[0],
-            logs / f"{stem}-convert_weight.log",
-        ),
-        _Step(
-            "compile",
-            [
-                *("compile", str(folder / MLC_CONFIG), "--device", request.target),
-                *("-o", str(partial)),
-            ],
-            library,
-            logs / f"{stem}-{request.target}-compile.log",
-        ),
-    )
+    check_kept(source, folder, request.quantization)
     kept = []
-    for number, step in enumerate(steps, 1):
-        label = f"{step.name} ({number} of {len(steps)})"
-        if step.product.is_file():
-            kept.append(step.name)
-            say(f"{label}: kept, {one_line(str(step.product))} is there")
-            continue
-        say(f"{label}: log in {one_line(str(step.log))}")
-        made = partial if step.name == "compile" else step.product
-        _run(request.python, step, made, label, told)
-        if step.name == "convert_weight":
-            _remember_source(step.product, request.quantization, files)
-        if made is not step.product:
-            made.rename(step.product)
-    return MlcPrepared(folder, library, tuple(kept))
-
-
-def _check_source(source: Path) -> list[Path]:
-    shown = one_line(str(source))
-    if not (source / "config.json").is_file():
-        raise ModelError(f"{shown}: no Hugging Face folder, it has no config.json")
-    read_json(source / "config.json")
-    files = sorted(source.glob("*.safetensors"))
-    if not files:
-        raise ModelError(
-            f"{shown}: no *.safetensors; pickle weights can run code and are not converted"
+    with linked(source, request.artifacts) as seen:
+        steps = (
+            _Step(
+                "gen_config",
+                [
+                    *("gen_config", str(seen), *quantized),
+                    *("--conv-template", request.conv_template, *limits, "-o", str(folder)),
+                ],
+                folder / MLC_CONFIG,
+                logs / f"{stem}-gen_config.log",
+            ),
+            _Step(
+                "convert_weight",
+                [
+                    *("convert_weight", str(seen), *quantized),
+                    # Never pickle: it could run code.
+                    *("--source-format", "huggingface-safetensor", "-o", str(folder)),
+                ],
+                folder / CACHE_FILES[0],
+                logs / f"{stem}-convert_weight.log",
+            ),
+            _Step(
+                "compile",
+                [
+                    *("compile", str(folder / MLC_CONFIG), "--device", request.target),
+                    *("-o", str(partial)),
+                ],
+                library,
+                logs / f"{stem}-{request.target}-compile.log",
+            ),
         )
-    # convert_weight reads by an index; for a single file it writes one (support/auto_weight.py).
-    if not (source / _INDEX).is_file():
-        if not (source / "model.safetensors").is_file():
-            raise ModelError(f"{shown}: no {_INDEX} and no model.safetensors, which MLC LLM reads")
-        if not os.access(source, os.W_OK):
-            raise ModelError(
-                f"{shown}: MLC LLM writes {_INDEX} there, and the folder is read-only; copy it, or"
-                " add that file"
-            )
-    return files
+        for number, step in enumerate(steps, 1):
+            label = f"{step.name} ({number} of {len(steps)})"
+            if step.product.is_file():
+                kept.append(step.name)
+                say(f"{label}: kept, {one_line(str(step.product))} is there")
+                continue
+            say(f"{label}: log in {one_line(str(step.log))}")
+            made = partial if step.name == "compile" else step.product
+            _run(request.python, step, made, label, told)
+            if step.name == "convert_weight":
+                check_converted(source, step.product, step.log)
+                remember_source(source, step.product, request.quantization)
+            if made is not step.product:
+                made.rename(step.product)
+    return MlcPrepared(folder, library, tuple(kept))
 
 
 def _check_python(python: str) -> None:
@@ -251,18 +234,3 @@ def _share(step: str, piece: bytes) -> float:
 def _last_line(text: bytes) -> str:
     lines = [line for line in text.decode(errors="replace").splitlines() if line.strip()]
     return one_line(lines[-1], 160) if lines else "it said nothing"
-
-
-def _remember_source(cache: Path, quantization: str, files: list[Path]) -> None:
-    """Note whose weights these are, so that engines that hold the same ones are compared.
-
-    Weights that are not quantised are the source's own.
-    """
-    document = read_json(cache)
-    metadata = document.get("metadata")
-    known = sampled_id(files)
-    ours = {"weights_id": known if quantization.startswith("q0") else f"{known}-{quantization}"}
-    document["metadata"] = {**(metadata if isinstance(metadata, dict) else {}), OURS: ours}
-    text = json.dumps(document)
-    if len(text) < 16 << 20:  # what read_json takes
-        write_json(cache, document)

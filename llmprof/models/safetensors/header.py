@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from llmprof.plaintext import one_line
 _WHOLE = 64 << 20
 """Bytes of a file up to which all of it goes into an id."""
 _BLOCK = 4096
+_PIECE = 1 << 20
 MAX_HEADER = 100 << 20
 """The reference implementation's own limit."""
 ELEMENT_BYTES = {
@@ -131,3 +132,21 @@ def sampled_id(files: Sequence[Path], settings: str) -> str:
                 stream.seek(place)
                 digest.update(stream.read(_BLOCK))
     return digest.hexdigest()
+
+
+def only(tensor: StoredTensor, byte: int) -> bool:
+    """Are all its bytes this one?"""
+    return all(data.count(byte) == len(data) for data in _pieces(tensor))
+
+
+def same_bytes(one: StoredTensor, other: StoredTensor) -> bool:
+    if (one.dtype, one.shape) != (other.dtype, other.shape):
+        return False
+    return all(a == b for a, b in zip(_pieces(one), _pieces(other), strict=True))
+
+
+def _pieces(tensor: StoredTensor) -> Iterator[bytes]:
+    with tensor.file.open("rb") as file:
+        file.seek(tensor.start)
+        for at in range(0, tensor.n_bytes, _PIECE):
+            yield file.read(min(_PIECE, tensor.n_bytes - at))

@@ -73,6 +73,29 @@ def _utilisation(nvml: Any, handle: Any) -> tuple[float, ...]:
     return (float(rates.gpu), float(rates.memory))
 
 
+def _sm_count(nvml: Any, handle: Any) -> int:
+    """Many drivers answer with attributes for MIG devices alone; what all of them know is the
+    number of cores, and the CUDA C programming guide has how many of them make an SM."""
+    try:
+        return int(nvml.nvmlDeviceGetAttributes_v2(handle).multiprocessorCount)
+    except nvml.NVMLError:
+        capability = tuple(nvml.nvmlDeviceGetCudaComputeCapability(handle))
+        cores = _CORES_PER_SM.get(capability)
+        if cores is None:
+            raise
+        total = int(nvml.nvmlDeviceGetNumGpuCores(handle))
+        if not total or total % cores:
+            raise
+        return total // cores
+
+
+_CORES_PER_SM = {
+    **dict.fromkeys([(7, 0), (7, 2), (7, 5), (8, 0)], 64),
+    **dict.fromkeys([(8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)], 128),
+}
+"""FP32 cores of a multiprocessor by compute capability."""
+
+
 # Each 1–50 µs on an H100. Not here: MaxClockInfo (1–2 ms), TotalEnergyConsumption (4 ms) and
 # PcieThroughput, which blocks for 20 ms.
 FIELDS = (
@@ -95,8 +118,7 @@ _FACTS: dict[str, Callable[[Any, Any], Any]] = {
     "max_sm_clock_mhz": lambda n, h: n.nvmlDeviceGetMaxClockInfo(h, n.NVML_CLOCK_SM),
     "max_mem_clock_mhz": lambda n, h: n.nvmlDeviceGetMaxClockInfo(h, n.NVML_CLOCK_MEM),
     "power_limit_w": lambda n, h: n.nvmlDeviceGetEnforcedPowerLimit(h) / 1000,
-    # Many drivers answer this for MIG devices alone; NVML has no other SM count.
-    "sm_count": lambda n, h: n.nvmlDeviceGetAttributes_v2(h).multiprocessorCount,
+    "sm_count": _sm_count,
     "compute_capability": lambda n, h: tuple(n.nvmlDeviceGetCudaComputeCapability(h)),
 }
 

@@ -10,7 +10,7 @@ of numbers gives one value a call, the last one again and again.
 - driver: ``driver`` and ``nvml`` (texts), ``cuda`` (13000 is 13.0)
 - texts of a device: ``name``, ``uuid``, ``pci``
 - facts: ``memory_total_mib``, ``bus_width``, ``max_sm_clock``, ``max_mem_clock``, ``power_limit``
-  (mW), ``sm_count``, ``compute_capability`` (two numbers), ``mig`` (1 is on)
+  (mW), ``sm_count``, ``cores``, ``compute_capability`` (two numbers), ``mig`` (1 is on)
 - series: ``sm_clock``, ``mem_clock``, ``gpu_util``, ``mem_util``, ``power`` (mW), ``temperature``,
   ``reasons`` (mask, ``0x`` allowed), ``memory_used_mib``, ``energy`` (mJ)
 - GPM: ``gpm_dram_bw``, ``gpm_sm_util``, ``gpm_sm_occupancy`` (series of %, one value a pair of

@@ -310,6 +310,13 @@ int nvmlDeviceGetAttributes_v2(Table *gpu, unsigned *multiprocessors) { /* first
     if (!result) *multiprocessors = (unsigned)value;
     END;
 }
+int nvmlDeviceGetNumGpuCores(Table *gpu, unsigned *cores) {
+    double value = 0;
+    BEGIN(gpu);
+    if (!result) result = take(gpu, "cores", &value);
+    if (!result) *cores = (unsigned)value;
+    END;
+}
 int nvmlDeviceGetMigMode(Table *gpu, unsigned *current, unsigned *pending) {
     double value = 0;
     BEGIN(gpu);

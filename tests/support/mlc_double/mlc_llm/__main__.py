@@ -1,5 +1,7 @@
 """The command line of mlc_llm/cli reduced to what a preparation uses; the work is done for real by
-``mlc_tiny``. ``MLC_DOUBLE_FAILS=STEP`` makes a step fail as Python does."""
+``mlc_tiny``. ``MLC_DOUBLE_FAILS=STEP`` makes a step fail as Python does,
+``MLC_DOUBLE_UNUSED=NAMES`` warns of tensors as loader/utils.py does, and
+``MLC_DOUBLE_ENCODING=f32-to-bf16`` stores as the real one."""
 
 import argparse
 import json
@@ -51,14 +53,22 @@ def convert_weight(words: list[str]) -> None:
     from safetensors.numpy import load_file
     from tvm.contrib import tvmjs
 
-    tensors = load_file(str(Path(given.config) / "model.safetensors"))
-    index = Path(given.config) / "model.safetensors.index.json"  # support/auto_weight.py
-    index.write_text(json.dumps({"weight_map": dict.fromkeys(tensors, "model.safetensors")}))
+    # loader/huggingface_loader.py reads by the index, which support/auto_weight.py may have made.
+    folder = Path(given.config)
+    table = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    tensors = {}
+    for name in sorted(set(table.values())):
+        tensors |= load_file(str(folder / name))
+    if unused := os.environ.get("MLC_DOUBLE_UNUSED"):
+        print(f"[2026-07-23 10:00:01] WARNING utils.py:31: Unused extern parameters: {unused}")
     weights = mlc_tiny.weights_from_hf(tensors, mlc_tiny.CONFIG, "float32")
     for share in (0, 50, 100):
         print(f"{share:3d}%|#####     | {share}/100 [00:00<00:00]", end="\r", file=sys.stderr)
     tvmjs.dump_tensor_cache(
-        (item for item in weights.items()), str(given.output), "raw", show_progress=False
+        (item for item in weights.items()),
+        str(given.output),
+        os.environ.get("MLC_DOUBLE_ENCODING", "raw"),
+        show_progress=False,
     )
 
 
