@@ -30,3 +30,12 @@ class WeightSource(Protocol):
         """
 
     def close(self) -> None: ...
+
+
+def held_id(weights_id: str, dtype: str, exact: bool) -> str:
+    """``weights_id`` of what an engine holds that converts to ``dtype`` on load.
+
+    bfloat16 keeps 8 bits of fp16's 11, which decides other tokens: those are other weights, unless
+    the file has them so (``exact``).
+    """
+    return weights_id if exact or dtype != "bf16" else f"{weights_id}-bf16"

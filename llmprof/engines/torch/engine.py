@@ -19,7 +19,7 @@ from llmprof.models.gguf.reader import GgufWeights
 from llmprof.models.huggingface.reader import SafetensorsWeights
 from llmprof.models.locate import ModelRef, read_json, resolve
 from llmprof.models.presets import PRESETS, LlamaConfig
-from llmprof.models.weights import WeightSource
+from llmprof.models.weights import WeightSource, held_id
 from llmprof.records import EngineInfo
 
 if TYPE_CHECKING:
@@ -279,6 +279,8 @@ def _describe(
         threads=None if on_cuda else torch.get_num_threads(),
         options=dict(request.options),
         notes=notes,
-        weights_id=source.weights_id if source else None,
+        weights_id=held_id(source.weights_id, chosen.dtype, source.format.lower().endswith("bf16"))
+        if source
+        else None,
         op_tracer=None if on_cuda else "torch",
     )

@@ -13,6 +13,7 @@ from llmprof.engines.vllm.drive import VllmDrive
 from llmprof.engines.vllm.opening import Asked, ModelFolder, import_vllm, open_engine
 from llmprof.errors import MissingPackage, UsageError
 from llmprof.models.huggingface.config import weights_id
+from llmprof.models.huggingface.files import weight_files
 from llmprof.models.locate import ModelRef, resolve
 from llmprof.models.presets import LlamaConfig
 from llmprof.records import EngineInfo
@@ -181,7 +182,7 @@ def _step_bytes(shape: LlamaConfig | None, size: int) -> int | None:
 def _weights_id(folder: ModelFolder) -> str | None:
     if folder.random:
         return None
-    return weights_id(folder.settings, sorted(folder.path.glob("*.safetensors")))
+    return weights_id(folder.settings, weight_files(folder.path)[0])
 
 
 def _graph_mode(engine: Any) -> str | None:

@@ -13,6 +13,7 @@ from typing import Any
 from llmprof.engines.base import LoadRequest
 from llmprof.errors import EngineFailure, MissingPackage, ModelError, OutOfMemory, UsageError
 from llmprof.models.huggingface.config import config_json
+from llmprof.models.huggingface.files import read_tensors, refuse_unused, weight_files
 from llmprof.models.locate import ModelRef, read_json
 from llmprof.models.presets import PRESETS, LlamaConfig
 from llmprof.plaintext import one_line
@@ -88,6 +89,12 @@ class ModelFolder:
                 " llmprof model prepare --engine transformers"
             )
         self.settings = read_json(self.path / "config.json")
+        if not self.random and "quantization_config" not in self.settings:
+            shape = self.shape()
+            if shape is not None:
+                # models/llama.py of vLLM passes over a bias that it has no parameter for.
+                files, _ = weight_files(self.path)
+                refuse_unused(one_line(str(self.path)), "vLLM", shape, read_tensors(files))
 
     def shape(self) -> LlamaConfig | None:
         """Where the model is a Llama in every respect that sizes depend on."""

@@ -20,11 +20,11 @@ from llmprof.models.exllama.readings import (
     refuse_unused,
 )
 from llmprof.models.exllama.shapes import FORMATS, EngineName, FormatName, misfit, projections
-from llmprof.models.huggingface.config import OURS, our_notes
-from llmprof.models.huggingface.files import folder_id, is_adapter
+from llmprof.models.huggingface.config import OURS, our_notes, weights_id
+from llmprof.models.huggingface.files import is_adapter, read_tensors
 from llmprof.models.locate import read_json
 from llmprof.models.presets import EMBEDDING, FINAL_NORM, HEAD, LlamaConfig
-from llmprof.models.safetensors.header import StoredTensor, read_tensor_table
+from llmprof.models.safetensors.header import StoredTensor
 from llmprof.plaintext import one_line
 
 _MARKS: dict[str, FormatName] = {
@@ -88,8 +88,7 @@ class ExLlamaFiles:
         """Equal for engines that hold the same real weights; ``None`` for random ones."""
         if self.random:
             return None
-        known = self._ours.get("weights_id")
-        return one_line(known, 200) if isinstance(known, str) else folder_id(self.files, self.raw)
+        return weights_id(self.raw, self.files)
 
     @property
     def format_text(self) -> str:
@@ -140,17 +139,8 @@ def inspect_folder(path: str, engine: EngineName) -> ExLlamaFiles:
         raise ModelError(f"{shown}: no *.safetensors")
     if engine == "exllama":
         _check_v1_files(shown, files, raw)
-    tensors: dict[str, StoredTensor] = {}
-    for file in files:
-        table = read_tensor_table(file)
-        if twice := tensors.keys() & table.keys():
-            # Each of these packages takes all files, and of two tensors whichever comes last.
-            name = min(twice)
-            raise ModelError(
-                f"{shown}: tensor {one_line(name, 80)} is in {one_line(file.name)} and in"
-                f" {one_line(tensors[name].file.name)}; leave the files of one model in the folder"
-            )
-        tensors.update(table)
+    # Each of these packages takes all files, and of two tensors of a name whichever comes last.
+    tensors = read_tensors(files)
     kind = _format(shown, tensors)
     check_labels(shown, raw, kind, engine)
     check_rope(shown, raw, config, engine)

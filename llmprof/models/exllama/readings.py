@@ -13,7 +13,7 @@ from typing import Any
 
 from llmprof.errors import ModelError
 from llmprof.models.exllama.shapes import EngineName, FormatName
-from llmprof.models.huggingface.files import HARMLESS
+from llmprof.models.huggingface.files import harmless
 from llmprof.models.presets import LlamaConfig
 from llmprof.models.safetensors.header import StoredTensor, only
 from llmprof.plaintext import one_line
@@ -39,12 +39,12 @@ def refuse_unused(shown: str, tensors: Mapping[str, StoredTensor], layers: int) 
     ExLlama v1 passes over a bias, V2 stops at one, V3 adds it; none reads a norm of q and k. A bias
     of zeros, as old GPTQ converters wrote, is the same everywhere.
     """
-    for name, tensor in tensors.items():
+    for name in tensors:
         layer = _LAYER_NUMBER.match(name)
         placed = layer is None or int(layer[1]) < layers
         if placed and (_PROJECTION.fullmatch(name) or _OTHER.fullmatch(name)):
             continue
-        if name.endswith(HARMLESS) or (name.endswith(".bias") and only(tensor, 0)):
+        if harmless(name, tensors):
             continue
         raise ModelError(
             f"{shown}: tensor {one_line(name, 80)} is nothing that a Llama computes with, and"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -14,6 +15,20 @@ from llmprof.plaintext import one_line
 CONFIG = "config.json"
 OURS = "llmprof"
 """Key of what llmprof says about a model that it made; loaders ignore it."""
+_COSMETIC = (
+    "_name_or_path",
+    "architectures",
+    "bos_token_id",
+    "dtype",
+    "eos_token_id",
+    "initializer_range",
+    OURS,
+    "pad_token_id",
+    "torch_dtype",
+    "transformers_version",
+    "use_cache",
+)
+"""Keys that change nothing that is computed."""
 _NOTES = ("quantisation", "padding")
 """What of it an engine's description repeats."""
 
@@ -26,18 +41,21 @@ def our_notes(document: Mapping[str, Any]) -> list[str]:
 
 
 def weights_id(document: Mapping[str, Any], files: Sequence[Path]) -> str:
-    """Equal for two folders that hold the same weights.
+    """Equal for two folders that hold the same weights and say the same of how to compute.
 
     A folder that ``llmprof model prepare`` made says whose weights it holds; of any other the files
     are sampled.
 
     Args:
         document: its ``config.json``.
-        files: its safetensors.
+        files: its safetensors (``files.weight_files``).
     """
     ours = document.get(OURS)
     known = ours.get("weights_id") if isinstance(ours, Mapping) else None
-    return known if isinstance(known, str) else sampled_id(list(files))
+    if isinstance(known, str):
+        return one_line(known, 200)
+    told = {key: value for key, value in document.items() if key not in _COSMETIC}
+    return sampled_id(list(files), json.dumps(told, sort_keys=True))
 
 
 def config_json(

@@ -6,32 +6,17 @@ As transformers decides it (``_get_resolved_checkpoint_files`` in modeling_utils
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 from llmprof.errors import ModelError
 from llmprof.models.locate import read_json
-from llmprof.models.safetensors.header import sampled_id
+from llmprof.models.presets import EMBEDDING, HEAD, LlamaConfig
+from llmprof.models.safetensors.header import StoredTensor, only, read_tensor_table, same_bytes
 from llmprof.plaintext import one_line
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-_COSMETIC = (
-    "_name_or_path",
-    "architectures",
-    "bos_token_id",
-    "dtype",
-    "eos_token_id",
-    "initializer_range",
-    "llmprof",
-    "pad_token_id",
-    "torch_dtype",
-    "transformers_version",
-    "use_cache",
-)
-"""Keys of ``config.json`` that change nothing that is computed."""
 HARMLESS = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
 """Ends of names of tensors that old transformers stored; they follow from the configuration."""
 
@@ -65,15 +50,53 @@ def weight_files(folder: Path) -> tuple[list[Path], list[str]]:
     return chosen, notes
 
 
-def folder_id(files: Sequence[Path], settings: Mapping[str, Any]) -> str:
-    """Equal for two folders that hold the same weights and say the same of how to compute.
+def read_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
+    """The tensors of all files.
 
-    Args:
-        files: of ``weight_files``.
-        settings: ``config.json``.
+    Raises:
+        ModelError: a damaged file, or one name in two of them: whose values count?
     """
-    told = {key: value for key, value in settings.items() if key not in _COSMETIC}
-    return sampled_id(files, json.dumps(told, sort_keys=True))
+    tensors: dict[str, StoredTensor] = {}
+    for file in files:
+        table = read_tensor_table(file)
+        if twice := tensors.keys() & table.keys():
+            name = min(twice)
+            raise ModelError(
+                f"{one_line(str(file))}: tensor {one_line(name, 80)} is in"
+                f" {one_line(tensors[name].file.name)} as well; leave the files of one model in the"
+                " folder"
+            )
+        tensors.update(table)
+    return tensors
+
+
+def harmless(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
+    """Does a tensor that is left out change nothing?
+
+    What follows from the configuration, a bias of zeros, a tied head that equals its table.
+    """
+    tensor = tensors.get(name)
+    if name.endswith(HARMLESS):
+        return True
+    if tensor is None:
+        return False
+    if name == HEAD and EMBEDDING in tensors:
+        return same_bytes(tensor, tensors[EMBEDDING])
+    return name.endswith(".bias") and only(tensor, 0)
+
+
+def refuse_unused(
+    shown: str, engine: str, config: LlamaConfig, tensors: Mapping[str, StoredTensor]
+) -> None:
+    """Raise ``ModelError`` for the first tensor of a Llama that is not quantised for which
+    ``engine`` has no place: left out, it would be another model."""
+    wanted = config.tensor_shapes()
+    for name in tensors:
+        if name not in wanted and not harmless(name, tensors):
+            raise ModelError(
+                f"{shown}: tensor {one_line(name, 80)} is nothing that {engine}'s Llama computes"
+                " with, and config.json does not promise it"
+            )
 
 
 def _shards(folder: Path) -> list[Path]:

@@ -11,8 +11,8 @@ from typing import Any, Literal
 
 from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, ModelError
-from llmprof.models.huggingface.config import OURS, our_notes
-from llmprof.models.huggingface.files import HARMLESS, folder_id, weight_files
+from llmprof.models.huggingface.config import our_notes, weights_id
+from llmprof.models.huggingface.files import HARMLESS, weight_files
 from llmprof.models.huggingface.gptq import (
     PARTS,
     V2_NOTE,
@@ -70,10 +70,7 @@ class SafetensorsWeights:
             if self._version == 2:
                 self.notes.append(V2_NOTE)
         self.format = "safetensors " + ("gptq" if self._gptq else "+".join(sorted(dtypes)))
-        # A folder that ``llmprof model prepare`` made says whose weights it holds.
-        ours = document.get(OURS)
-        known = ours.get("weights_id") if isinstance(ours, dict) else None
-        self.weights_id = known if isinstance(known, str) else folder_id(files, document)
+        self.weights_id = weights_id(document, files)
 
     def read(self, name: str) -> Any:
         if self._packed(name):

@@ -14,13 +14,19 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from llmprof.errors import ModelError
-from llmprof.models.huggingface.config import CONFIG, rope_before_5
-from llmprof.models.huggingface.files import HARMLESS, INDEX, folder_id, weight_files
+from llmprof.models.huggingface.config import CONFIG, rope_before_5, weights_id
+from llmprof.models.huggingface.files import (
+    INDEX,
+    harmless,
+    read_tensors,
+    refuse_unused,
+    weight_files,
+)
 from llmprof.models.locate import folder_name, read_json
 from llmprof.models.mlc.weights import OURS
 from llmprof.models.new_folder import write_json
-from llmprof.models.presets import EMBEDDING, HEAD, LlamaConfig
-from llmprof.models.safetensors.header import StoredTensor, only, read_tensor_table, same_bytes
+from llmprof.models.presets import LlamaConfig
+from llmprof.models.safetensors.header import StoredTensor
 from llmprof.plaintext import one_line
 
 _UNUSED = re.compile(rb"Unused extern parameters: ([^\r\n]+)")
@@ -41,7 +47,7 @@ class Source:
 
     @property
     def weights_id(self) -> str:
-        return folder_id(self.files, self.config)
+        return weights_id(self.config, self.files)
 
 
 def open_source(folder: Path) -> Source:
@@ -60,12 +66,7 @@ def open_source(folder: Path) -> Source:
             f"{shown}: no *.safetensors; pickle weights can run code and are not converted"
         )
     files, _ = weight_files(folder)
-    tensors: dict[str, StoredTensor] = {}
-    for file in files:
-        table = read_tensor_table(file)
-        if twice := tensors.keys() & table.keys():
-            raise ModelError(f"{shown}: tensor {one_line(min(twice), 80)} is in two of its files")
-        tensors.update(table)
+    tensors = read_tensors(files)
     if config.get("model_type") == "llama" and "quantization_config" not in config:
         _check_llama(shown, config, tensors)
     name = re.sub(r"[^A-Za-z0-9_.-]", "-", folder_name(folder).rpartition("/")[2]).lstrip("-.")
@@ -79,18 +80,7 @@ def _check_llama(
     if config.rope_scaling is not None and config.rope_scaling.kind == "linear":
         # model/llama/llama_model.py drops a rope_scaling that it does not know, with a warning.
         raise ModelError(f"{shown}: MLC LLM has no linear rope scaling and would leave it out")
-    wanted = config.tensor_shapes()
-    for name, tensor in tensors.items():
-        if name in wanted or name.endswith(HARMLESS):
-            continue
-        if name == HEAD and EMBEDDING in tensors and same_bytes(tensor, tensors[EMBEDDING]):
-            continue
-        if name.endswith(".bias") and only(tensor, 0):
-            continue
-        raise ModelError(
-            f"{shown}: tensor {one_line(name, 80)} is nothing that MLC LLM's Llama computes with:"
-            " the converted model would be another one"
-        )
+    refuse_unused(shown, "MLC LLM", config, tensors)
 
 
 @contextmanager
@@ -125,13 +115,7 @@ def check_converted(source: Source, cache: Path, log: Path) -> None:
     found = _UNUSED.findall(log.read_bytes())
     names = [name.strip() for line in found for name in line.decode(errors="replace").split(",")]
     for name in names:
-        tensor = source.tensors.get(name)
-        if not name or name.endswith(HARMLESS):
-            continue
-        if name.endswith(".bias") and tensor is not None and only(tensor, 0):
-            continue
-        head = source.tensors.get(EMBEDDING)
-        if name == HEAD and tensor is not None and head is not None and same_bytes(tensor, head):
+        if not name or harmless(name, source.tensors):
             continue
         cache.unlink()
         raise ModelError(
