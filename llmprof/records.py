@@ -406,7 +406,15 @@ class RunData:
     logs: dict[str, str] = field(default_factory=dict)
     """Engine label → tail of its worker's stdout and stderr."""
     path: str = ""
+    """What is read."""
+    source_file: str = ""
+    """What the user opened, where ``path`` is its conversion."""
     origin_ns: int = 0
+
+    @property
+    def shown_path(self) -> str:
+        """The file as the user knows it."""
+        return self.source_file or self.path
 
     def why_missing(self, scope: str, name: str) -> str | None:
         """The reason why that could not be had, where one is recorded."""

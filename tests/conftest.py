@@ -36,6 +36,7 @@ def clean_env(tmp_path: Path) -> dict[str, str]:
         "HOME": str(tmp_path),
         "XDG_DATA_HOME": str(tmp_path / "data"),
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
         "PYTHONPATH": str(PLUGIN),
         "OMP_NUM_THREADS": "1",
     }

@@ -7,6 +7,7 @@ files: the named engines, or every engine that both files have under the same la
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,10 +16,12 @@ from typing import Any
 from llmprof.analysis.timing.compare import Comparison, compare_runs, compare_to_first, find_engine
 from llmprof.analysis.view.traced import Fall, RunTrace, fall_between, timing_step_ns
 from llmprof.cli.gate import Gate, parse_gate
+from llmprof.cli.opening import open_one
 from llmprof.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, RunFileError, UsageError
 from llmprof.records import Maybe, RunData
-from llmprof.runfile.foreign.nsys_rep import readable
 from llmprof.runfile.reader import RunFileReader
+
+_LABELLED = re.compile(r"(.*?\.(?:sqlite|nsys-rep|json\.gz|json|gz)):(.*)", re.DOTALL)
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,9 @@ def _judged(gates: list[Gate], pairs: list[Comparison]) -> int:
 def _side(text: str, step_range: str | None) -> Side:
     """``FILE`` or ``FILE:LABEL``; a label may hold colons (``torch:cuda_graph=1``)."""
     path, label = Path(text), None
-    if not path.exists():
-        head, mark, tail = text.partition(".sqlite:")
-        if mark:
-            path, label = Path(f"{head}.sqlite"), tail
-    path = readable(path)
+    if not path.exists() and (parts := _LABELLED.match(text)) is not None:
+        path, label = Path(parts[1]), parts[2]
+    path = open_one(path)
     with RunFileReader(path) as reader:
         data = reader.run_data(None if reader.knows_steps() else step_range)
     if label is not None:
@@ -87,7 +88,7 @@ def _one_file(side: Side) -> list[tuple[Comparison, Fall]]:
     if side.label is not None:
         raise UsageError("name a second engine: llmprof compare FILE:LABEL FILE:LABEL")
     if len(side.data.engines) < 2:
-        raise UsageError(f"{side.path} has one engine only: give a second file")
+        raise UsageError(f"{side.data.shown_path} has one engine only: give a second file")
     falls = RunTrace(side.path, side.data).falls
     return list(zip(compare_to_first(side.data), falls, strict=True))
 
@@ -106,8 +107,8 @@ def _label_pairs(a: Side, b: Side) -> list[tuple[str, str]]:
     common = [label for label in left if label in right]
     if not common:
         raise UsageError(
-            f"no engine is in both files: {a.path} has {', '.join(left)}; {b.path} has"
-            f" {', '.join(right)}; name them as FILE:LABEL"
+            f"no engine is in both files: {a.data.shown_path} has {', '.join(left)};"
+            f" {b.data.shown_path} has {', '.join(right)}; name them as FILE:LABEL"
         )
     return [(label, label) for label in common]
 

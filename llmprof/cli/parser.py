@@ -161,7 +161,7 @@ def _step_range(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--step-range",
         metavar="GLOB",
-        help="which NVTX ranges are decode steps, for an nsys export: 'decode*' (a guess)",
+        help="which ranges are decode steps, for a file of nsys or torch: 'decode*' (a guess)",
     )
 
 
@@ -169,10 +169,13 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
     parser = _Parser(prog=f"llmprof {name}", allow_abbrev=False, formatter_class=_Formatter)
     if name == "open":
         parser.description = (
-            "Replay run files, or exports of Nsight Systems, in the TUI, several side by side."
+            "Replay run files, exports of Nsight Systems or traces of torch.profiler in the TUI,"
+            " several side by side; traces of the ranks of one run are one run."
         )
         parser.add_argument(
-            "file", nargs="+", help="RUN.sqlite, or X.nsys-rep where nsys is on PATH"
+            "file",
+            nargs="+",
+            help="RUN.sqlite, TRACE.json[.gz], or X.nsys-rep where nsys is on PATH",
         )
         _step_range(parser)
         parser.set_defaults(command=_late("llmprof.cli.report_commands:open_file"))
@@ -181,7 +184,9 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
             "Why is B faster than A? One file compares its engines with its first one; two files"
             " compare the engines named, or those that both have."
         )
-        parser.add_argument("a", metavar="A", help="FILE.sqlite or FILE.sqlite:LABEL")
+        parser.add_argument(
+            "a", metavar="A", help="FILE or FILE:LABEL; a run, an nsys export, a trace"
+        )
         parser.add_argument("b", metavar="B", nargs="?", help="the same, compared with A")
         parser.add_argument("--json", action="store_true", help="one JSON document")
         _step_range(parser)
@@ -196,7 +201,9 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
         parser.set_defaults(command=_late("llmprof.cli.compare_command:compare"))
     elif name == "export":
         parser.description = "Write runs in another format."
-        parser.add_argument("files", metavar="FILE", nargs="+", help="run files or nsys exports")
+        parser.add_argument(
+            "files", metavar="FILE", nargs="+", help="run files, nsys exports, traces"
+        )
         parser.add_argument("--to", metavar="FORMAT", required=True, help=", ".join(EXPORTS))
         parser.add_argument("-o", "--output", metavar="OUT", help="the new file or folder")
         _step_range(parser)

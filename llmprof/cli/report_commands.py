@@ -13,13 +13,13 @@ from llmprof.errors import EXIT_OK, UsageError
 def open_file(arguments: argparse.Namespace) -> int:
     from llmprof.analysis.view.live import RunDataSource
     from llmprof.analysis.view.several import SeveralRuns
+    from llmprof.cli.opening import open_files
     from llmprof.config import load_config
-    from llmprof.runfile.foreign.nsys_rep import readable
     from llmprof.runfile.reader import RunFileReader
 
     runs = []
-    for file in arguments.file:
-        with RunFileReader(readable(Path(file))) as reader:
+    for file in open_files([Path(name) for name in arguments.file]):
+        with RunFileReader(file) as reader:
             runs.append(reader.run_data(arguments.step_range))
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("llmprof open needs a terminal; llmprof --headless --from FILE does not")

@@ -30,9 +30,9 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source is not None:
         if idle := _given(arguments):
             raise UsageError(f"--from reports on a recorded run: it takes no {', '.join(idle)}")
-        from llmprof.runfile.foreign.nsys_rep import readable
+        from llmprof.cli.opening import open_one
 
-        return report(readable(Path(arguments.source)), arguments.json, arguments.step_range)
+        return report(open_one(Path(arguments.source)), arguments.json, arguments.step_range)
     if arguments.step_range is not None:
         raise UsageError("--step-range goes with --from FILE, open, compare or export")
     headless = arguments.headless or arguments.json or not _interactive()

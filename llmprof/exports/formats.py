@@ -63,11 +63,12 @@ FORMATS = {entry.name: entry for entry in _FORMATS}
 def default_output(source: Path, to: str) -> Path:
     """Beside the run file: ``run.sqlite`` → ``run.html``, ``run.nsys.sqlite``, ``run_csv``."""
     chosen = FORMATS[to]
+    stem = source.stem if source.suffix != ".gz" else source.with_suffix("").stem
     if to == "csv":
-        return source.with_name(f"{source.stem}_csv")
+        return source.with_name(f"{stem}_csv")
     shared = chosen.suffix in (".json", ".sqlite") and chosen.suffix != f".{to}"
-    middle = f".{to}" if shared else ""
-    return source.with_name(f"{source.stem}{middle}{chosen.suffix}")
+    middle = f".{to}" if shared or chosen.suffix in source.suffixes else ""
+    return source.with_name(f"{stem}{middle}{chosen.suffix}")
 
 
 def export_runs(

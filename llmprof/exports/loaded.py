@@ -22,6 +22,11 @@ class Loaded:
     report: Report
     trace: RunTrace | Unavailable
 
+    @property
+    def name(self) -> str:
+        """Of the file as the user knows it."""
+        return Path(self.data.shown_path).name
+
 
 def read_data(path: Path, step_range: str | None) -> RunData:
     """The small rows of one file."""

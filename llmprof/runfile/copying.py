@@ -12,6 +12,7 @@ from llmprof.plaintext import one_line
 from llmprof.runfile import schema
 from llmprof.runfile.activity import KERNELS
 from llmprof.runfile.database import quoted
+from llmprof.runfile.foreign.source import SOURCE_FILE
 from llmprof.runfile.foreign.tables import columns_of
 from llmprof.runfile.opening import OpenFile, damaged
 
@@ -29,6 +30,7 @@ _TIMES = {
     "ANALYSIS_DETAILS": (),
 }
 """Where times are not in ``start`` and ``end``."""
+_HAS = "SELECT 1 FROM sqlite_master WHERE type = 'table' AND name ="
 _STACKS = ("COMPOSITE_EVENTS", "SAMPLING_CALLCHAINS")
 """Whose ``id`` is a sample's."""
 _CORRELATION_BITS = 44
@@ -48,6 +50,10 @@ def copy_file(source: Path, target: Path, share: Share = lambda _: None) -> None
                 copy, pages=8192, progress=lambda _, left, all_: share(1 - left / max(1, all_))
             )
             copy.execute("PRAGMA journal_mode = DELETE").fetchall()
+            if copy.execute(f"{_HAS} 'META_DATA_EXPORT'").fetchone():
+                # Of a converted trace: the copy is a file of its own now.
+                with copy:
+                    copy.execute("DELETE FROM META_DATA_EXPORT WHERE name = ?", [SOURCE_FILE])
     except sqlite3.Error as why:
         raise (_unwritten(target, why) if "full" in str(why) else damaged(source, why)) from why
     finally:

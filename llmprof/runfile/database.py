@@ -75,6 +75,7 @@ class RunDatabase:
         self.path = path
         self.written = Written()
         self._strings: dict[str, int] = {}
+        self._better: dict[str, str] = {}
         self._created = _claim(path)
         self.sql = sqlite3.connect(path, isolation_level=None)
         try:
@@ -108,6 +109,14 @@ class RunDatabase:
     def string_id(self, text: str) -> int:
         """The id of ``text`` in StringIds; its row comes with the next transaction."""
         return self._strings.setdefault(clean(text), len(self._strings) + 1)
+
+    def texts(self) -> list[str]:
+        """All that ``string_id`` was asked for."""
+        return list(self._strings)
+
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Write other texts under the ids of these; to be called before the transaction ends."""
+        self._better.update({clean(old): clean(new) for old, new in names.items()})
 
     def require(self, table: str) -> None:
         if table not in self.written.tables:
@@ -191,6 +200,7 @@ class RunDatabase:
     def _finish(self, before: Written) -> None:
         """Rows that any call may have left to write: new strings, the end of the recording."""
         new = list(self._strings.items())[before.strings :]
+        new = [(self._better.get(text, text), number) for text, number in new]
         self.sql.executemany("INSERT INTO StringIds (value, id) VALUES (?, ?)", new)
         self.written.strings = len(self._strings)
         if self.written.stop_ns != before.stop_ns:

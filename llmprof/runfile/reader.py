@@ -33,7 +33,9 @@ from llmprof.records import (
 from llmprof.runfile import schema
 from llmprof.runfile.activity import KERNELS
 from llmprof.runfile.codec import RowError, from_column, from_row
+from llmprof.runfile.foreign import facts
 from llmprof.runfile.foreign.recorded import add_traced_rounds
+from llmprof.runfile.foreign.source import Source, read_source
 from llmprof.runfile.foreign.tables import RANGES, StepPattern, read_foreign, step_patterns
 from llmprof.runfile.nvtx import OpTotal, self_times
 from llmprof.runfile.opening import OpenFile, damaged
@@ -109,11 +111,17 @@ class RunFileReader:
             rows = self._sql.execute("SELECT * FROM LLMPROF_RUN").fetchall()
         return not any("source" in row.keys() and row["source"] == "recorded" for row in rows)  # noqa: SIM118
 
+    def source(self) -> tuple[Source, int]:
+        """Of an export: what it was made of, and the wall clock at its start (0: not known)."""
+        with self._reading():
+            tables = self._tables()
+            return read_source(self._sql, tables), facts.wall_clock(self._sql, tables)
+
     def run_data(self, step_range: str | None = None) -> RunData:
         """All small rows of the run, times in ns since its start (``origin_ns`` 0).
 
         State ``running``: the recording never said that it ended. It was killed, or goes on.
-        An nsys export has traced rounds only, made from NVTX ranges (``step_range``: a glob; by
+        An export has traced rounds only, made from NVTX ranges (``step_range``: a glob; by
         default the best of ``step_patterns``).
 
         Raises:

@@ -16,6 +16,12 @@ STEP_DOMAIN = "llmprof"
 """NVTX domain of the ranges ``round N``, ``prefill``, ``decode N``."""
 OP_DOMAIN = "torch"
 """NVTX domain of the operators that an engine's operator tracer recorded."""
+PYTHON_DOMAIN = "python"
+"""NVTX domain of Python functions that torch.profiler recorded."""
+GPU_DOMAIN = "gpu"
+"""NVTX domain of ranges as torch.profiler drew them over a stream's kernels."""
+HOST_DOMAINS = (OP_DOMAIN, PYTHON_DOMAIN)
+"""Where ranges are what the host does, call by call: many, and never the steps."""
 
 PUSH_POP, DOMAIN_CREATE = 59, 75
 """``NVTX_EVENTS.eventType``, from ENUM_NSYS_EVENT_TYPE."""

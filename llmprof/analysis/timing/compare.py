@@ -110,7 +110,9 @@ def find_engine(data: RunData, label: str) -> EngineRecord:
         if engine.label == label:
             return engine
     known = ", ".join(e.label for e in data.engines) or "none"
-    raise UsageError(f"{data.path or 'the run'} has no engine {label!r}; its engines: {known}")
+    raise UsageError(
+        f"{data.shown_path or 'the run'} has no engine {label!r}; its engines: {known}"
+    )
 
 
 def workload_text(workload: dict[str, Any]) -> str:

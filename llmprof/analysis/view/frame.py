@@ -97,7 +97,7 @@ def build_snapshot(
         pairs=tuple(pairs),
         warnings=tuple(one_line(f"{w.scope}: {w.text}") for w in report.warnings),
         log=tuple(one_line(line) for line in log),
-        file=one_line(data.path),
+        file=one_line(data.shown_path),
     )
 
 

@@ -70,7 +70,7 @@ class SeveralRuns:
         states = {shot.state for shot in shots}
         return replace(
             shots[0],
-            title=" | ".join(one_line(Path(data.path).stem, 40) for data in self._runs),
+            title=" | ".join(one_line(Path(data.shown_path).stem, 40) for data in self._runs),
             state="finished" if states == {"finished"} else shots[0].state,
             message="; ".join(filter(None, (shot.message for shot in shots))),
             workload=" | ".join(workloads),
@@ -80,7 +80,7 @@ class SeveralRuns:
             pairs=tuple(pairs),
             warnings=tuple(dict.fromkeys(warnings)),
             log=tuple(line for shot in shots for line in shot.log),
-            file=", ".join(one_line(data.path) for data in self._runs),
+            file=", ".join(one_line(data.shown_path) for data in self._runs),
         )
 
     def outline(self) -> RunTrace | None:
@@ -110,7 +110,7 @@ def _renamed(text: str, names: Mapping[str, str]) -> str:
 def _labels(runs: Sequence[RunData]) -> list[list[str]]:
     """Unique over all runs."""
     count = Counter(engine.label for data in runs for engine in data.engines)
-    stems = [one_line(Path(data.path).stem, 16) for data in runs]
+    stems = [one_line(Path(data.shown_path).stem, 16) for data in runs]
     if len(set(stems)) < len(stems):
         stems = [str(number) for number in range(1, len(runs) + 1)]
     return [

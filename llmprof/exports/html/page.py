@@ -42,7 +42,7 @@ def _run(run: Loaded) -> dict[str, Any]:
     for engine in document["engines"]:
         engine.pop("tokens", None)
     return {
-        "name": run.path.name,
+        "name": run.name,
         "document": document,
         "workload_text": run.report.workload,
         "timelines": [made for made in map(_timeline, traces) if made],

@@ -58,7 +58,7 @@ def to_document(report: Report, data: RunData, trace: RunTrace | Unavailable) ->
             "trace_level": info.trace_level,
             "t0_utc": _iso(info.t0_utc_ns),
             "command": list(info.command),
-            **_maybe("file", data.path or None, "the run was not saved"),
+            **_maybe("file", data.shown_path or None, "the run was not saved"),
         },
         "environment": info.environment,
         "workload": _workload(info.workload),

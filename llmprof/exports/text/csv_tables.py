@@ -40,7 +40,7 @@ def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str 
         "unavailable": _unavailable,
     }
     for name, make in tables.items():
-        rows = [{"file": run.path.name, **row} for run in runs for row in make(run)]
+        rows = [{"file": run.name, **row} for run in runs for row in make(run)]
         columns = list(dict.fromkeys(key for row in rows for key in row)) or ["file"]
         with (out / f"{name}.csv").open("w", newline="", encoding="utf-8") as file:
             writer = csv.DictWriter(file, columns, restval="")

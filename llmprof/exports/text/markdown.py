@@ -23,7 +23,7 @@ def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str 
 
 def _run(run: Loaded) -> Iterator[str]:
     report = run.report
-    yield f"# {_text(run.path.name)}"
+    yield f"# {_text(run.name)}"
     yield ""
     yield _text(f"llmprof {report.tool_version}, {report.state}, {report.workload}")
     yield ""

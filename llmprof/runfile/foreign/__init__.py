@@ -1,1 +1,1 @@
-"""Files that llmprof did not make: exports of Nsight Systems."""
+"""Files that llmprof did not make: exports of Nsight Systems, and what was converted to one."""

@@ -29,6 +29,11 @@ def first_int(sql: sqlite3.Connection, tables: set[str], table: str, column: str
     return int_of(row[0]) if row else 0
 
 
+def wall_clock(sql: sqlite3.Connection, tables: set[str]) -> int:
+    """At time 0 of the file, ns since 1970; 0: not known."""
+    return first_int(sql, tables, "TARGET_INFO_SESSION_START_TIME", "utcEpochNs")
+
+
 def devices(sql: sqlite3.Connection, tables: set[str]) -> list[GpuDevice]:
     if "TARGET_INFO_GPU" not in tables:
         return []

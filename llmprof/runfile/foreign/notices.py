@@ -10,6 +10,7 @@ from llmprof.plaintext import one_line
 from llmprof.records import LOST_RECORDS, Missing, Warned
 from llmprof.runfile import activity
 from llmprof.runfile.database import quoted
+from llmprof.runfile.foreign.source import NSYS, read_source
 
 DIAGNOSTICS = "DIAGNOSTIC_EVENT"
 WARNING = 2
@@ -28,12 +29,14 @@ _GPU = re.compile(r"cuda|cupti|gpu|kernel|device|events", re.IGNORECASE)
 def warnings(sql: sqlite3.Connection, tables: set[str]) -> list[Warned]:
     """Warnings and errors that the profiler wrote into the file, the most frequent first."""
     counts = _diagnostics(sql, tables)
+    # Of a trace that was converted, llmprof itself wrote them.
+    said = "Nsight Systems says: " if read_source(sql, tables).format == NSYS else ""
     found = [
-        Warned("run", f"Nsight Systems says: {text}" + (f" ({n} times)" if n > 1 else ""))
+        Warned("run", f"{said}{text}" + (f" ({n} times)" if n > 1 else ""))
         for text, n in counts.most_common(MOST)
     ]
     if len(counts) > MOST:
-        rest = f"Nsight Systems says {len(counts) - MOST} more things ({DIAGNOSTICS})"
+        rest = f"{len(counts) - MOST} more warnings are in the file ({DIAGNOSTICS})"
         found.append(Warned("run", rest))
     found += _real_times(sql, tables)
     return found
@@ -66,7 +69,7 @@ def _diagnostics(sql: sqlite3.Connection, tables: set[str]) -> Counter[str]:
         f'SELECT "text", count(*) FROM {DIAGNOSTICS} WHERE severity >= {WARNING} GROUP BY 1'
         " LIMIT 1000"
     )
-    return Counter({one_line(str(text), 200): int(n) for text, n in rows})
+    return Counter({one_line(str(text), 300): int(n) for text, n in rows})
 
 
 def _real_times(sql: sqlite3.Connection, tables: set[str]) -> list[Warned]:

@@ -1,4 +1,4 @@
-"""Exports that Nsight Systems made, read as a run: processes are engines, NVTX ranges are steps.
+"""Exports of Nsight Systems, read as a run: processes are engines, NVTX ranges are steps.
 
 Nothing is taken for granted: tables and columns differ between versions (EXPORT_META_DATA until
 2022, ``graphId`` since 2026), and a table without rows is not there. Such a file has no index, so
@@ -33,6 +33,8 @@ from llmprof.runfile.activity import CALLS, Columns
 from llmprof.runfile.codec import RowError
 from llmprof.runfile.database import quoted
 from llmprof.runfile.foreign import facts, notices, processes
+from llmprof.runfile.foreign.source import TORCH, read_source
+from llmprof.runfile.schema import GPU_DOMAIN, HOST_DOMAINS
 
 RANGES = "NVTX_EVENTS"
 MAX_RANGES = 1_000_000
@@ -97,17 +99,17 @@ def read_foreign(
     busy = [*devices]
     found = choose_steps(sql, tables, busy, step_range)
     chosen, steps = found.pattern, found.steps
-    said = facts.all_of(sql, tables)
+    said, source = facts.all_of(sql, tables), read_source(sql, tables)
     data = RunData(
         RunInfo(
             t0_ns=0,
-            t0_utc_ns=facts.first_int(sql, tables, "TARGET_INFO_SESSION_START_TIME", "utcEpochNs"),
+            t0_utc_ns=facts.wall_clock(sql, tables),
             tool_version=said.get("EXPORT_PRODUCT_VERSION", "?"),
             tool_commit=None,
             command=[],
             workload={},
             environment={
-                "source": "Nsight Systems",
+                "source": source.format,
                 "version": said.get("EXPORT_PRODUCT_VERSION"),
                 "export_schema": said.get("EXPORT_SCHEMA_VERSION"),
                 "step_range": chosen or None,
@@ -118,11 +120,11 @@ def read_foreign(
             source="opened",
         ),
         path=path,
+        source_file=source.file,
         gpu_devices=facts.devices(sql, tables),
     )
-    data.missing.append(
-        Missing("run", "timing pass", "the file was recorded by Nsight Systems: traced rounds only")
-    )
+    reason = f"the file was recorded by {source.format}: traced rounds only"
+    data.missing.append(Missing("run", "timing pass", reason))
     data.missing += notices.not_read(sql, tables)
     data.warnings += notices.warnings(sql, tables)
     _add_engines(sql, tables, data, steps, devices, chosen)
@@ -139,11 +141,14 @@ class Chosen:
     """Empty: none is sure enough."""
     steps: list[StepRange]
     patterns: list[StepPattern]
+    ranges: int
+    """That were looked at."""
 
     def none_known(self) -> Warned:
         """What to say where there are no steps."""
         there = ", ".join(one_line(p.pattern, 60) for p in self.patterns[:3])
-        hint = f"choose some with --step-range: {there}" if there else "the file has no NVTX ranges"
+        hint = "no range occurs twice" if self.ranges else "the file has no NVTX ranges"
+        hint = f"choose some with --step-range: {there}" if there else hint
         return Warned("run", f"no steps are known, so totals only; {hint}")
 
 
@@ -174,7 +179,7 @@ def choose_steps(
     if step_range and not steps:
         there = ", ".join(one_line(p.pattern, 60) for p in patterns[:5]) or "no NVTX range"
         raise UsageError(f"--step-range {one_line(step_range)}: no such range; there are: {there}")
-    return Chosen(chosen, steps, patterns)
+    return Chosen(chosen, steps, patterns, len(ranges))
 
 
 def _add_engines(
@@ -189,16 +194,17 @@ def _add_engines(
     stepping = sorted({r.process for r in steps})
     order = [*stepping, *(p for p in devices if p not in stepping)]
     named = processes.names(sql, tables)
-    labels = processes.labels([*order, *lent], named)
+    labels = processes.labels([*(order or named), *lent], named)
     numbers = processes.gpu_numbers(sql, tables, devices)
     gpus = {gpu.index: gpu.name for gpu in data.gpu_devices}
-    for process in order:
+    for process in order or named:  # a trace of the host alone
         label = labels[process]
         mine = devices.get(process, [])
         engine = EngineRecord(
             engine_id=len(data.engines),
             label=label,
-            name=label,
+            # Some rules for kernel names are an engine's.
+            name="torch" if data.info.environment.get("source") == TORCH else label,
             python="",
             options={},
             state="finished",
@@ -443,12 +449,18 @@ def _ranges(sql: sqlite3.Connection, tables: set[str], wanted: str = "") -> list
         )
         names = {(_int(t) >> 24, d): str(name) for t, d, name in rows}
     types = ", ".join(map(str, _RANGE_TYPES))
+    # Operators and Python functions: too many to be looked at, and never the steps.
+    calls = {number for _, number in names} - {
+        number for (_, number), name in names.items() if name not in HOST_DOMAINS
+    }
+    skipped = ", ".join(str(number) for number in sorted(map(_int, calls))) or "-1"
     # A pattern with a domain is looked at in Python only; so is a class like [!a].
     plain = wanted if not set(wanted) & set(":[") else ""
     rows = sql.execute(
         f"SELECT {begin}, {finish}, {text}, coalesce({thread}, 0), {domain}"
         f" FROM {quoted(table)} AS e {join}"
         f' WHERE e.eventType IN ({types}) AND e."end" >= e.start'
+        f" AND coalesce({domain}, 0) NOT IN ({skipped})"
         f" AND (:plain = '' OR {text} GLOB :plain) LIMIT {MAX_RANGES}",
         {"plain": plain},
     )
@@ -458,7 +470,9 @@ def _ranges(sql: sqlite3.Connection, tables: set[str], wanted: str = "") -> list
             process, thread_id = _int(tid) >> 24, _int(tid) & 0xFFFFFF
             space = names.get((process, number), "")
             found.append(StepRange(start, end, space, str(name), process, thread_id))
-    return found
+    # The same ranges again, as torch.profiler drew them over a stream.
+    of_host = [r for r in found if r.domain != GPU_DOMAIN]
+    return of_host or found
 
 
 def _int(value: Any) -> int:
