@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import os
 import re
+import signal
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -13,7 +16,7 @@ from llmprof.errors import UsageError
 
 if TYPE_CHECKING:
     from llmprof.recording.plan import Limit, RecordPlan
-    from llmprof.recording.run import Outcome
+    from llmprof.recording.status import Outcome
 
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(s|ms|min|steps?)")
 
@@ -42,11 +45,70 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def record(arguments: argparse.Namespace) -> int:
     plan = plan_of(arguments)
-    from llmprof.recording.run import Recording
+    from llmprof.recording.run import Recording, check
 
-    outcome = Recording(plan).run()
+    check(plan)  # before a view is opened
+    if arguments.headless or not (sys.stdin.isatty() and sys.stdout.isatty()):
+        outcome = Recording(plan).run()
+    else:
+        outcome = _in_view(plan)
     _say(outcome, plan.output)
     return outcome.exit_code
+
+
+def _in_view(plan: RecordPlan) -> Outcome:
+    """Beside a live view. The program has a terminal of its own; what it wrote comes afterwards."""
+    from llmprof.recording.run import Recording
+    from llmprof.recording.terminal import OwnTerminal
+    from llmprof.tui.refresh import prepare
+
+    prepare(os.environ)
+    from llmprof.tui.recording.app import RecordApp
+
+    size = os.get_terminal_size()
+    terminal = OwnTerminal(max(4, size.lines - 8), size.columns)
+    recording = Recording(plan, terminal)
+    trouble: list[BaseException] = []
+    asked = 0
+
+    def work() -> None:
+        try:
+            recording.run()
+        except BaseException as why:  # noqa: BLE001 - raised again where the user sees it
+            trouble.append(why)
+
+    def stop() -> None:
+        nonlocal asked
+        asked += 1
+        recording.signal((signal.SIGINT, signal.SIGTERM, signal.SIGKILL)[min(asked, 3) - 1])
+
+    def pass_on(number: int, frame: object) -> None:
+        recording.signal(number)
+
+    thread = threading.Thread(target=work, name="recording")
+    app = RecordApp(
+        command=" ".join(plan.command),
+        file=str(plan.output),
+        status=lambda: recording.status,
+        output=terminal.lines,
+        toggle=recording.toggle_window,
+        stop=stop,
+        resize=terminal.resize,
+        done=lambda: not thread.is_alive(),
+    )
+    before = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGHUP)}
+    thread.start()
+    try:
+        app.run()
+    finally:
+        thread.join()
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        sys.stdout.buffer.write(terminal.close())
+        sys.stdout.flush()
+    if trouble:
+        raise trouble[0]
+    return recording.outcome
 
 
 def plan_of(arguments: argparse.Namespace) -> RecordPlan:

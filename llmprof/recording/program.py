@@ -6,12 +6,14 @@ import ctypes
 import os
 import signal
 import subprocess
+import threading
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from llmprof.errors import UsageError
 from llmprof.plaintext import one_line
+from llmprof.recording.terminal import OwnTerminal
 
 PASSED_ON = (
     signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGUSR2,
@@ -28,14 +30,23 @@ class Program:
     Orphans of its tree become our children (subreaper) and are reaped.
     """
 
-    def __init__(self, command: Sequence[str], environment: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        command: Sequence[str],
+        environment: Mapping[str, str],
+        terminal: OwnTerminal | None = None,
+    ) -> None:
         """Start it.
+
+        Args:
+            terminal: the program's, instead of ours.
 
         Raises:
             UsageError: no such command, or it may not be executed.
         """
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
-        self._tty = _foreground_terminal()
+        self._own = terminal
+        self._tty = None if terminal is not None else _foreground_terminal()
         self._before: dict[signal.Signals, object] = {}
         self.signalled = False
         self.returncode: int | None = None
@@ -53,6 +64,9 @@ class Program:
         self.pid = self._process.pid
 
     def _in_child(self) -> None:
+        if self._own is not None:
+            self._own.in_child()
+            return
         os.setpgid(0, 0)
         if self._tty is not None:
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTTOU})
@@ -60,7 +74,10 @@ class Program:
             signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTTOU})
 
     def pass_signals(self) -> None:
-        """From now on signals to us go to the program's group (main thread only)."""
+        """From now on signals to us go to the program's group. In another thread than the main
+        one nothing changes: who has that thread passes them on."""
+        if threading.current_thread() is not threading.main_thread():
+            return
         for number in PASSED_ON:
             self._before[number] = signal.signal(number, self._pass_on)
 
@@ -91,7 +108,8 @@ class Program:
         if pid == 0:
             return None
         if os.WIFSTOPPED(status):
-            self._stop_too()
+            if self._own is None:
+                self._stop_too()
             return None
         self.returncode = os.waitstatus_to_exitcode(status)
         self._process.returncode = self.returncode

@@ -7,9 +7,8 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmprof import __version__, environment
@@ -22,11 +21,12 @@ from llmprof.recording.devices import DeviceMap
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.program import Program
 from llmprof.recording.spools import Recorded, Spools
+from llmprof.recording.status import Lane, Outcome, Status
+from llmprof.recording.terminal import OwnTerminal
 from llmprof.recording.window import Window, steps_seen
 from llmprof.records import (
     LOST_RECORDS,
     EngineInfo,
-    EngineRecord,
     GpuDevice,
     GpuSample,
     Missing,
@@ -47,30 +47,6 @@ daemons."""
 INJECTED = ("CUDA_INJECTION64_PATH", "NVTX_INJECTION64_PATH")
 
 
-@dataclass(frozen=True)
-class Status:
-    """What a live view shows."""
-
-    seconds: float
-    kernels: int
-    kernels_s: float
-    steps: int
-    window_open: bool
-    processes: tuple[tuple[str, int, int], ...]
-    """(label, kernels, ranges) of those that worked."""
-    bytes_read: int
-    samples: tuple[GpuSample, ...]
-    """The newest of each GPU."""
-
-
-@dataclass
-class Outcome:
-    exit_code: int
-    engines: list[EngineRecord] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    summary: list[str] = field(default_factory=list)
-
-
 def check_environment(variables: Mapping[str, str]) -> None:
     """Refuse to be the second profiler.
 
@@ -85,36 +61,60 @@ def check_environment(variables: Mapping[str, str]) -> None:
             )
 
 
+def check(plan: RecordPlan) -> None:
+    """What can be checked before anything starts.
+
+    Raises:
+        UsageError: another tool's injection is set, or there is no such command.
+    """
+    check_environment(os.environ)
+    if shutil.which(plan.command[0]) is None:
+        raise UsageError(f"cannot run {one_line(plan.command[0])}: no such command")
+
+
 def cache_folder() -> Path:
     base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     return Path(base) / "llmprof"
 
 
 class Recording:
-    """``run()`` once, from the main thread.
+    """``run()`` once: from the main thread, or from another one with a terminal of its own.
+
+    ``toggle_window``, ``signal`` and ``status`` are for any thread.
 
     Args:
-        show: called with each new status, about ten times a second.
-        say: one line for the user while the program runs.
+        terminal: what the program gets instead of the real one, which a live view has.
     """
 
-    def __init__(
-        self,
-        plan: RecordPlan,
-        show: Callable[[Status], None] | None = None,
-        say: Callable[[str], None] | None = None,
-    ) -> None:
+    def __init__(self, plan: RecordPlan, terminal: OwnTerminal | None = None) -> None:
         self._plan = plan
-        self._say = say or _print
+        self._terminal = terminal
+        self._said: list[str] = []
+        self._toggle = threading.Event()
+        self._program: Program | None = None
+        self.status: Status | None = None
+        """Replaced about ten times a second."""
         self._ended_by_signal = False
-        self._show = show
         self._lock = threading.Lock()
         self._samples: list[GpuSample] = []
         self._newest: dict[int, GpuSample] = {}
         self._heard: list[tuple[str, str]] = []
-        self._rate: tuple[float, int, float] = (time.monotonic(), 0, 0.0)
         self._full = ""
         self.outcome = Outcome(0)
+
+    def toggle_window(self) -> None:
+        """Open the window, or close it; ``--after`` and ``--for`` are void from then on."""
+        self._toggle.set()
+
+    def signal(self, number: int) -> None:
+        """To the program's group."""
+        if self._program is not None:
+            self._program.signal(number)
+
+    def _say(self, text: str) -> None:
+        self._said.append(text)
+        if self._terminal is None:
+            print(f"llmprof: {one_line(text, 400)}", file=sys.stderr, flush=True)
 
     def run(self) -> Outcome:
         """Raises:
@@ -122,9 +122,7 @@ class Recording:
         RunFileError: the run file could not be created.
         """
         plan = self._plan
-        check_environment(os.environ)
-        if shutil.which(plan.command[0]) is None:
-            raise UsageError(f"cannot run {one_line(plan.command[0])}: no such command")
+        check(plan)
         try:
             recorder = library(cache_folder())
         except BuildError as why:
@@ -200,7 +198,7 @@ class Recording:
         )
         self.window = Window(page, plan.after, plan.length)
         variables = {**os.environ, **self._variables(folder, recorder)}
-        program = Program(plan.command, variables)
+        program = self._program = Program(plan.command, variables, self._terminal)
         started_ns = time.monotonic_ns()
         program.pass_signals()
         try:
@@ -238,11 +236,13 @@ class Recording:
             now_ns = time.monotonic_ns()
             steps = steps_seen(self._spools.steps_source)
             self.window.follow(now_ns, started_ns, steps)
+            if self._toggle.is_set():
+                self._toggle.clear()
+                self.window.toggle(now_ns, steps)
             if time.monotonic() - saved_at >= SAMPLES_S:
                 saved_at = time.monotonic()
                 self._save_samples()
-            if self._show is not None:
-                self._show(self._status(now_ns - started_ns, steps))
+            self.status = self._status(now_ns - started_ns, steps)
             if program.poll() is not None:
                 ended_at = ended_at or time.monotonic()
                 alive = program.reap()
@@ -289,27 +289,27 @@ class Recording:
             self._give_up(str(why))
 
     def _status(self, passed_ns: int, steps: int) -> Status:
-        kernels = sum(r.image.kernels for r in self._spools.all)
-        then, before, rate = self._rate
-        now = time.monotonic()
-        if now - then >= 1.0:
-            rate = (kernels - before) / (now - then)
-            self._rate = (now, kernels, rate)
         with self._lock:
             newest = tuple(self._newest[device] for device in sorted(self._newest))
+        lanes = [
+            Lane(
+                recorded.engine.label if recorded.engine else recorded.image.name,
+                recorded.image.kernels,
+                recorded.image.range_count,
+                recorded.image.worked,
+            )
+            for recorded in self._spools.all
+            if recorded.image.worked or recorded.image.range_count
+        ]
         return Status(
             seconds=passed_ns / 1e9,
-            kernels=kernels,
-            kernels_s=rate,
+            kernels=sum(lane.kernels for lane in lanes),
             steps=steps,
             window_open=self.window.is_open,
-            processes=tuple(
-                (r.engine.label if r.engine else r.image.name, r.image.kernels, r.image.range_count)
-                for r in self._spools.all
-                if r.image.worked or r.image.range_count
-            ),
+            lanes=tuple(lanes),
             bytes_read=self._spools.bytes_read,
             samples=newest,
+            said=tuple(self._said[-5:]),
         )
 
     # -- samples -----------------------------------------------------------------------------
@@ -437,7 +437,3 @@ def _error_text(error: dict[str, object]) -> str:
     what, advice = one_line(str(error.get("what", ""))), one_line(str(error.get("advice", "")))
     code = error.get("code")
     return f"{what} ({code}): {advice}" if advice else f"{what} ({code})"
-
-
-def _print(text: str) -> None:
-    print(f"llmprof: {one_line(text, 400)}", file=sys.stderr, flush=True)

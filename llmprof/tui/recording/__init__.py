@@ -1,0 +1,1 @@
+"""The live view of ``llmprof record``: counters, lanes, GPUs, and the program's own output."""

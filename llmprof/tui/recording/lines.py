@@ -1,0 +1,144 @@
+"""The lines of the view, from one status to the next: no Textual here."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Protocol
+
+from llmprof.plaintext import one_line
+from llmprof.records import GpuSample
+from llmprof.tui.drawing.glyphs import Glyphs
+from llmprof.tui.drawing.numbers import plain
+
+HISTORY = 60
+"""Seconds of a lane's kernels/s."""
+LABEL = 28
+MOST_LANES = 16
+
+
+class Lane(Protocol):
+    @property
+    def label(self) -> str: ...
+    @property
+    def kernels(self) -> int: ...
+    @property
+    def ranges(self) -> int: ...
+
+
+class Status(Protocol):
+    """``recording.status.Status``."""
+
+    @property
+    def seconds(self) -> float: ...
+    @property
+    def kernels(self) -> int: ...
+    @property
+    def steps(self) -> int: ...
+    @property
+    def window_open(self) -> bool: ...
+    @property
+    def lanes(self) -> Sequence[Lane]: ...
+    @property
+    def bytes_read(self) -> int: ...
+    @property
+    def samples(self) -> Sequence[GpuSample]: ...
+    @property
+    def said(self) -> Sequence[str]: ...
+
+
+class Rates:
+    """Counts a second, by name, one point a second."""
+
+    def __init__(self) -> None:
+        self._points: dict[str, deque[float]] = {}
+        self._last: dict[str, int] = {}
+        self._at: float | None = None
+
+    def take(self, counts: dict[str, int], now: float) -> None:
+        if self._at is not None and now - self._at < 1.0:
+            return
+        passed = now - self._at if self._at is not None else None
+        self._at = now
+        for name, count in counts.items():
+            if passed is not None:
+                rate = (count - self._last.get(name, 0)) / passed
+                self._points.setdefault(name, deque(maxlen=HISTORY)).append(rate)
+            self._last[name] = count
+
+    def of(self, name: str) -> Sequence[float]:
+        return self._points.get(name, ())
+
+    def last(self, name: str) -> str:
+        points = self.of(name)
+        return plain(points[-1]) if points else "–"
+
+
+class LiveLines:
+    """Keeps what the last minute needs."""
+
+    def __init__(self, glyphs: Glyphs, command: str, output: str) -> None:
+        self._glyphs = glyphs
+        self._command = one_line(command, 60)
+        self._output = one_line(output, 60)
+        self._rates = Rates()
+
+    def lines(self, status: Status | None, width: int, now: float | None = None) -> list[str]:
+        """Everything above the program's output."""
+        if status is None:
+            return [self._text(f" {self._command}: starting"[:width])]
+        counts = {"": status.kernels, "steps": status.steps}
+        counts |= {f"lane {i}": lane.kernels for i, lane in enumerate(status.lanes)}
+        self._rates.take(counts, time.monotonic() if now is None else now)
+        glyph = self._glyphs.running if status.window_open else self._glyphs.paused
+        state = "recording" if status.window_open else "not recording"
+        minutes, seconds = divmod(int(status.seconds), 60)
+        found = [
+            f" {glyph} {state}  {minutes:02}:{seconds:02}  {self._command} → {self._output}",
+            f"   kernels {status.kernels:,} · {self._rates.last('')}/s    steps "
+            + (f"{status.steps:,} · {self._rates.last('steps')}/s" if status.steps else "–")
+            + f"    {status.bytes_read / 2**20:,.0f} MiB read",
+            "",
+        ]
+        room = max(8, width - LABEL - 46)
+        for i, lane in enumerate(status.lanes[:MOST_LANES]):
+            name = one_line(lane.label, LABEL).ljust(LABEL)
+            bars = self._bars(self._rates.of(f"lane {i}"), room)
+            rate = self._rates.last(f"lane {i}")
+            counts_text = f"{lane.kernels:>13,} {rate:>7}/s {lane.ranges:>9,} ranges"
+            found.append(f" {self._glyphs.lane} {name} {counts_text} {bars}")
+        if len(status.lanes) > MOST_LANES:
+            found.append(f"   and {len(status.lanes) - MOST_LANES} processes more")
+        if not status.lanes:
+            found.append("   no process has done anything on a GPU yet")
+        found += ["", *(_gpu(sample) for sample in status.samples)]
+        found += [f" ! {one_line(text, 200)}" for text in status.said]
+        return [self._text(line[:width]) for line in found]
+
+    def output(self, lines: Sequence[str], width: int) -> list[str]:
+        return [self._text(one_line(line, width)) for line in lines]
+
+    def _bars(self, points: Sequence[float], room: int) -> str:
+        last = list(points)[-room:]
+        top = max(last, default=0.0)
+        levels = self._glyphs.bars
+        if top <= 0:
+            return ""
+        return "".join(levels[round(max(0.0, p) / top * (len(levels) - 1))] for p in last)
+
+    def _text(self, line: str) -> str:
+        return self._glyphs.text(line)
+
+
+def _gpu(sample: GpuSample) -> str:
+    parts = [
+        (sample.gpu_util_pct, "{:3.0f} % busy"),
+        (sample.sm_clock_mhz, "{:5d} MHz"),
+        (sample.power_w, "{:4.0f} W"),
+        (sample.temperature_c, "{:3d} °C"),
+        (sample.memory_used_mib, "{:7,.0f} MiB"),
+        (sample.gpm_dram_bw_pct, "DRAM {:3.0f} %"),
+    ]
+    shown = [text.format(value) for value, text in parts if value is not None]
+    return f"   GPU {sample.device}  " + "  ".join(shown)

@@ -1,0 +1,124 @@
+"""``llmprof record`` in a terminal: the live view; without it the terminal is the program's."""
+
+from __future__ import annotations
+
+import os
+import pty
+import select
+import struct
+import sys
+import termios
+import time
+from fcntl import ioctl
+from pathlib import Path
+
+import pyte
+import pytest
+import recorder_build
+
+from llmprof.recording.status import Lane, Status
+from llmprof.records import GpuSample
+from llmprof.runfile.reader import RunFileReader
+from llmprof.tui.drawing.glyphs import ASCII, UNICODE
+from llmprof.tui.recording.lines import LiveLines
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory: pytest.TempPathFactory) -> recorder_build.Built:
+    if recorder_build.compiler() is None:
+        pytest.skip("no C compiler to build the recorder with")
+    return recorder_build.make(tmp_path_factory.mktemp("stubs"), ("-g",))
+
+
+class Terminal:
+    """llmprof record on a pseudo terminal of 100 × 30."""
+
+    def __init__(self, built: recorder_build.Built, folder: Path, *words: str) -> None:
+        self.screen = pyte.Screen(100, 30)
+        self.stream = pyte.ByteStream(self.screen)
+        self.raw = b""
+        self.run = folder / "run.sqlite"
+        command = [sys.executable, "-m", "llmprof", "record", "-o", str(self.run), *words]
+        self.pid, self.master = pty.fork()
+        if self.pid == 0:
+            more = {"TERM": "xterm-256color", "LANG": "C.UTF-8", "XDG_CACHE_HOME": str(folder)}
+            ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", 30, 100, 0, 0))
+            environment = {**os.environ, "LD_LIBRARY_PATH": str(built.folder), **more}
+            os.execvpe(command[0], command, environment)
+
+    def until(self, *wanted: str) -> str:
+        end = time.monotonic() + 40
+        while time.monotonic() < end:
+            while select.select([self.master], [], [], 0.1)[0]:
+                try:
+                    data = os.read(self.master, 1 << 16)
+                except OSError:
+                    data = b""
+                if not data:
+                    break
+                self.raw += data
+                self.stream.feed(data.replace(b"\x1b[>1u", b"").replace(b"\x1b[<u", b""))
+            seen = "\n".join(self.screen.display)
+            if all(text in seen for text in wanted):
+                return seen
+        raise AssertionError(f"{wanted} did not come; the screen was\n{seen}")
+
+    def press(self, keys: str) -> None:
+        os.write(self.master, keys.encode())
+
+    def end(self) -> int:
+        _, status = os.waitpid(self.pid, 0)
+        os.close(self.master)
+        return os.waitstatus_to_exitcode(status)
+
+
+def test_the_live_view_beside_the_program(built: recorder_build.Built, tmp_path: Path) -> None:
+    script = f"echo hello from the program; exec {built.program} wait 20000 1 1000"
+    terminal = Terminal(built, tmp_path, "--", "sh", "-c", script)
+    terminal.until("● recording", "recorded_program", "hello from the program", "ranges")
+    terminal.press("w")
+    terminal.until("‖ not recording")
+    terminal.press("q")
+    terminal.until("llmprof: run file")
+    assert "hello from the program" in "\n".join(terminal.screen.display)
+    assert terminal.end() == 130
+    with RunFileReader(terminal.run) as reader:
+        data = reader.run_data()
+    assert 0 < data.processes[0].kernels < data.processes[0].ranges
+
+
+def test_headless_the_terminal_is_the_programs(built: recorder_build.Built, tmp_path: Path) -> None:
+    """Its group is in the foreground, so it may read, and Ctrl-C is its own."""
+    script = (
+        "read line; echo \"got $line\"; trap 'echo caught; exit 9' INT; while :; do sleep 0.1; done"
+    )
+    terminal = Terminal(built, tmp_path, "--headless", "--", "sh", "-c", script)
+    terminal.press("something\r")
+    terminal.until("got something")
+    time.sleep(0.3)
+    terminal.press("\x03")
+    terminal.until("caught", "llmprof: run file")
+    assert terminal.end() == 9
+
+
+def status(**more: object) -> Status:
+    values: dict[str, object] = {
+        "seconds": 65.0, "kernels": 1000, "steps": 10, "window_open": True,
+        "lanes": (Lane("a\x1b[2Jb", 1000, 10, True),), "bytes_read": 5 << 20,
+        "samples": (GpuSample(0, 1, sm_clock_mhz=1980, power_w=412.0),), "said": ("x\ny",),
+    }  # fmt: skip
+    return Status(**{**values, **more})  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("glyphs", [UNICODE, ASCII])
+def test_lines(glyphs: object) -> None:
+    live = LiveLines(glyphs, "python x.py", "run.sqlite")  # type: ignore[arg-type]
+    assert live.lines(None, 80) == [" python x.py: starting"]
+    live.lines(status(), 100, 10.0)
+    lines = live.lines(status(kernels=3000, steps=30), 100, 12.0)
+    text = "\n".join(lines)
+    assert "3,000" in text and "1000/s" in text and "10.0/s" in text and "01:05" in text
+    assert "GPU 1   1980 MHz   412 W" in text
+    assert "\x1b" not in text and all(len(line) <= 100 for line in lines)
+    if glyphs is ASCII:
+        assert text.isascii()
