@@ -73,8 +73,29 @@ class Config:
     files: list[Path] = field(default_factory=list)
 
 
+_chosen: list[Path] = []
+
+
+def choose_file(path: str | None) -> None:
+    """Read this file alone from now on (``--config``); ``None``: those that are looked for.
+
+    Raises:
+        UsageError: no such file, or this account may not choose one.
+    """
+    _chosen.clear()
+    if path is None:
+        return
+    if locked():
+        raise UsageError(f"--config {one_line(path, 80)}: this account cannot choose a config file")
+    if not Path(path).is_file():
+        raise UsageError(f"--config {one_line(path)}: no such file")
+    _chosen.append(Path(path))
+
+
 def config_paths() -> list[Path]:
-    """Where config files are looked for, weakest first."""
+    """Where config files are looked for, weakest first; or the one that was chosen."""
+    if _chosen:
+        return list(_chosen)
     if locked():
         return [SYSTEM_FILE]
     import platformdirs

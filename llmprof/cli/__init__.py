@@ -30,6 +30,10 @@ def run_command_line(
             arguments = parse(argv)
             if check is not None:
                 check(arguments)
+            if hasattr(arguments, "config_file"):
+                from llmprof.config import choose_file
+
+                choose_file(arguments.config_file)
             code = int(arguments.command(arguments))
         except SystemExit as why:  # argparse: --help, or a mistake
             code = why.code if isinstance(why.code, int) else EXIT_USAGE

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from importlib import import_module
 
 from llmprof import __version__
+from llmprof.cli.examples import epilog
 from llmprof.errors import EXIT_USAGE
 
 EPILOG = """\
@@ -22,7 +23,7 @@ commands:
   llmprof export FILE --to FORMAT -o OUT   nsys, perfetto, chrome, html, speedscope, …
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
   llmprof model synth|prepare  random or real weights in an engine's own format
-  llmprof engines          engines that can be named here
+  llmprof engines          engines that can be named here: state, versions
   llmprof doctor [--json]  what works on this machine, and how to get the rest
   llmprof schema           JSON Schema of the --json document
 
@@ -84,11 +85,11 @@ class _Parser(argparse.ArgumentParser):
         self.exit(EXIT_USAGE, f"{self.prog}: {message} (see {self.prog} --help)\n")
 
 
-def _run_parser() -> argparse.ArgumentParser:
+def run_parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="llmprof",
         description="Where does the time of every generated token go?",
-        epilog=EPILOG,
+        epilog=f"{epilog('')}\n{EPILOG}",
         formatter_class=_Formatter,
         allow_abbrev=False,
     )
@@ -153,6 +154,7 @@ def _run_parser() -> argparse.ArgumentParser:
     out.add_argument("--json", action="store_true", help="one JSON document on stdout (headless)")
     out.add_argument("--from", dest="source", metavar="RUN.sqlite", help="report on a recorded run")
     _step_range(out)
+    _config(out)
     parser.set_defaults(command=_late("llmprof.cli.run_command:run"))
     return parser
 
@@ -165,8 +167,23 @@ def _step_range(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _subcommand(name: str) -> argparse.ArgumentParser:
-    parser = _Parser(prog=f"llmprof {name}", allow_abbrev=False, formatter_class=_Formatter)
+def _config(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--config",
+        dest="config_file",
+        metavar="FILE",
+        help="read this config file instead of those that are looked for",
+    )
+
+
+def subcommand(name: str) -> argparse.ArgumentParser:
+    """The parser of one command."""
+    parser = _Parser(
+        prog=f"llmprof {name}",
+        epilog=epilog(name),
+        allow_abbrev=False,
+        formatter_class=_Formatter,
+    )
     if name == "open":
         parser.description = (
             "Replay run files, exports of Nsight Systems or traces of torch.profiler in the TUI,"
@@ -178,6 +195,7 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
             help="RUN.sqlite, TRACE.json[.gz], or X.nsys-rep where nsys is on PATH",
         )
         _step_range(parser)
+        _config(parser)
         parser.set_defaults(command=_late("llmprof.cli.report_commands:open_file"))
     elif name == "compare":
         parser.description = (
@@ -224,13 +242,15 @@ def _subcommand(name: str) -> argparse.ArgumentParser:
         add_record_arguments(parser)
         parser.set_defaults(command=_late("llmprof.cli.record_command:record"))
     elif name == "engines":
-        parser.description = "List the engines that can be named here."
+        parser.description = "The engines that can be named here: state, versions, interpreter."
+        _config(parser)
         parser.set_defaults(command=_late("llmprof.cli.report_commands:engines"))
     elif name == "doctor":
         parser.description = "What works on this machine, and how to get the rest."
         form = parser.add_mutually_exclusive_group()
         form.add_argument("--json", action="store_true", help="machine-readable")
         form.add_argument("--banner", action="store_true", help="a few lines, for a login")
+        _config(parser)
         parser.set_defaults(command=_late("llmprof.cli.report_commands:doctor"))
     else:
         parser.description = "Print the JSON Schema of the --json document."
@@ -246,7 +266,7 @@ SUBCOMMANDS = ("record", "open", "export", "compare", "model", "engines", "docto
 def _record(argv: list[str]) -> argparse.Namespace:
     """Everything behind the first ``--`` is the command, whatever it looks like."""
     cut = argv.index("--") if "--" in argv else len(argv)
-    parser = _subcommand("record")
+    parser = subcommand("record")
     arguments = parser.parse_args(argv[:cut])
     if arguments.program and cut < len(argv):
         parser.error(f"unrecognized argument {arguments.program[0]!r} before --")
@@ -259,10 +279,10 @@ def parse(argv: list[str]) -> argparse.Namespace:
     if argv and argv[0] == "record":
         return _record(argv[1:])
     if argv and argv[0] in SUBCOMMANDS:
-        return _subcommand(argv[0]).parse_args(argv[1:])
+        return subcommand(argv[0]).parse_args(argv[1:])
     if argv and not argv[0].startswith("-"):
-        _run_parser().error(_no_command(argv[0]))
-    arguments = _run_parser().parse_args(argv)
+        run_parser().error(_no_command(argv[0]))
+    arguments = run_parser().parse_args(argv)
     arguments.argv = argv
     return arguments
 

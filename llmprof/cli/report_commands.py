@@ -32,16 +32,13 @@ def open_file(arguments: argparse.Namespace) -> int:
 
 def engines(arguments: argparse.Namespace) -> int:
     from llmprof.config import load_config
+    from llmprof.doctor import checks as examination
     from llmprof.engines.registry import engine_names
 
     config = load_config()
-    names = engine_names()
-    rows = [(name, names.get(name, "(by its own interpreter)")) for name in names]
-    rows += [(name, "(by its own interpreter)") for name in config.pythons if name not in names]
-    width = max(len(name) for name, _ in rows)
-    for name, target in sorted(rows):
-        python = config.pythons.get(name, "")
-        print(f"{name:<{width}}  {target}" + (f"  @ {python}" if python else ""))
+    names = sorted({*engine_names(), *config.pythons})
+    pythons = {name: config.pythons.get(name, sys.executable) for name in names}
+    print(examination.render(examination.engine_checks(pythons)))
     return EXIT_OK
 
 

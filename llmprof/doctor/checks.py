@@ -13,7 +13,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -102,6 +102,16 @@ def _guarded(name: str, check: Callable[[], Check | list[Check]]) -> list[Check]
 def _python() -> Check:
     text = f"{platform.python_version()} at {sys.executable}, llmprof {__version__}"
     return Check("python", "ok", text)
+
+
+def engine_checks(pythons: Mapping[str, str]) -> list[Check]:
+    """A check for each engine: its packages with their versions, or what it lacks.
+
+    Args:
+        pythons: engine name → path of the interpreter that it runs under.
+    """
+    found = _engines(pythons)[: len(pythons)]
+    return [replace(check, name=check.name.removeprefix("engine ")) for check in found]
 
 
 def _engines(engines: Mapping[str, str]) -> list[Check]:
