@@ -38,4 +38,4 @@ def held_id(weights_id: str, dtype: str, exact: bool) -> str:
     bfloat16 keeps 8 bits of fp16's 11, which decides other tokens: those are other weights, unless
     the file has them so (``exact``).
     """
-    return weights_id if exact or dtype != "bf16" else f"{weights_id}-bf16"
+    return weights_id if exact or dtype not in ("bf16", "bfloat16") else f"{weights_id}-bf16"

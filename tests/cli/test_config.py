@@ -13,6 +13,20 @@ from llmprof.session.schedule import interleaved
 from llmprof.workload import Workload, read_ids, seeded_ids
 
 
+@pytest.mark.parametrize(
+    ("text", "options"),
+    [
+        ("torch:model=/a,b/c.gguf", {"model": "/a,b/c.gguf"}),
+        ("torch:model=/a,b/c.gguf,threads=2", {"model": "/a,b/c.gguf", "threads": "2"}),
+        ("torch:label=x, y,model=m,", {"label": "x, y", "model": "m"}),
+        ("torch:model=/q=1,2/m", {"model": "/q=1,2/m"}),
+        ("torch:threads=2,,dtype=fp16", {"threads": "2", "dtype": "fp16"}),
+    ],
+)
+def test_a_comma_in_a_value(text: str, options: dict[str, str]) -> None:
+    assert parse_engine(text, Config()).options == options
+
+
 def test_engine_spec_with_interpreter_and_options() -> None:
     spec = parse_engine(f"mlc@{sys.executable}:lib=/a/b.so,drive=vm", Config())
     assert spec == EngineSpec("mlc", sys.executable, {"lib": "/a/b.so", "drive": "vm"})

@@ -15,7 +15,7 @@ import small_models
 from mlc_files import decode, load
 
 from llmprof.engines.base import Engine
-from llmprof.errors import ModelError, UsageError
+from llmprof.errors import ModelError, OutOfMemory, UsageError
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed")
 mlc_tiny = pytest.importorskip("mlc_tiny", reason="apache-tvm has no compiler here")
@@ -167,6 +167,20 @@ def test_limits(made: Made) -> None:
     ):
         with pytest.raises(UsageError, match=wanted):
             load(made["mlc"], **options, **more)  # type: ignore[arg-type]
+
+
+def test_a_kv_cache_that_does_not_fit(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seen beforehand; or where the estimate is too low, in what TVM says."""
+    options = {"lib": str(made["lib"])}
+    with pytest.raises(OutOfMemory, match=r"need \d+ MiB, \d+ MiB are free on cpu"):
+        load(made["mlc"], kv_tokens="400000000", **options)
+
+    def refuse(opening: Any) -> None:
+        raise RuntimeError("InternalError: std::bad_alloc")
+
+    monkeypatch.setattr("llmprof.engines.mlc.loading.open_vm", refuse)
+    with pytest.raises(OutOfMemory, match=r"did not fit on cpu; \d+ MiB are free"):
+        load(made["mlc"], **options)
 
 
 def test_a_model_without_a_library(made: Made, tmp_path: Path) -> None:

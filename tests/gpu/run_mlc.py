@@ -64,7 +64,9 @@ def build_all(folder: Path, arch: str) -> None:
     """Each in a process of its own: TVM 0.26 crashes over some targets (fp16 for sm_80)."""
     for name in ("fp16", "q4", "other-gpu", "cpu"):
         command = [sys.executable, __file__, "--build", str(folder), "--arch", arch]
-        subprocess.run([*command, "--only", name], check=True)
+        done = subprocess.run([*command, "--only", name], check=False)
+        if done.returncode:
+            raise SystemExit(f"FAIL --build of {name}: exit code {done.returncode}")
 
 
 def build(folder: Path, arch: str, only: str) -> None:
@@ -82,6 +84,10 @@ def build(folder: Path, arch: str, only: str) -> None:
         if name != only:
             continue
         file = mlc_tiny.compile_library(made, folder / f"{name}.so")
+        if made.target == "cuda" and not inspect_library(str(file)).binaries:
+            # TVM then leaves the kernels out and says nothing.
+            file.unlink()
+            raise SystemExit(f"FAIL {file}: no CUDA kernels came out; TVM needs libcuda.so.1 here")
         print(f"{file}: {file.stat().st_size} bytes, {sorted(inspect_library(str(file)).binaries)}")
 
 

@@ -7,6 +7,7 @@ import struct
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlc_files
@@ -16,7 +17,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmprof.engines.mlc.loading import stored_values
-from llmprof.errors import MissingPackage, ModelError
+from llmprof.engines.mlc.tvm import open_device
+from llmprof.errors import MissingPackage, ModelError, UsageError
 from llmprof.models.locate import resolve
 from llmprof.models.mlc.library import Library, inspect_library
 from llmprof.models.mlc.metadata import MlcMetadata, MlcParameter, parse_metadata
@@ -203,6 +205,8 @@ def test_metadata_sizes() -> None:
     assert found.workspace_bytes == 300
     tied = metadata(params=DOCUMENT["params"][:2])
     assert tied.step_bytes(6)[0] == (24 + 4) * 2
+    rows = {"name": "transformer.wpe.weight", "shape": [64, 4], "dtype": "float16"}
+    assert metadata(params=[*DOCUMENT["params"], rows]).step_bytes(6)[0] == (4 + 24) * 2
     experts = [*DOCUMENT["params"], {"name": "e", "shape": [8, 4, 4], "dtype": "float16"}]
     assert metadata(params=experts).step_bytes(6)[0] is None
     packed = [
@@ -310,6 +314,17 @@ def test_no_library(tmp_path: Path) -> None:
         inspect_library(str(tmp_path / "gone.so"))
 
 
+def test_a_library_that_was_cut_off(tmp_path: Path) -> None:
+    """Loading it would end the process by SIGBUS. Any real library will do: our interpreter's."""
+    import _ctypes
+
+    whole = Path(_ctypes.__file__).read_bytes() + b"__tvm_ffi"
+    assert inspected(tmp_path, whole).machine in ("x86-64", "aarch64")
+    for kept in (1, 3, 4):
+        with pytest.raises(ModelError, match=r"cut off: \d+ bytes, its tables name \d+"):
+            inspected(tmp_path, whole[: len(whole) * kept // 5])
+
+
 @given(st.binary(max_size=200), st.integers(0, 100))
 def test_a_library_never_breaks(
     tmp_path_factory: pytest.TempPathFactory, junk: bytes, cut: int
@@ -358,6 +373,23 @@ def test_a_wrong_pair_of_tvm_is_named(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "apache-tvm 0.26.0 with apache-tvm-ffi 0.1.12" in done.stdout
     assert "0.26.0 goes with apache-tvm-ffi 0.1.15.post2" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("gpus", "wanted"),
+    [
+        (1, r"mlc:device=cuda:9: TVM sees cuda:0 only"),
+        (4, r"mlc:device=cuda:9: TVM sees cuda:0 to cuda:3 only"),
+        (0, r"TVM sees no cuda:9; .*a library for the CPU is made with"),
+    ],
+)
+def test_a_gpu_that_is_not_there(gpus: int, wanted: str) -> None:
+    def device(kind: str, index: int) -> SimpleNamespace:
+        return SimpleNamespace(exist=index < gpus)
+
+    library = Library(Path("x.so"), "x86-64", frozenset({90}), frozenset(), False)
+    with pytest.raises(UsageError, match=wanted):
+        open_device(SimpleNamespace(device=device), library, "cuda", 9)  # type: ignore[arg-type]
 
 
 def test_flashinfer_without_the_cuda_runtime_is_said(

@@ -87,6 +87,7 @@ def test_a_failing_engine_ends_alone(llmprof, option: str, kind: str, words: str
     assert bad["failure"]["kind"] == kind
     assert words in bad["failure"]["message"]
     assert words in done.stderr
+    assert "fake: fake" not in done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     assert "Traceback" not in done.stderr
 

@@ -127,6 +127,21 @@ def test_device_facts_and_samples(trace: Trace) -> None:
     assert stamps == sorted(set(stamps))
 
 
+@pytest.mark.parametrize(
+    ("cores", "capability", "count"),
+    [("16896", "9 0", 132), ("6912", "8 0", 108), ("16897", "9 0", None), ("100", "99 0", None)],
+)
+def test_multiprocessors_follow_from_cores(
+    trace: Trace, cores: str, capability: str, count: int | None
+) -> None:
+    """Where NVML has attributes for MIG devices alone, which is most drivers."""
+    scenario = without(H100, "compute_capability")
+    scenario += f"gpu 0 cores {cores}\ngpu 0 compute_capability {capability}\n"
+    result = trace(scenario)
+    assert result["devices"][0]["sm_count"] == count
+    assert (("gpu0", "device.sm_count") in reasons(result)) == (count is None)
+
+
 def test_changes_are_seen_in_order(trace: Trace) -> None:
     scenario = without(H100, "sm_clock", "reasons") + (
         "gpu 0 sm_clock 1980 1650 1200\ngpu 0 reasons 0 0x4 0x44\n"

@@ -15,9 +15,10 @@ from llmprof.engines.base import LoadRequest, Progress
 from llmprof.errors import MissingPackage, ModelError, UsageError
 from llmprof.models.gguf.reader import GgufWeights
 from llmprof.models.huggingface.config import config_json, weights_id
-from llmprof.models.huggingface.files import weight_files
+from llmprof.models.huggingface.files import all_bf16, weight_files
 from llmprof.models.locate import ModelRef, read_json
 from llmprof.models.presets import EMBEDDING, HEAD, PRESETS, LlamaConfig
+from llmprof.models.weights import held_id
 from llmprof.plaintext import one_line
 
 _OFFLINE = ("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_HUB_DISABLE_TELEMETRY")
@@ -162,7 +163,11 @@ def _from_folder(transformers: Any, ref: ModelRef, asked: Asked, progress: Progr
         module.eval(),
         ref.name,
         f"safetensors {method or 'as ' + asked.dtype}",
-        weights_id(read_json(folder / "config.json"), files),
+        held_id(
+            weights_id(read_json(folder / "config.json"), files),
+            asked.dtype,
+            bool(quantised) or all_bf16(files),
+        ),
         notes,
     )
 
@@ -220,7 +225,11 @@ def _from_gguf(transformers: Any, ref: ModelRef, asked: Asked, progress: Progres
         module.tie_weights()
         notes = [*source.notes, "GGUF weights are dequantised on load: a step reads " + asked.dtype]
         return Loaded(
-            module.eval(), ref.name, f"{source.format} as {asked.dtype}", source.weights_id, notes
+            module.eval(),
+            ref.name,
+            f"{source.format} as {asked.dtype}",
+            held_id(source.weights_id, asked.dtype, source.format.lower().endswith("bf16")),
+            notes,
         )
     finally:
         source.close()

@@ -13,9 +13,10 @@ from llmprof.engines.vllm.drive import VllmDrive
 from llmprof.engines.vllm.opening import Asked, ModelFolder, import_vllm, open_engine
 from llmprof.errors import MissingPackage, UsageError
 from llmprof.models.huggingface.config import weights_id
-from llmprof.models.huggingface.files import weight_files
+from llmprof.models.huggingface.files import all_bf16, weight_files
 from llmprof.models.locate import ModelRef, resolve
 from llmprof.models.presets import LlamaConfig
+from llmprof.models.weights import held_id
 from llmprof.records import EngineInfo
 
 _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
@@ -171,7 +172,7 @@ def _describe(
         warmup_min_steps=8,
         options=dict(request.options),
         notes=notes,
-        weights_id=_weights_id(folder),
+        weights_id=_weights_id(folder, asked.dtype, bool(quantised)),
     )
 
 
@@ -179,10 +180,12 @@ def _step_bytes(shape: LlamaConfig | None, size: int) -> int | None:
     return None if shape is None else shape.step_parameters * size
 
 
-def _weights_id(folder: ModelFolder) -> str | None:
+def _weights_id(folder: ModelFolder, dtype: str, quantised: bool) -> str | None:
     if folder.random:
         return None
-    return weights_id(folder.settings, weight_files(folder.path)[0])
+    files, _ = weight_files(folder.path)
+    exact = quantised or all_bf16(files)
+    return held_id(weights_id(folder.settings, files), dtype, exact)
 
 
 def _graph_mode(engine: Any) -> str | None:

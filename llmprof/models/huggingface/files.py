@@ -17,6 +17,7 @@ from llmprof.plaintext import one_line
 
 WHOLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+_FLOATS = ("F64", "F32", "F16", "BF16")
 HARMLESS = (".rotary_emb.inv_freq", ".self_attn.masked_bias")
 """Ends of names of tensors that old transformers stored; they follow from the configuration."""
 
@@ -68,6 +69,13 @@ def read_tensors(files: Sequence[Path]) -> dict[str, StoredTensor]:
             )
         tensors.update(table)
     return tensors
+
+
+def all_bf16(files: Sequence[Path]) -> bool:
+    """Are all floats of the files bfloat16?"""
+    tables = [read_tensor_table(file) for file in files]
+    found = {t.dtype for table in tables for t in table.values() if t.dtype in _FLOATS}
+    return found <= {"BF16"}
 
 
 def harmless(name: str, tensors: Mapping[str, StoredTensor]) -> bool:
