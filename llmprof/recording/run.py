@@ -355,6 +355,8 @@ class Recording:
             self._save_samples()
             self._writer.put_missing([*missing, *self._not_measured()])
             self._put_devices()
+            if not self._spools.engines:  # NVTX is all there is: on a CPU, or by --trace steps
+                self._spools.adopt_marked()
             for recorded in self._spools.all:
                 self._put_process(recorded)
             self._writer.set_state(state, full)
@@ -424,9 +426,8 @@ class Recording:
             devices = sorted(image.devices)
             engine.state = "finished"
             engine.info = EngineInfo(
-                device=f"cuda:{devices[0]}" if devices else "cuda:0",
-                model="",
-                notes=[f"recorded; GPUs {', '.join(map(str, devices))}"],
+                device=f"cuda:{devices[0]}" if devices else "cpu",
+                notes=[f"recorded on GPU {', '.join(map(str, devices))}"] if devices else [],
             )
             self._writer.put_engine(engine)
         label = engine.label if engine is not None else image.name

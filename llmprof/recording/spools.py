@@ -111,6 +111,16 @@ class Spools:
         self._changed(engine)
         return engine.engine_id
 
+    def adopt_marked(self) -> None:
+        """Make an engine of each process that marked NVTX ranges.
+
+        Raises:
+            RunFileError: the run file cannot be written.
+        """
+        for recorded in self.all:
+            if recorded.image.range_count and recorded.engine is None:
+                recorded.image.engine_id = self._new_engine(recorded.image)
+
     def _label(self, image: Image) -> str:
         name = image.name if image.rank is None else f"{image.name} rank {image.rank}"
         used = {engine.label for engine in self.engines}

@@ -20,6 +20,8 @@ NS = 1e9
 
 RUNS_FREE = "runs free: the host issues steps ahead of the device, single steps have no end"
 
+NO_REQUEST = "the recording does not know when a request began: its steps are NVTX ranges"
+
 
 @dataclass(frozen=True)
 class RoundSteps:
@@ -76,12 +78,15 @@ def engine_steps(data: RunData, engine: EngineRecord) -> EngineSteps:
     """All timing-pass numbers of one engine."""
     rounds = timing_rounds(data, engine)
     free = any(not r.synchronous for r in data.rounds_of(engine.engine_id))
-    nothing = _why_nothing(engine)
+    nothing = _why_nothing(data, engine)
     samples = [step / 1e6 for r in rounds for step in r.step_ns]
     return EngineSteps(
         rounds=rounds,
         tok_s=_over([r.tok_s for r in rounds], nothing),
-        ttft_ms=_over([r.ttft_ns / 1e6 for r in rounds if r.ttft_ns is not None], nothing),
+        ttft_ms=_over(
+            [r.ttft_ns / 1e6 for r in rounds if r.ttft_ns is not None],
+            NO_REQUEST if rounds and data.info.source == "recorded" else nothing,
+        ),
         prefill_tok_s=_over([r.prefill_tok_s for r in rounds], nothing),
         itl_ms=distribution(samples) if samples else Unavailable(RUNS_FREE if free else nothing),
         step_ns=_median_step(rounds, None, nothing),
@@ -100,7 +105,7 @@ def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:
     batch = batch_size(data, record)
     decode_ns = _decode_ns(record)
     ttft_ns = None
-    if record.prefill_end_ns is not None:
+    if record.prefill_end_ns is not None and data.info.source != "recorded":
         ttft_ns = record.prefill_end_ns - record.prefill_start_ns
     return RoundSteps(
         index=record.index,
@@ -175,10 +180,12 @@ def _over(values: Sequence[Maybe], nothing: str) -> Estimate:
     return Estimate.missing(next((v.reason for v in values if isinstance(v, Unavailable)), nothing))
 
 
-def _why_nothing(engine: EngineRecord) -> str:
+def _why_nothing(data: RunData, engine: EngineRecord) -> str:
     if engine.state == "failed":
         return f"{engine.label} failed before a decode step was timed"
-    return "no decode step was timed"
+    recorded = data.info.source == "recorded"
+    reason = data.why_missing("run", "timing pass") if recorded else None
+    return reason or "no decode step was timed"
 
 
 def _median_step(rounds: Sequence[RoundSteps], first: int | None, nothing: str) -> Maybe:
