@@ -41,6 +41,7 @@ RUN_KEYS = {
     "rounds": int,
     "traced_steps": int,
     "host_rate": int,
+    "bandwidth": str,
     "trace": str,
     "seed": int,
 }

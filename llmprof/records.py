@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 PassName = Literal["timing", "traced", "sampled"]
-"""``timing``: nothing attached, the reported numbers. ``traced``: tracers attached. ``sampled``: a
-round like a timing round while the parent samples the GPU's own counters."""
+"""``timing``: nothing attached, the reported numbers. ``traced``: tracers attached. ``sampled``:
+rounds while the parent samples the GPU's counters, kernels traced or not (``BandwidthLevel``)."""
 
 LOST_RECORDS = "GPU records"
 """Name of the ``Missing`` row of a run whose tracer says that it lost records."""
@@ -24,6 +24,9 @@ TraceLevel = Literal["steps", "kernels", "full", "all"]
 Source = Literal["driven", "recorded", "opened"]
 """``driven``: engines that llmprof decoded with. ``recorded``: a program that ran by itself
 (``llmprof record``). ``opened``: a file that another tool made."""
+BandwidthLevel = Literal["kernels", "steps", "off"]
+"""What PM samples are taken beside: ``kernels``: sampled rounds record kernels too, so that the
+bandwidth of each can be told; ``steps``: one sampled round with nothing attached."""
 Provenance = Literal["measured", "modelled"]
 
 

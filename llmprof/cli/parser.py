@@ -122,6 +122,11 @@ def run_parser() -> argparse.ArgumentParser:
         " every API call",
     )
     how.add_argument(
+        "--bandwidth",
+        choices=("kernels", "steps", "off"),
+        help="DRAM counters beside kernels, for the bandwidth of each (kernels), or of steps only",
+    )
+    how.add_argument(
         "--capture",
         choices=("nsys",),
         help="run the traced pass under the nsys on PATH and keep its .nsys-rep beside the run",

@@ -61,6 +61,7 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
         models=tuple(_model_text(ref) for ref in refs),
         output=_output(arguments.output),
         trace_level=_setting(arguments, config, "trace", "kernels"),  # type: ignore[arg-type]
+        bandwidth=_setting(arguments, config, "bandwidth", "kernels"),  # type: ignore[arg-type]
         capture=_capture(arguments),
         host=_host(arguments, config),
         command=("llmprof", *arguments.argv),

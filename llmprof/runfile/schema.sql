@@ -470,7 +470,11 @@ CREATE TABLE LLMPROF_PM_SAMPLE (
   "end" INTEGER NOT NULL,
   dram_pct REAL,
   dram_read_pct REAL,
-  sm_active_pct REAL
+  sm_active_pct REAL,
+  dram_write_pct REAL,
+  l2_pct REAL,
+  l2_hit_pct REAL,
+  tensor_pct REAL
 );
 -- Tail of a worker's stdout and stderr.
 CREATE TABLE LLMPROF_LOG (

@@ -155,8 +155,13 @@ class EngineRun:
             )
         self._set_state("ready")
 
-    def round(self, pass_name: PassName, index: int, total: int, serial: int) -> RoundRecord:
+    def round(
+        self, pass_name: PassName, index: int, total: int, serial: int, kernels: bool = False
+    ) -> RoundRecord:
         """Run one round and record it; a round cut short is recorded too.
+
+        Args:
+            kernels: trace them in a round of pass ``sampled`` too.
 
         Raises:
             EngineFailure, Cancelled: after recording the steps that were made.
@@ -170,6 +175,7 @@ class EngineRun:
         self._recorder.round_started(self.record.engine_id, pass_name, index, total)
         reply: Reply | None = None
         request = {"do": "round", "pass": pass_name, "index": index, "serial": serial}
+        request["kernels"] = kernels or pass_name == "traced"
         host = self._host_sampling(pass_name)
         record: RoundRecord | None = None
         before = read_cpu([self._client.pid])

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmprof.config import EngineSpec
-from llmprof.records import TraceLevel
+from llmprof.records import BandwidthLevel, TraceLevel
 from llmprof.tracers.pyspy.tracer import HostPlan
 from llmprof.workload import Workload
 
@@ -22,6 +22,7 @@ class Plan:
     """A path or a preset, as ``LoadRequest.model`` wants it."""
     output: Path
     trace_level: TraceLevel = "kernels"
+    bandwidth: BandwidthLevel = "kernels"
     capture: str = ""
     """Path of an nsys that the traced pass runs under; the trace is then nsys' own file."""
     host: HostPlan = field(default_factory=HostPlan)

@@ -104,6 +104,7 @@ class Recorder:
                 "dram_pct": samples.dram_pct,
                 "dram_read_pct": samples.dram_read_pct,
                 "sm_active_pct": samples.sm_active_pct,
+                **samples.further,
             },
         )
 

@@ -13,7 +13,7 @@ from llmprof import __version__, environment
 from llmprof.analysis.timing.conditions import gpu_index
 from llmprof.errors import EngineFailure, LlmprofError
 from llmprof.machine import unavailable, worker_variables
-from llmprof.plaintext import printable
+from llmprof.plaintext import one_line, printable
 from llmprof.records import (
     EngineRecord,
     GpuDevice,
@@ -30,6 +30,7 @@ from llmprof.session.engine_run import EngineRun
 from llmprof.session.events import SessionObserver
 from llmprof.session.plan import Plan
 from llmprof.session.recorder import Recorder
+from llmprof.session.sampled_rounds import Length, sampled_length
 from llmprof.session.schedule import interleaved
 from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
 from llmprof.tracers.nvml.tracer import NvmlTracer
@@ -224,23 +225,41 @@ class Session:
 
     def _sampled(self, run: EngineRun) -> None:
         """One round while the parent samples the GPU's counters: nothing runs in the worker."""
-        device = gpu_index(run.record)
-        if device is None or self._plan.trace_level == "steps" or not self._traces():
+        plan = self._plan
+        if plan.trace_level == "steps" or not self._traces():
             return
-        tracer = PmTracer(device, PM_INTERVAL_NS)
+        if plan.bandwidth == "off":
+            reason = "PM sampling was switched off (--bandwidth off)"
+            self._recorder.missing([Missing(run.record.label, "pm", reason)])
+        elif plan.bandwidth == "steps" or plan.capture:
+            # nsys has the traced worker to itself.
+            self._sampled_rounds(run, Length(1, 60.0), kernels=False)
+
+    def _sampled_rounds(self, run: EngineRun, length: Length, kernels: bool) -> None:
+        """Rounds while a child samples; what could not be had is recorded with its reason."""
+        device, label = gpu_index(run.record), run.record.label
+        if device is None:
+            return
+        tracer = PmTracer(device, PM_INTERVAL_NS, further=kernels)
+        why: Unavailable | None = None
         try:
-            why = tracer.start_round(60.0)
-            if why is None:
-                record = self._round(run, "sampled", 0)
+            for index in range(length.rounds):
+                why = tracer.start_round(length.round_s)
+                if why is not None:
+                    break
+                record = self._round(run, "sampled", index, length.rounds, kernels)
                 samples = tracer.stop_round()
                 if isinstance(samples, Unavailable):
                     why = samples
-                else:
-                    self._recorder.pm_samples(record, device, samples)
+                    break
+                self._recorder.pm_samples(record, device, samples)
         finally:
             tracer.close()
+        refused = tracer.facts.get("refused", {})
+        missing = [Missing(label, f"pm.{k}", one_line(str(v))) for k, v in refused.items()]
         if why is not None:
-            self._recorder.missing([Missing(run.record.label, "pm", why.reason)])
+            missing.append(Missing(label, "pm", why.reason))
+        self._recorder.missing(missing)
 
     def _timing_block(self, run: EngineRun, trace: str | None) -> None:
         run.start(trace)
@@ -258,13 +277,28 @@ class Session:
             run.end_captured()
             return
         run.start(self._plan.trace_level)
-        self._round(run, "traced", 0)
+        record = self._round(run, "traced", 0)
+        if self._plan.bandwidth == "kernels" and gpu_index(run.record) is not None:
+            length = sampled_length(record, self._plan.workload.decode_len)
+            self._recorder.say(
+                f"{run.record.label}: {length.rounds} rounds with kernels and DRAM samples at once"
+                f" for the bandwidth of each kernel, about {length.rounds * length.round_s:.0f} s"
+            )
+            self._sampled_rounds(run, length, kernels=True)
         run.end()
 
-    def _round(self, run: EngineRun, pass_name: PassName, index: int) -> RoundRecord:
+    def _round(
+        self,
+        run: EngineRun,
+        pass_name: PassName,
+        index: int,
+        total: int | None = None,
+        kernels: bool = False,
+    ) -> RoundRecord:
         self._serial += 1
-        total = self._plan.workload.rounds if pass_name == "timing" else 1
-        record = run.round(pass_name, index, total, self._serial)
+        if total is None:
+            total = self._plan.workload.rounds if pass_name == "timing" else 1
+        record = run.round(pass_name, index, total, self._serial, kernels)
         self._recorder.save_samples()
         if run.record.text is None and self._decode is not None and record.tokens:
             run.record.text = printable(self._decode(record.tokens[0]))

@@ -103,7 +103,7 @@ class Worker:
         engine, board = self.ready()
         board.clear()
         board.slots[0] = ask["serial"]
-        if ask["pass"] != "traced":
+        if not ask["kernels"]:
             result = timed_round(engine, self.prompt, ask["steps"], board)
         else:
             result = self.traced(engine, ask, board)

@@ -61,7 +61,7 @@ def bandwidth(data: RunData, engine: EngineRecord, steps: EngineSteps) -> Bandwi
         peak_source=source,
         modelled_share=_share(modelled, peak),
         measured_share=busy,
-        copy_gb_s=_copy(data, engine),
+        copy_gb_s=copy_gb_s(data, engine),
     )
 
 
@@ -99,7 +99,7 @@ def _peak(data: RunData, engine: EngineRecord) -> tuple[Maybe, str]:
     for device in data.gpu_devices:
         if device.index == index and device.peak_bandwidth_gb_s:
             return device.peak_bandwidth_gb_s, "NVML: max memory clock × bus width × 2"
-    copy = _copy(data, engine)
+    copy = copy_gb_s(data, engine)
     if not isinstance(copy, Unavailable):
         return copy, "measured: a memory copy on the spot"
     if index is None:
@@ -112,8 +112,10 @@ def _peak(data: RunData, engine: EngineRecord) -> tuple[Maybe, str]:
     return Unavailable(reason or f"NVML did not say the memory clock of GPU {index}"), ""
 
 
-def _copy(data: RunData, engine: EngineRecord) -> Maybe:
-    """``environment["copy_gb_s"]``: device → GB/s, or ``{"value": None, "reason": …}``."""
+def copy_gb_s(data: RunData, engine: EngineRecord) -> Maybe:
+    """What a copy reached on the engine's device before the run, bytes read + written.
+
+    From ``environment["copy_gb_s"]``: device → GB/s, or ``{"value": None, "reason": …}``."""
     copies = data.info.environment.get("copy_gb_s")
     device = engine.info.device if engine.info else ""
     found = copies.get(device) if isinstance(copies, dict) else None

@@ -14,6 +14,7 @@ from functools import cache, cached_property
 from pathlib import Path
 from statistics import mean, median
 
+from llmprof.analysis.bandwidth.kernels import KernelBandwidth, kernel_bandwidth
 from llmprof.analysis.bandwidth.sampled import SampledSteps, sampled_steps
 from llmprof.analysis.device.attribution import attribute
 from llmprof.analysis.device.categories import OTHER, Rule, categorise, load_rules
@@ -88,6 +89,7 @@ class EngineTrace:
         operators: tuple[OpTotal, ...],
         no_kernels: str,
         sampled: SampledSteps | Unavailable,
+        dram: KernelBandwidth | Unavailable,
         no_host: str = "host stacks were not sampled",
         limit: int = MAX_KERNELS,
         advance: Advance = silent,
@@ -107,6 +109,8 @@ class EngineTrace:
         """Sampled host stacks of the decode steps."""
         self.sampled = sampled
         """Measured bandwidth of single steps."""
+        self.dram = dram
+        """Measured bandwidth of single kernels."""
         self.record = record
         self.operators = operators
         """Host operators by self time, where they were recorded (engines on a CPU)."""
@@ -223,6 +227,13 @@ class RunTrace:
                 done += rows
                 tell("reading kernels", min(1.0, done / total))
 
+            def measured(
+                engine: EngineRecord, reader: RunFileReader
+            ) -> KernelBandwidth | Unavailable:
+                if data.rounds_of(engine.engine_id, "sampled"):
+                    tell(f"fitting DRAM samples to kernels of {engine.label}", None)
+                return kernel_bandwidth(reader, data, engine, rules)
+
             self.engines = tuple(
                 EngineTrace(
                     label=engine.label,
@@ -238,6 +249,7 @@ class RunTrace:
                     no_kernels=_why_no_kernels(data, engine.label),
                     no_host=_why_no_host(data, engine.label),
                     sampled=sampled_steps(reader, data, engine),
+                    dram=measured(engine, reader),
                     limit=limit,
                     advance=advance,
                     lost=data.why_missing("run", LOST_RECORDS)
@@ -265,6 +277,7 @@ class RunTrace:
                 operators=(),
                 no_kernels="",
                 sampled=PENDING,
+                dram=PENDING,
                 no_host=PENDING.reason,
             )
             for engine in data.engines

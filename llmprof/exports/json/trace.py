@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from typing import Any
 
+from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram
 from llmprof.analysis.bandwidth.sampled import SampledSteps
 from llmprof.analysis.device.gaps import GapReport
 from llmprof.analysis.device.kernels import DeviceReport, KernelReport
@@ -23,8 +24,9 @@ Document = dict[str, Any]
 def engine_trace(trace: EngineTrace | Unavailable) -> Document:
     """Keys that ``tracing`` of an engine gains."""
     if isinstance(trace, Unavailable):
-        return {**null("gpu", trace), **null("operators", trace), **null("dram_per_step", trace)}
-    document: Document = _sampled(trace.sampled)
+        keys = ("gpu", "operators", "dram_per_step", "dram_per_kernel")
+        return {k: v for key in keys for k, v in null(key, trace).items()}
+    document: Document = {**_sampled(trace.sampled), **_dram(trace.dram)}
     report, gaps = trace.kernels, trace.gaps
     if isinstance(report, Unavailable):
         document |= null("gpu", report)
@@ -80,6 +82,36 @@ def _sampled(sampled: SampledSteps | Unavailable) -> Document:
     document |= _number("mean_measured_gb_s", sampled.mean_measured_gb_s)
     document |= _number("mean_modelled_gb_s", sampled.mean_modelled_gb_s)
     return {"dram_per_step": document}
+
+
+def _dram(found: KernelBandwidth | Unavailable) -> Document:
+    if isinstance(found, Unavailable):
+        return null("dram_per_kernel", found)
+    document: Document = {}
+    for field in fields(found):
+        value = getattr(found, field.name)
+        document |= (
+            null(field.name, value) if isinstance(value, Unavailable) else {field.name: value}
+        )
+    document["counters"] = [
+        {"name": name, "counted": not why, **({"reason": why} if why else {})}
+        for name, why in found.counters.items()
+    ]
+    document["kernels"] = [_kernel_dram(k) for k in found.kernels[:KERNEL_LIMIT]]
+    if not isinstance(found.headroom, Unavailable):
+        document["headroom"] = {**asdict(found.headroom), "words": found.headroom.words}
+    return {"dram_per_kernel": document}
+
+
+def _kernel_dram(kernel: KernelDram) -> Document:
+    document: Document = {}
+    for field in fields(kernel):
+        value = getattr(kernel, field.name)
+        if isinstance(value, Unavailable):
+            document |= null(field.name, value)
+        else:
+            document[field.name] = list(value) if isinstance(value, tuple) else value
+    return document
 
 
 def waterfalls(trace: RunTrace | Unavailable) -> list[Document]:

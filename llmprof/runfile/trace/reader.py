@@ -253,13 +253,22 @@ def _names(sql: sqlite3.Connection, tables: set[str], ids: Ints) -> dict[int, st
     return {number: found.get(number, f"name {number}") for number in wanted}
 
 
+_FURTHER = ("dram_write_pct", "l2_pct", "l2_hit_pct", "tensor_pct")
+"""Columns of LLMPROF_PM_SAMPLE that older files do not have."""
+
+
 def read_pm(sql: sqlite3.Connection, round_id: int) -> PmColumns:
     """All PM samples of a round."""
+    there = columns_of(sql, "LLMPROF_PM_SAMPLE")
+    further = [name for name in _FURTHER if name in there]
+    names = ["dram_pct", "dram_read_pct", "sm_active_pct", *further]
     rows = sql.execute(
-        'SELECT start, "end", dram_pct, dram_read_pct, sm_active_pct FROM LLMPROF_PM_SAMPLE'
+        f'SELECT start, "end", {", ".join(names)} FROM LLMPROF_PM_SAMPLE'
         " WHERE round_id = ? ORDER BY start",
         (round_id,),
     ).fetchall()
     times = np.array([(row[0], row[1]) for row in rows], np.int64).reshape(-1, 2)
-    values = np.array([tuple(row)[2:] for row in rows], np.float64).reshape(-1, 3)
-    return PmColumns(times[:, 0], times[:, 1], values[:, 0], values[:, 1], values[:, 2])
+    values = np.array([tuple(row)[2:] for row in rows], np.float64).reshape(-1, len(names))
+    columns = dict(zip(names[3:], values.T[3:], strict=True))
+    counted = {name: column for name, column in columns.items() if not np.isnan(column).all()}
+    return PmColumns(times[:, 0], times[:, 1], values[:, 0], values[:, 1], values[:, 2], counted)

@@ -142,3 +142,5 @@ class PmColumns:
     dram_pct: NDArray[np.float64]
     dram_read_pct: NDArray[np.float64]
     sm_active_pct: NDArray[np.float64]
+    further: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    """``dram_write_pct``, ``l2_pct``, ``l2_hit_pct``, ``tensor_pct``, where they were counted."""

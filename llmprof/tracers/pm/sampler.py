@@ -29,6 +29,25 @@ DRAM_READ = "dram__read_throughput.avg.pct_of_peak_sustained_elapsed"
 SM_ACTIVE = "sm__cycles_active.avg.pct_of_peak_sustained_elapsed"
 METRIC_SETS = ((DRAM, DRAM_READ, SM_ACTIVE), (DRAM, SM_ACTIVE))
 """The first that the chip has, in one pass."""
+FURTHER = {
+    "dram_write_pct": ("dram__write_throughput.avg.pct_of_peak_sustained_elapsed",),
+    "l2_pct": (
+        "lts__throughput.avg.pct_of_peak_sustained_elapsed",
+        "lts__t_sectors.avg.pct_of_peak_sustained_elapsed",
+        "lts__lts2xbar_cycles_active.avg.pct_of_peak_sustained_elapsed",
+    ),
+    "l2_hit_pct": (
+        "lts__average_t_sector_hit_rate_realtime.pct",
+        "lts__average_t_sector_hit_rate.pct",
+        "lts__t_sector_hit_rate.pct",
+    ),
+    "tensor_pct": (
+        "sm__pipe_tensor_cycles_active_realtime.avg.pct_of_peak_sustained_elapsed",
+        "sm__pipe_tensor_cycles_active.avg.pct_of_peak_sustained_elapsed",
+        "sm__inst_executed_pipe_tensor.avg.pct_of_peak_sustained_elapsed",
+    ),
+}
+"""Column → names to try, best first. Taken where they fit into the same pass as the others."""
 
 HARDWARE_BUFFER_BYTES = 64 << 20
 IMAGE_SAMPLES = 4096
@@ -106,12 +125,18 @@ class Sampler:
 
     Args:
         library: path or soname of libcupti.
+        further: count what ``FURTHER`` names too, where it can be.
 
     Raises:
         SamplerError: with the reason for the user.
     """
 
-    def __init__(self, library: str, device: int, interval_ns: int) -> None:
+    def __init__(self, library: str, device: int, interval_ns: int, further: bool = False) -> None:
+        self.columns = {DRAM: "dram_pct", DRAM_READ: "dram_read_pct", SM_ACTIVE: "sm_active_pct"}
+        """Metric → column."""
+        self.refused: dict[str, str] = {}
+        """Column of ``FURTHER`` → why it is not counted."""
+        self._further = further
         self.uuid = open_device(device)
         self.chip = ""
         self._interval_ns = interval_ns
@@ -155,8 +180,29 @@ class Sampler:
                 break
         else:
             raise PmError("PM sampling", pm.NOT_SUPPORTED, "the metrics need more than one pass")
+        self._add_further(chip)
         self._sampler = call(pm.Enable(device=device)).sampler
         self._set_config(interval_ns)
+
+    def _add_further(self, chip: bytes) -> None:
+        """One counter after the other, as long as all fit into one pass."""
+        kept = self.metrics.names
+        for column, candidates in FURTHER.items() if self._further else ():
+            for name in candidates:
+                self.metrics = Metrics((*kept, name))
+                try:
+                    passes = self._configure(chip)
+                except PmError as why:
+                    self.refused.setdefault(column, f"{self.chip} has no {name} ({why})")
+                    continue
+                if passes == 1:
+                    kept = self.metrics.names
+                    self.columns[name] = column
+                    self.refused.pop(column, None)
+                    break
+                self.refused[column] = f"{name} needs another pass beside the others"
+        self.metrics = Metrics(kept)
+        self._configure(chip)
 
     def _configure(self, chip: bytes) -> int:
         """A profiler host with ``self.metrics`` and its configuration image; passes it needs."""
@@ -317,7 +363,7 @@ class Sampler:
             raise SamplerError(self._failure)
         facts = {
             "samples": len(self._start_ns),
-            "metrics": list(self.metrics.names),
+            "columns": [self.columns[name] for name in self.metrics.names],
             "dropped": self._dropped,
             "overflow": self._overflow,
             "started": self._started,
@@ -351,12 +397,14 @@ class Sampler:
 def answer(sampler: Sampler | None, ask: dict[str, Any]) -> tuple[Sampler, dict[str, Any], bytes]:
     """Do one request; the sampler, the facts and bytes to send."""
     if ask["do"] == "open":
-        sampler = Sampler(ask["library"], ask["device"], ask["interval_ns"])
+        further = bool(ask.get("further"))
+        sampler = Sampler(ask["library"], ask["device"], ask["interval_ns"], further)
         facts = {
             "chip": sampler.chip,
             "uuid": sampler.uuid,
             "cupti_version": sampler.lib.version,
             "trigger": sampler.trigger,
+            "refused": sampler.refused,
         }
         return sampler, facts, b""
     if sampler is None:

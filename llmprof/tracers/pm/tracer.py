@@ -51,6 +51,8 @@ class PmSamples:
     """``dram__read_throughput``; NaN where the chip cannot count it beside the others."""
     sm_active_pct: NDArray[np.float64]
     """``sm__cycles_active``: SMs with at least one warp."""
+    further: dict[str, NDArray[np.float64]]
+    """Column of ``sampler.FURTHER`` → values, where it was counted."""
     interval_ns: int
     """Achieved: median distance of two samples. It can be longer than what was asked for."""
     requested_interval_ns: int
@@ -72,6 +74,7 @@ class PmTracer:
         device_index: CUDA ordinal, as an engine's process with the same environment sees it.
         interval_ns: what to ask for; ``PmSamples.interval_ns`` is what came of it.
         libraries: libcupti paths to try, best first; found by themselves if not given.
+        further: also count writes, L2 and the tensor pipe, where one pass holds them.
     """
 
     name = "pm"
@@ -85,11 +88,14 @@ class PmTracer:
         device_index: int,
         interval_ns: int = 200_000,
         libraries: Iterable[str] | None = None,
+        further: bool = False,
     ) -> None:
+        self._further = further
         self.device_index = device_index
         self.interval_ns = interval_ns
         self.facts: dict[str, Any] = {}
-        """Once open: ``chip``, ``uuid`` (as NVML writes it), ``cupti_version``, ``trigger``."""
+        """Once open: ``chip``, ``uuid`` (as NVML writes it), ``cupti_version``, ``trigger``, and
+        ``refused``: column → why it is not counted."""
         self._libraries = None if libraries is None else list(libraries)
         self._child: TracerChild | None = None
         self._refused: Unavailable | None = None
@@ -185,6 +191,7 @@ class PmTracer:
             "library": library,
             "device": self.device_index,
             "interval_ns": self.interval_ns,
+            "further": self._further,
         }
         # libcupti has no RPATH: it finds libnvperf_*.so on the library path only.
         paths = [] if folder is None else [str(folder)]
@@ -239,14 +246,14 @@ def _samples(
     import numpy as np
 
     from llmprof.tracers.pm.clock import HostReadings, place
-    from llmprof.tracers.pm.sampler import DRAM, DRAM_READ, SM_ACTIVE
+    from llmprof.tracers.pm.sampler import FURTHER
 
     count = int(facts["samples"])
     if count < 2:
         return Unavailable(f"PM sampling gave {count} samples: the round was too short")
     start, end = np.frombuffer(blob, np.int64, 2 * count).reshape(2, count)
     values = np.frombuffer(blob, np.float64, offset=2 * count * 8).reshape(-1, count)
-    columns = dict(zip(facts["metrics"], values, strict=True))
+    columns = dict(zip(facts["columns"], values, strict=True))
     interval = int(np.median(np.diff(end)))
     # Samples come on end; the first one or two of a run begin when the counters were opened (seen
     # on an H100: 0.27 s long at an interval of 0.2 ms), so what is too wide is no sample.
@@ -264,9 +271,10 @@ def _samples(
     return PmSamples(
         start_ns=start,
         end_ns=end,
-        dram_pct=columns[DRAM],
-        dram_read_pct=columns.get(DRAM_READ, np.full(count, np.nan)),
-        sm_active_pct=columns[SM_ACTIVE],
+        dram_pct=columns["dram_pct"],
+        dram_read_pct=columns.get("dram_read_pct", np.full(count, np.nan)),
+        sm_active_pct=columns["sm_active_pct"],
+        further={name: columns[name] for name in FURTHER if name in columns},
         interval_ns=interval,
         requested_interval_ns=requested_interval_ns,
         clock=clock,

@@ -1,0 +1,385 @@
+"""Measured DRAM bandwidth of every kernel of an engine, from its sampled rounds with kernels.
+
+Percentages become bytes by the specification's peak, which the counter is a share of; "of the
+ceiling" is against what a copy reached on this GPU before the run. GB is 1e9 bytes, MB 1e6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmprof.analysis.bandwidth.design import Activity
+from llmprof.analysis.bandwidth.grouping import Grouping, split
+from llmprof.analysis.bandwidth.kernel_fit import KernelFit, Samples, fit
+from llmprof.analysis.bandwidth.roofline import copy_gb_s
+from llmprof.analysis.bandwidth.units import Unit
+from llmprof.analysis.device.categories import COPY, Rule, categorise
+from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.device.sweep import COPY_NAMES
+from llmprof.plaintext import one_line
+from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable
+from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.trace.rows import PmColumns, TraceRows
+
+Ints = NDArray[np.int64]
+Dim = tuple[int, int, int]
+
+REACH_NS = 25_000_000
+"""Kernels this far around the samples: a wrong clock is looked for up to here."""
+MAX_KERNELS = 1_000_000
+READ, WRITE = "dram_read_pct", "dram_write_pct"
+FURTHER = (READ, "sm_active_pct", WRITE, "l2_pct", "l2_hit_pct", "tensor_pct")
+
+
+@dataclass(frozen=True)
+class KernelDram:
+    """One kernel: name, launch shape and place; or several that samples cannot tell apart."""
+
+    short_name: str
+    """Printable."""
+    name: str
+    """As recorded, on one line."""
+    others: tuple[str, ...]
+    """Short names of the further kernels of the same value; empty for one kernel."""
+    after: str
+    """Short name of what runs before it, where that tells it from others of its name; or empty."""
+    category: str
+    grid: Dim | None
+    block: Dim | None
+    launches_per_step: float
+    median_ns: float
+    share: float
+    """Of the decode time."""
+    dram_gb_s: Maybe
+    low_gb_s: Maybe
+    """95 % interval, as ``high_gb_s``."""
+    high_gb_s: Maybe
+    of_ceiling: Maybe
+    """``dram_gb_s`` over what a copy reaches, 0-1."""
+    mb_per_launch: Maybe
+    """At the median duration; ``Unavailable`` for several kernels."""
+    low_mb: Maybe
+    high_mb: Maybe
+    profile_gb_s: tuple[float, ...]
+    """Along the kernel, equal parts from its start to its end."""
+    further_pct: dict[str, float]
+    """Mean of further counters while it ran, %."""
+    note: str
+
+
+@dataclass(frozen=True)
+class Headroom:
+    """What products with weights would win at a better bandwidth."""
+
+    of_ceiling: float
+    """Bytes over time of all matrix products, against the ceiling."""
+    target: float
+    step_ns: float
+    saved_ns: float
+    """A step, if each product ran at ``target`` of the ceiling at the least."""
+
+    @property
+    def words(self) -> str:
+        if self.saved_ns <= 0:
+            return f"GEMVs run at {self.of_ceiling:.0%} of what a copy reaches"
+        return (
+            f"GEMVs run at {self.of_ceiling:.0%} of what a copy reaches; at {self.target:.0%}"
+            f" a step would be {self.saved_ns / 1e6:.2f} ms ({self.saved_ns / self.step_ns:.0%})"
+            " shorter"
+        )
+
+
+@dataclass(frozen=True)
+class KernelBandwidth:
+    """The fit of one engine."""
+
+    rounds: int
+    steps: int
+    samples: int
+    interval_ns: int
+    step_ns: float
+    """Mean step of the sampled rounds."""
+    spec_gb_s: float
+    """What the counters are a share of: memory clock × bus width × 2."""
+    ceiling_gb_s: Maybe
+    """What a copy reached."""
+    mean_gb_s: float
+    """Of the samples, over the decode steps."""
+    fitted_gb_s: float
+    """What the kernels and the idle time add up to."""
+    idle_gb_s: float
+    offset_ns: int
+    drift_ns: int
+    part_ns: float | None
+    """Length of the parts; ``None``: kernels are not cut."""
+    r2: float
+    error_pct: float
+    """Standard deviation of the residual, % of ``spec_gb_s``."""
+    counters: dict[str, str]
+    """Further counter → why it was not counted; empty where it was."""
+    kernels: tuple[KernelDram, ...]
+    """By share."""
+    headroom: Headroom | Unavailable
+
+
+@dataclass(frozen=True, eq=False)
+class _Device:
+    """What ran in all sampled rounds, in order, with a key for name and launch shape."""
+
+    start: Ints
+    end: Ints
+    key: Ints
+    names: tuple[str, ...]
+    """Of each key."""
+    shapes: tuple[tuple[Dim, Dim] | None, ...]
+
+
+def kernel_bandwidth(
+    reader: RunFileReader, data: RunData, engine: EngineRecord, rules: Sequence[Rule]
+) -> KernelBandwidth | Unavailable:
+    """Read the sampled rounds of one engine and fit them.
+
+    Raises:
+        RunFileError: the file is damaged.
+    """
+    missing = Unavailable(data.why_missing(engine.label, "pm") or "no sampled round with kernels")
+    found = []
+    left = MAX_KERNELS
+    for record in data.rounds_of(engine.engine_id, "sampled"):
+        pm = reader.pm_samples(record.round_id)
+        if pm is None or record.steps < 1 or left <= 0:
+            continue
+        rows = reader.trace_rows(record, left)
+        if len(rows.kernels):
+            found.append((record, *pm, rows))
+            left -= len(rows.kernels)
+    if not found:
+        return missing
+    facts = found[0][1]
+    peak = next((d.peak_bandwidth_gb_s for d in data.gpu_devices if d.index == facts.device), None)
+    if peak is None:
+        return Unavailable("the GPU's peak bandwidth is not known: counters are a share of it")
+    device = _device([rows for *_, rows in found], facts.device)
+    samples, counted = _samples([(r, p) for r, _, p, _ in found])
+    if not len(samples.dram_pct):
+        return Unavailable("no sample lies inside a decode step")
+    near = (device.end > samples.start_ns[0] - REACH_NS) & (
+        device.start < samples.end_ns[-1] + REACH_NS
+    )
+    start, end, key = device.start[near], device.end[near], device.key[near]
+    groups = split(key, end - start)
+    activity = Activity(start, end, groups.group, len(groups.base))
+    result = fit(activity, samples, groups.parent)
+    if isinstance(result, Unavailable):
+        return result
+    steps = sum(r.steps for r, *_ in found)
+    step_ns = sum(r.stamps_ns[-1] - r.stamps_ns[0] for r, *_ in found) / steps
+    categories = categorise(dict(enumerate(device.names)), engine.name, rules)
+    for number, name in enumerate(device.names):
+        if name.startswith("[mem"):
+            categories[number] = COPY
+    ceiling = copy_gb_s(data, engine)
+    naming = _Naming(
+        result, groups, device, categories,
+        _launches(result.group[groups.group], start, [r for r, *_ in found]),
+    )  # fmt: skip
+    made = [naming.kernel(unit, peak, ceiling, counted) for unit in result.units]
+    kernels = tuple(sorted(made, key=lambda k: -k.share))
+    return KernelBandwidth(
+        rounds=len(found),
+        steps=steps,
+        samples=result.samples,
+        interval_ns=facts.interval_ns,
+        step_ns=step_ns,
+        spec_gb_s=peak,
+        ceiling_gb_s=ceiling,
+        mean_gb_s=result.sampled_pct / 100 * peak,
+        fitted_gb_s=result.fitted_pct / 100 * peak,
+        idle_gb_s=result.idle_pct / 100 * peak,
+        offset_ns=result.offset_ns,
+        drift_ns=result.drift_ns,
+        part_ns=None if np.isinf(result.part_ns) else result.part_ns,
+        r2=result.r2,
+        error_pct=result.error_pct,
+        counters={
+            name: ""
+            if name in counted
+            else data.why_missing(engine.label, f"pm.{name}") or "not counted"
+            for name in FURTHER
+        },
+        kernels=kernels,
+        headroom=_headroom(kernels, ceiling, step_ns),
+    )
+
+
+def _device(rounds: Sequence[TraceRows], index: int) -> _Device:
+    starts, ends, columns = [], [], []
+    names: dict[str, int] = {}
+    for rows in rounds:
+        k, c = rows.kernels, rows.copies
+        # CUPTI and PM sampling count devices alike, as the process sees them.
+        mine = k.device == index if (k.device == index).any() else np.ones(len(k), bool)
+        number = np.zeros(int(k.name_id.max(initial=0)) + 1, np.int64)
+        for name_id, name in k.names.items():
+            number[name_id] = names.setdefault(name, len(names))
+        grid = (k.grid_x, k.grid_y, k.grid_z, k.block_x, k.block_y, k.block_z)
+        columns.append(np.column_stack((number[k.name_id], *grid))[mine])
+        kinds = [COPY_NAMES.get(kind, COPY_NAMES[0]) for kind in c.kind.tolist()]
+        copied = np.array([names.setdefault(kind, len(names)) for kind in kinds], np.int64)
+        columns.append(np.column_stack((copied, *[np.zeros_like(copied)] * 6)))
+        starts += [k.start_ns[mine], c.start_ns]
+        ends += [k.end_ns[mine], c.end_ns]
+    start, end = np.concatenate(starts), np.concatenate(ends)
+    table, key = np.unique(np.concatenate(columns), axis=0, return_inverse=True)
+    order = np.argsort(start, kind="stable")
+    text = list(names)
+    shapes = [tuple(int(v) for v in row[1:]) for row in table]
+    return _Device(
+        start[order],
+        end[order],
+        key[order].astype(np.int64),
+        tuple(text[int(row[0])] for row in table),
+        tuple(((s[0], s[1], s[2]), (s[3], s[4], s[5])) if any(s) else None for s in shapes),
+    )
+
+
+def _samples(rounds: Sequence[tuple[RoundRecord, PmColumns]]) -> tuple[Samples, tuple[str, ...]]:
+    """Samples that lie inside decode steps, and the further counters that every round has."""
+    tables = []
+    for _, pm in rounds:
+        further = {READ: pm.dram_read_pct, "sm_active_pct": pm.sm_active_pct, **pm.further}
+        tables.append({k: v for k, v in further.items() if not np.isnan(v).any()})
+    counted = tuple(name for name in FURTHER if all(name in table for table in tables))
+    starts: list[Ints] = []
+    ends: list[Ints] = []
+    values: list[NDArray[np.float64]] = []
+    numbers: list[Ints] = []
+    others: list[NDArray[np.float64]] = []
+    for (record, pm), table in zip(rounds, tables, strict=True):
+        inside = (pm.start_ns >= record.stamps_ns[0]) & (pm.end_ns <= record.stamps_ns[-1])
+        inside &= ~np.isnan(pm.dram_pct)
+        if not inside.any():
+            continue
+        starts.append(pm.start_ns[inside])
+        ends.append(pm.end_ns[inside])
+        values.append(pm.dram_pct[inside])
+        numbers.append(np.full(int(inside.sum()), len(numbers), np.int64))
+        stack = [table[name][inside] for name in counted]
+        others.append(np.column_stack(stack) if stack else np.empty((int(inside.sum()), 0)))
+    if not starts:
+        nothing = np.empty(0, np.int64)
+        return Samples(nothing, nothing, np.empty(0), nothing, np.empty((0, 0))), counted
+    return Samples(
+        np.concatenate(starts),
+        np.concatenate(ends),
+        np.concatenate(values),
+        np.concatenate(numbers),
+        np.concatenate(others),
+    ), counted
+
+
+def _launches(group: Ints, start: Ints, rounds: Sequence[RoundRecord]) -> NDArray[np.float64]:
+    """Of each group, a decode step."""
+    size = int(group.max(initial=0)) + 1
+    count = np.zeros(size)
+    for record in rounds:
+        inside = (start >= record.stamps_ns[0]) & (start < record.stamps_ns[-1])
+        count += np.bincount(group[inside], minlength=size)
+    return count / max(1, sum(r.steps for r in rounds))
+
+
+class _Naming:
+    """From the fit's units to kernels with names, bytes and places."""
+
+    def __init__(
+        self,
+        result: KernelFit,
+        groups: Grouping,
+        device: _Device,
+        categories: dict[int, str],
+        launches: NDArray[np.float64],
+    ) -> None:
+        self.result, self.device, self.categories = result, device, categories
+        self.launches = launches
+        self.base: dict[int, int] = {}
+        self._before: dict[int, list[int | None]] = {}
+        for number, joined in enumerate(result.group.tolist()):
+            self.base.setdefault(joined, int(groups.base[number]))
+            self._before.setdefault(joined, []).append(groups.before[number])
+        bases = list(self.base.values())
+        self._apart = {base for base in bases if bases.count(base) > 1}
+        self.names = [short_name(text) for text in device.names]
+
+    def after(self, group: int) -> str:
+        if self.base[group] not in self._apart:
+            return ""
+        before = [self.names[b] for b in self._before[group] if b is not None]
+        return " or ".join(dict.fromkeys(before))
+
+    def kernel(
+        self, unit: Unit, peak: float, ceiling: Maybe, counted: tuple[str, ...]
+    ) -> KernelDram:
+        first = max(unit.groups, key=lambda g: self.result.time_share[g])
+        base = self.base[first]
+        shape = self.device.shapes[base]
+        rest = [self.names[self.base[g]] for g in unit.groups if g != first]
+        median = self.result.median_ns[first]
+        found = unit.dram_pct, unit.low_pct, unit.high_pct
+        values = [_of_peak(v, peak, unit.note) for v in found]
+        sizes: list[Maybe] = [Unavailable(unit.note)] * 3
+        if not rest:
+            sizes = [v if isinstance(v, Unavailable) else v * median / 1e6 for v in values]
+        share: Maybe = ceiling
+        if not isinstance(ceiling, Unavailable):
+            share = values[0] if isinstance(values[0], Unavailable) else values[0] / ceiling
+        further = zip(counted, unit.further_pct, strict=True)
+        return KernelDram(
+            short_name=self.names[base],
+            name=one_line(self.device.names[base], 1000),
+            others=tuple(dict.fromkeys(rest)),
+            after=self.after(first),
+            category=self.categories[base],
+            grid=None if shape is None else shape[0],
+            block=None if shape is None else shape[1],
+            launches_per_step=float(self.launches[list(unit.groups)].sum()),
+            median_ns=median,
+            share=sum(self.result.time_share[g] for g in unit.groups),
+            dram_gb_s=values[0],
+            low_gb_s=values[1],
+            high_gb_s=values[2],
+            of_ceiling=share,
+            mb_per_launch=sizes[0],
+            low_mb=sizes[1],
+            high_mb=sizes[2],
+            profile_gb_s=tuple(p / 100 * peak for p in unit.profile_pct),
+            further_pct=dict(further),
+            note=unit.note,
+        )
+
+
+def _of_peak(percent: float | None, peak: float, note: str) -> Maybe:
+    return Unavailable(note) if percent is None else percent / 100 * peak
+
+
+PRODUCTS = ("quantised GEMV/GEMM", "GEMM/GEMV")
+TARGET = 0.95
+"""Of what a copy reaches: the fp16 lm_head of a 7B model gets there on an H100 but for its ends."""
+
+
+def _headroom(
+    kernels: Sequence[KernelDram], ceiling: Maybe, step_ns: float
+) -> Headroom | Unavailable:
+    if isinstance(ceiling, Unavailable):
+        return ceiling
+    mine = [k for k in kernels if k.category in PRODUCTS]
+    known = [(k.share, v) for k in mine if not isinstance(v := k.of_ceiling, Unavailable)]
+    time = sum(share for share, _ in known)
+    if not time:
+        return Unavailable("no product with weights is known among the kernels")
+    saved = sum(share * max(0.0, 1 - v / TARGET) for share, v in known)
+    mean = sum(share * v for share, v in known) / time
+    return Headroom(mean, TARGET, step_ns, saved * step_ns)
