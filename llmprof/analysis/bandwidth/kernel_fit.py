@@ -183,7 +183,7 @@ class _Work:
         if parent is None or (parent == self.group).all():
             return
         # Cut alike, so that part by part they can be taken together.
-        share: Floats = np.bincount(parent, self.share, len(parent))[parent]
+        share = np.bincount(parent, self.share, len(parent)).astype(np.float64)[parent]
         cut = cuts(self.median[parent], share, SCAN_PART_NS)
         found = self._equations(cut, self.every)
         group = self.group.copy()

@@ -172,8 +172,8 @@ def _device(device: DeviceReport) -> Document:
 
 def _kernel(kernel: Any) -> Document:
     document = asdict(kernel)
-    count = document.pop("count_per_step")
-    return {**document, **_number("count_per_step", count)}
+    document.pop("count_per_step")  # asdict has made a dictionary of an Unavailable
+    return {**document, **_number("count_per_step", kernel.count_per_step)}
 
 
 def _gaps(gaps: GapReport | Unavailable) -> Document:
