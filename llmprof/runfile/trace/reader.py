@@ -259,7 +259,7 @@ _FURTHER = ("dram_write_pct", "l2_pct", "l2_hit_pct", "tensor_pct")
 
 def read_pm(sql: sqlite3.Connection, round_id: int) -> PmColumns:
     """All PM samples of a round."""
-    there = columns_of(sql, "LLMPROF_PM_SAMPLE")
+    there = activity.columns(sql, "LLMPROF_PM_SAMPLE")
     further = [name for name in _FURTHER if name in there]
     names = ["dram_pct", "dram_read_pct", "sm_active_pct", *further]
     rows = sql.execute(
