@@ -66,6 +66,15 @@ class RunInfo:
     """Why the run was interrupted or failed."""
     source: Source = "driven"
 
+    @property
+    def tool(self) -> str:
+        """Name of the program that made the file (``tool_version`` is its version)."""
+        return str(self.environment.get("source") or "llmprof") if self.opened else "llmprof"
+
+    @property
+    def opened(self) -> bool:
+        return self.source == "opened"
+
 
 @dataclass
 class EngineInfo:

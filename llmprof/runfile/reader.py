@@ -5,7 +5,7 @@ from __future__ import annotations
 import sqlite3
 from array import array
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -224,6 +224,15 @@ class RunFileReader:
             except (TypeError, ValueError, OverflowError) as why:
                 raise RowError(f"a trace table holds something else than integers: {why}") from None
 
+    def work_in(self, records: Sequence[RoundRecord]) -> list[int]:
+        """How much device work began in each round of one process (kernels, copies, graphs)."""
+        from llmprof.runfile.trace.sharing import count_work
+
+        with self._reading():
+            windows = [(r.start_ns, r.end_ns) for r in records]
+            tables = self._tables()
+            return count_work(self._sql, tables, self._process(records[0].pid, tables), windows)
+
     def other_processes(self, record: RoundRecord) -> dict[int, tuple[Ints, Ints]]:
         """CUDA's number of a device of the round's process → (start, end) of what other processes
         did on that GPU meanwhile, disjoint, ns."""
@@ -231,10 +240,13 @@ class RunFileReader:
 
         with self._reading():
             window, tables = (record.start_ns, record.end_ns), self._tables()
-            # As ``read_trace``: of a file that llmprof did not make, pid is the whole number.
-            ours = "LLMPROF_RUN" in tables
-            process = schema.global_pid(record.pid) >> 24 if ours else record.pid
+            process = self._process(record.pid, tables)
             return other_processes(self._sql, tables, process, window)
+
+    @staticmethod
+    def _process(pid: int, tables: set[str]) -> int:
+        """``globalPid >> 24``; of a file that llmprof did not make, pid is all of that."""
+        return schema.global_pid(pid) >> 24 if "LLMPROF_RUN" in tables else pid
 
     def pm_samples(self, round_id: int) -> tuple[PmRound, PmColumns] | None:
         """A sampled round's samples; ``None`` where there are none."""

@@ -74,6 +74,8 @@ def bytes_per_step(data: RunData, engine: EngineRecord, rounds: Sequence[RoundSt
     info = engine.info
     if info is None:
         return Unavailable(f"{engine.label} did not load")
+    if data.info.opened and not info.model:
+        return Unavailable("the file does not say which model ran")
     if info.weight_bytes_per_step is None:
         return Unavailable(f"{engine.label} does not know the packed size of its weights")
     if info.kv_bytes_per_token is None:

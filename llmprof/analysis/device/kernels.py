@@ -131,6 +131,8 @@ class KernelReport:
     checks: tuple[Check, ...]
     scope: str
     """What the totals are over: ``32 decode steps`` or ``the whole round``."""
+    step_count: int
+    """Decode steps that the totals are over; 0: steps are not known."""
     steps: tuple[StepGpu, ...] | Unavailable
     wall_ms_per_step: Maybe
     """Medians over the steps, from here on."""
@@ -250,6 +252,7 @@ def kernel_report(traced: TracedRound) -> KernelReport:
         reason=attribution.reason,
         checks=attribution.checks,
         scope=scope,
+        step_count=per_step,
         steps=steps,
         wall_ms_per_step=_median(counted, "wall_ns", 1e6),
         busy_ms_per_step=_median(steps, "busy_ns", 1e6),

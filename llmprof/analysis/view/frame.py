@@ -13,7 +13,7 @@ from llmprof.analysis.timing.stats import distribution
 from llmprof.analysis.timing.steps import step_latencies
 from llmprof.analysis.view.report import EngineReport, Report
 from llmprof.analysis.view.snapshot import NOT_YET, EngineView, GpuView, PairView, Snapshot
-from llmprof.plaintext import one_line, printable
+from llmprof.plaintext import one_line, printable, shortened, told_apart
 from llmprof.records import (
     EngineInfo,
     GpuSample,
@@ -74,8 +74,8 @@ def build_snapshot(
             continue
         pairs.append(
             PairView(
-                one_line(pair.a, LABEL_LIMIT),
-                one_line(pair.b, LABEL_LIMIT),
+                shortened(pair.a, LABEL_LIMIT),
+                shortened(pair.b, LABEL_LIMIT),
                 ratio.value,
                 ratio.low,
                 ratio.high,
@@ -85,13 +85,13 @@ def build_snapshot(
                 share,
             )
         )
-    labels = [one_line(e.label, LABEL_LIMIT) for e in report.engines]
+    labels = told_apart([e.label for e in report.engines], LABEL_LIMIT)
     return Snapshot(
         title=" vs ".join(labels) or "llmprof",
         state=data.info.state,
         message=one_line(data.info.message),
         workload=report.workload,
-        elapsed_s=max(0, now_ns - data.origin_ns) / 1e9,
+        elapsed_s=max(0, now_ns - _begin(data)) / 1e9,
         engines=tuple(_engine(data, e, activities.get(e.engine_id)) for e in report.engines),
         gpus=_gpus(data, gpu_unavailable),
         pairs=tuple(pairs),
@@ -99,6 +99,13 @@ def build_snapshot(
         log=tuple(one_line(line) for line in log),
         file=one_line(data.shown_path),
     )
+
+
+def _begin(data: RunData) -> int:
+    """Of the run; of a file that was opened, of its first round: the file's own zero is that of the
+    profiler's session, or 1970."""
+    starts = [r.start_ns for r in data.rounds] if data.info.source == "opened" else []
+    return min(starts, default=data.origin_ns)
 
 
 def _engine(data: RunData, engine: EngineReport, activity: Activity | None) -> EngineView:
@@ -127,7 +134,7 @@ def _engine(data: RunData, engine: EngineReport, activity: Activity | None) -> E
 
     return EngineView(
         engine_id=engine.engine_id,
-        label=one_line(engine.label, LABEL_LIMIT),
+        label=shortened(engine.label, LABEL_LIMIT),
         detail=_detail(engine.name, engine.info),
         state=engine.state,
         phase=phase,

@@ -64,7 +64,10 @@ class EngineReport:
 class Report:
     """The results of one run; the first engine is the baseline of ``pairs``."""
 
+    tool: str
+    """``llmprof``, or the profiler whose file was opened."""
     tool_version: str
+    """Of that program."""
     state: RunState
     message: str
     schedule: str
@@ -86,6 +89,7 @@ def build(data: RunData) -> Report:
     for engine in engines:
         found += cpu_warnings(engine.label, engine.cpu)
     return Report(
+        tool=data.info.tool,
         tool_version=data.info.tool_version,
         state=data.info.state,
         message=data.info.message,

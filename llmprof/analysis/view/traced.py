@@ -238,7 +238,7 @@ class RunTrace:
                 EngineTrace(
                     label=engine.label,
                     engine=engine.name,
-                    record=_longest(data, engine),
+                    record=_longest(data, engine, reader),
                     reader=reader,
                     clock_error_ns=max(
                         (c.error_ns for c in data.clocks if c.engine_id == engine.engine_id),
@@ -361,9 +361,18 @@ class RunTrace:
         return Unavailable(f"no traced steps of {wanted.label}")
 
 
-def _longest(data: RunData, engine: EngineRecord) -> RoundRecord | None:
-    """The traced round with the most steps."""
+def _longest(
+    data: RunData, engine: EngineRecord, reader: RunFileReader | None = None
+) -> RoundRecord | None:
+    """The traced round with the most steps, of those in which a device worked.
+
+    Marks of a file that llmprof did not drive may lie where nothing ran; then a shorter round shows
+    more.
+    """
     rounds = data.rounds_of(engine.engine_id, "traced")
+    if reader is not None and len(rounds) > 1 and data.info.source != "driven":
+        worked = [r for r, n in zip(rounds, reader.work_in(rounds), strict=True) if n]
+        rounds = worked or rounds
     return max(rounds, key=lambda record: record.steps, default=None)
 
 

@@ -9,7 +9,7 @@ from llmprof.analysis.host.causes import GapCauses
 from llmprof.analysis.host.stacks import FrameTime, HostReport, HostTrace
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.exports.json.trace import null
-from llmprof.plaintext import one_line
+from llmprof.plaintext import one_line, shortened
 from llmprof.records import Unavailable
 
 Document = dict[str, Any]
@@ -86,7 +86,7 @@ def host_sections(trace: RunTrace | Unavailable, width: int) -> dict[str, list[s
     found = {"Why the GPU waited (traced decode steps)": _waits(trace, width)}
     for engine in trace.engines:
         if not isinstance(engine.host, Unavailable):
-            title = f"Host of {one_line(engine.label, LABEL)}, by stack samples"
+            title = f"Host of {shortened(engine.label, LABEL)}, by stack samples"
             found[title] = _frames(engine.host, engine.host.report, width)
     return {title: lines for title, lines in found.items() if lines}
 
@@ -99,7 +99,7 @@ def _waits(trace: RunTrace, width: int) -> list[str]:
         causes = engine.causes
         if isinstance(causes, Unavailable):
             continue
-        text = f"{one_line(engine.label, LABEL)}: {causes.verdict}"
+        text = f"{shortened(engine.label, LABEL)}: {causes.verdict}"
         lines += wrap(text, width - 2, initial_indent="  ", subsequent_indent="    ")
         lines += wrap(
             f"from {causes.basis}; {causes.samples} samples in gaps",

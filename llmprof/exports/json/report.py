@@ -24,7 +24,7 @@ from llmprof.analysis.view.report import EngineReport, Report
 from llmprof.analysis.view.traced import EngineTrace, Fall, RunTrace, all_warnings
 from llmprof.exports.json.host import host_document
 from llmprof.exports.json.trace import engine_trace, fall_document, null, waterfalls
-from llmprof.records import GpuDevice, RunData, Unavailable
+from llmprof.records import GpuDevice, RunData, RunInfo, Unavailable
 
 SCHEMA_VERSION = "1.2"
 """Major: a key changed its meaning or went away. Minor: keys were added."""
@@ -47,9 +47,9 @@ def to_document(report: Report, data: RunData, trace: RunTrace | Unavailable) ->
     document: Document = {
         "schema_version": SCHEMA_VERSION,
         "tool": {
-            "name": "llmprof",
+            "name": info.tool,
             "version": info.tool_version,
-            **_maybe("commit", info.tool_commit, "not run from a git checkout"),
+            **_maybe("commit", info.tool_commit, _no_commit(info)),
         },
         "run": {
             "state": info.state,
@@ -99,6 +99,10 @@ def _maybe(key: str, value: Any, reason: str = "") -> Document:
     if value is None:
         return {key: None, f"{key}_reason": reason}
     return {key: value}
+
+
+def _no_commit(info: RunInfo) -> str:
+    return f"made by {info.tool}" if info.opened else "not run from a git checkout"
 
 
 def _iso(utc_ns: int) -> str:

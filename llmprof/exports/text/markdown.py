@@ -25,7 +25,7 @@ def _run(run: Loaded) -> Iterator[str]:
     report = run.report
     yield f"# {_text(run.name)}"
     yield ""
-    yield _text(f"llmprof {report.tool_version}, {report.state}, {report.workload}")
+    yield _text(f"{report.tool} {report.tool_version}, {report.state}, {report.workload}")
     yield ""
     head = "engine|tok/s|95 % interval|TTFT ms|ITL p50 ms|p95|p99|GB/s modelled|J/token|tracing"
     yield from _table(head.split("|"), (_engine(engine) for engine in report.engines))

@@ -19,7 +19,7 @@ from llmprof.analysis.view.report import EngineReport, Report
 from llmprof.analysis.view.traced import RunTrace, all_warnings
 from llmprof.exports.json.host import host_sections
 from llmprof.exports.text import trace_table
-from llmprof.plaintext import one_line
+from llmprof.plaintext import one_line, shortened, told_apart
 from llmprof.records import Maybe, Unavailable
 
 COLUMN_GAP, BAND_GAP = "  ", "   "
@@ -65,7 +65,7 @@ def render(report: Report, width: int = 80, trace: RunTrace | Unavailable = NO_T
     """The summary, no line of it longer than ``width`` (at least 60)."""
     width = max(width, 60)
     notes = Notes()
-    head = [f"llmprof {report.tool_version}", report.state, report.schedule]
+    head = [f"{report.tool} {report.tool_version}", report.state, report.schedule]
     blocks = [[*_wrapped(" · ".join(head), width), *_wrapped(report.workload, width)]]
     if report.message:
         blocks[0] += _wrapped(report.message, width)
@@ -205,7 +205,7 @@ def _decimals(values: Iterable[float]) -> int:
 
 def _stack(engines: Sequence[EngineReport], bands: Sequence[Band], width: int) -> list[list[str]]:
     """Tables of as many bands as fit beside the labels."""
-    labels = [one_line(e.label, LABEL_LIMIT) for e in engines]
+    labels = told_apart([e.label for e in engines], LABEL_LIMIT)
     label_width = max(map(len, ("engine", *labels)))
     names = ["", "engine", "─" * label_width, *labels]
     stub = [name.ljust(label_width) for name in names]
@@ -248,7 +248,7 @@ def _agreement(item: TokenAgreement) -> str:
 def _text(engine: EngineReport, width: int) -> list[str]:
     if isinstance(engine.text, Unavailable):
         return []
-    label = one_line(engine.label, LABEL_LIMIT)
+    label = shortened(engine.label, LABEL_LIMIT)
     return _wrapped(f"{label}: {engine.text}", width, "  ", "    ", TEXT_LINES)
 
 

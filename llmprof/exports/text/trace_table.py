@@ -9,7 +9,7 @@ from llmprof.analysis.device.categories import IDLE
 from llmprof.analysis.device.kernels import KernelReport
 from llmprof.analysis.device.waterfall import StepParts, verdict_words
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
-from llmprof.plaintext import one_line
+from llmprof.plaintext import one_line, shortened, told_apart
 from llmprof.records import Maybe, Unavailable
 
 TOP = 5
@@ -28,9 +28,9 @@ def sections(trace: RunTrace | Unavailable, width: int) -> dict[str, list[str]]:
         "Mean traced step by category, ms": _categories([e for e, _ in reports], width),
     }
     for engine, report in reports:
-        found[f"Kernels of {one_line(engine.label, LABEL)}"] = _kernels(report, width)
+        found[f"Kernels of {shortened(engine.label, LABEL)}"] = _kernels(report, width)
     for engine in trace.engines:
-        found[f"Operators of {one_line(engine.label, LABEL)}, self time"] = _operators(engine)
+        found[f"Operators of {shortened(engine.label, LABEL)}, self time"] = _operators(engine)
     found["Waterfall"] = _words(trace)
     found["DRAM, measured by PM sampling against modelled, mean over the decode steps"] = [
         line for engine in trace.engines for line in _dram(engine)
@@ -52,7 +52,7 @@ def _gpu(reports: Sequence[tuple[EngineTrace, KernelReport]]) -> list[str]:
             _count(r.kernels_per_step).rjust(9),
             _count(r.launches_per_step).rjust(10),
         )
-        lines.append(f"  {one_line(engine.label, LABEL):<{LABEL}}{''.join(cells)}")
+        lines.append(f"  {shortened(engine.label, LABEL):<{LABEL}}{''.join(cells)}")
         lines += _devices(r)
         if isinstance(r.steps, Unavailable):
             lines.append(f"    {one_line(r.steps.reason)}")
@@ -87,7 +87,8 @@ def _categories(engines: Sequence[EngineTrace], width: int) -> list[str]:
         {name for p in shown for name in p.parts_ns},
         key=lambda name: (name == IDLE, -max(p.parts_ns.get(name, 0) for p in shown)),
     )
-    head = "".join(one_line(p.label, 11).rjust(12) for p in shown)
+    heads = told_apart([p.label for p in shown], 11)
+    head = "".join(label.rjust(12) for label in heads)
     lines = [f"  {'':<{LABEL}}{head}"]
     for name in names:
         row = "".join(f"{p.parts_ns.get(name, 0) / 1e6:12.3f}" for p in shown)
@@ -130,7 +131,9 @@ def _dram(engine: EngineTrace) -> list[str]:
     if isinstance(sampled, Unavailable):
         if not sampled.reason.startswith(CONTRADICTION):
             return []
-        return [f"  {one_line(engine.label, LABEL):<{LABEL}}        n/a measured: {sampled.reason}"]
+        return [
+            f"  {shortened(engine.label, LABEL):<{LABEL}}        n/a measured: {sampled.reason}"
+        ]
     cells = [
         "n/a" if isinstance(v, Unavailable) else f"{v:.0f} GB/s"
         for v in (sampled.mean_measured_gb_s, sampled.mean_modelled_gb_s)
@@ -138,7 +141,7 @@ def _dram(engine: EngineTrace) -> list[str]:
     own = sum(value is not None for value in sampled.measured_gb_s)
     note = sampled.why_no_steps or f"{own} of {len(sampled.measured_gb_s)} steps have their own"
     return [
-        f"  {one_line(engine.label, LABEL):<{LABEL}}{cells[0]:>11} measured"
+        f"  {shortened(engine.label, LABEL):<{LABEL}}{cells[0]:>11} measured"
         f" {cells[1]:>11} modelled",
         f"    {one_line(note)}; a sample every {sampled.interval_ns / 1e3:.0f} µs",
     ]
@@ -150,7 +153,7 @@ def _words(trace: RunTrace) -> list[str]:
         chosen = fall.traced if isinstance(fall.timing, Unavailable) else fall.timing
         if isinstance(chosen, Unavailable):
             continue
-        names = f"{one_line(fall.a, LABEL)} → {one_line(fall.b, LABEL)}"
+        names = f"{shortened(fall.a, LABEL)} → {shortened(fall.b, LABEL)}"
         lines.append(f"  {names}: {chosen.delta_ns / 1e6:+.2f} ms a step: {verdict_words(chosen)}")
         lines.append(f"    {chosen.provenance}: {one_line(chosen.note)}")
     return lines

@@ -1,8 +1,9 @@
-"""When other processes worked on the GPUs of a process: idle time of one is not the GPU's."""
+"""Where a process worked, and when other processes worked on its GPUs: one walk over the tables."""
 
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -76,3 +77,28 @@ def _merged(spans: Ints) -> Ints:
     opens = np.concatenate([[True], spans[1:, 0] > ends[:-1]])
     last = np.append(np.flatnonzero(opens)[1:] - 1, len(spans) - 1)
     return np.stack([spans[opens, 0], ends[last]], axis=1)
+
+
+def count_work(
+    sql: sqlite3.Connection, tables: set[str], process: int, windows: Sequence[tuple[int, int]]
+) -> list[int]:
+    """Rows of device work of the process that begin in each stretch of time."""
+    starts = np.array([start for start, _ in windows], np.int64)
+    ends = np.array([end for _, end in windows], np.int64)
+    counts = np.zeros(len(windows), np.int64)
+    for table in (KERNELS, *activity.work_tables(sql, tables)):
+        if table not in tables:
+            continue
+        expressions = Columns(activity.columns(sql, table))
+        query = (
+            f"SELECT {expressions.time('start')} FROM {quoted(table)} WHERE rowid >= ?"
+            f" AND rowid <= ? AND {expressions.process('globalPid')} = ?"
+            f" AND {expressions.usable(int(starts.min()))}"
+        )
+        cursor = sql.cursor()
+        cursor.row_factory = None
+        for first, last, _ in stretches(sql, table):
+            rows = cursor.execute(query, (first, last, process)).fetchall()
+            begun = np.sort(np.array([row[0] for row in rows], np.int64))
+            counts += np.searchsorted(begun, ends) - np.searchsorted(begun, starts)
+    return [int(n) for n in counts]

@@ -211,7 +211,7 @@ def _kernels(trace: RunTrace, index: int, step: int | None) -> dict[str, _Line]:
     report = trace.engines[index].kernels
     if isinstance(report, Unavailable):
         return {}
-    steps = 1 if isinstance(report.steps, Unavailable) else max(1, len(report.steps))
+    steps = max(1, report.step_count)
     return {
         k.name: (clean(k.short_name), k.category, k.count / steps, k.total_ns / steps / 1e6)
         for k in report.kernels
@@ -268,12 +268,22 @@ def _table(
     side = 18
     room = max(12, min(60, width - 2 - (2 * side + 10 if a is not None else side)))
     head = f"  {'':<{room}}"
+    per = [_per(trace, lane, step) for lane in (a, b)]
     if a is not None:
-        head += f"{'A a step':>10}{'ms':>8}"
-    head += f"{'B a step' if a is not None else 'a step':>10}{'ms':>8}"
+        head += f"{f'A {per[0]}':>10}{'ms':>8}"
+    head += f"{f'B {per[1]}' if a is not None else per[1]:>10}{'ms':>8}"
     head += f"{'change':>10}" if a is not None else ""
     out.append(fit(row(Span(head, "dim")), width))
     return [*out, *(_entry(e, a is not None, room, width) for e in found)]
+
+
+def _per(trace: RunTrace, lane: Lane | None, step: int | None) -> str:
+    """What the numbers of an engine are over: a step, or all that was traced."""
+    if lane is None or step is not None:
+        return "a step"
+    report = trace.engines[lane.index].kernels
+    known = isinstance(report, Unavailable) or report.step_count
+    return "a step" if known else "in all"
 
 
 def _entry(e: Entry, both: bool, room: int, width: int) -> Row:

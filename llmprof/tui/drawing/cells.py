@@ -75,6 +75,20 @@ def fit_text(text: str, width: int, align: str = "left") -> str:
     return pad + text if align == "right" else text + pad
 
 
+def fit_label(text: str, width: int) -> str:
+    """Exactly ``width`` cells; what is cut out of the middle is an ellipsis: the end of an engine's
+    label is what tells it from another."""
+    if cell_len(text) <= width or width < 5:
+        return fit_text(text, width)
+    head, tail = text, ""
+    room = (width - 1) * 3 // 5
+    for character in reversed(text):
+        if cell_len(character + tail) > room:
+            break
+        tail = character + tail
+    return fit_text(f"{set_cell_size(head, width - 1 - cell_len(tail))}…{tail}", width)
+
+
 def fit(line: Row, width: int) -> Row:
     """``line`` cropped or padded to exactly ``width`` cells."""
     out: list[Span] = []

@@ -7,7 +7,7 @@ from typing import Final
 from llmprof.analysis.view.snapshot import Snapshot
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.records import Unavailable
-from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, width_of
+from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_label, row, rule, width_of
 from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.numbers import known, number
 from llmprof.tui.live.phase import progress_bar
@@ -37,7 +37,7 @@ def section(snapshot: Snapshot, view: View, width: int) -> list[Row]:
 
 def _row(engine: EngineTrace | None, lane: Lane, name: int, width: int, glyphs: Glyphs) -> Row:
     mark = glyphs.focus if lane.focused else glyphs.lane
-    label = fit_text(clean(lane.engine.label), name - 2)
+    label = fit_label(clean(lane.engine.label), name - 2)
     start = row(Span(mark, lane.accent), Span(f"{label} ", f"{lane.accent} strong"))
     if engine is None:
         return (*start, Span("GPU n/a: not in the trace", "dim"))

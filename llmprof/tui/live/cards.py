@@ -12,6 +12,7 @@ from llmprof.tui.drawing.cells import (
     beside,
     clean,
     fit,
+    fit_label,
     fit_text,
     row,
     spread,
@@ -62,7 +63,7 @@ def card(lane: Lane, width: int, glyphs: Glyphs) -> list[Row]:
 def _box(lane: Lane, body: Sequence[Row], width: int, glyphs: Glyphs, edge: str) -> list[Row]:
     top_left, top_right, low_left, low_right, dash, side = tuple(glyphs.box)
     inner = width - 4
-    label = fit_text(clean(lane.engine.label), min(inner - 2, len(clean(lane.engine.label))))
+    label = fit_label(clean(lane.engine.label), min(inner - 2, len(clean(lane.engine.label))))
     mark = glyphs.focus if lane.focused else glyphs.lane
     head = row(
         Span(f"{top_left}{dash} ", edge),

@@ -8,7 +8,7 @@ from typing import Final
 
 from rich.cells import cell_len
 
-from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row
+from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_label, fit_text, row
 from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.numbers import interval, number, span
 from llmprof.tui.live.phase import phase_span, progress_bar
@@ -69,7 +69,7 @@ LIVE: Final = (TOK_S, *LATENCIES, *REST, INTERVAL)
 
 def name_cell(lane: Lane, glyphs: Glyphs, width: int = NAME) -> Row:
     mark = glyphs.focus if lane.focused else glyphs.lane
-    name = fit_text(clean(lane.engine.label), width - 2)
+    name = fit_label(clean(lane.engine.label), width - 2)
     return row(Span(mark, lane.accent), Span(f"{name} ", f"{lane.accent} strong"))
 
 

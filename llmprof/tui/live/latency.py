@@ -13,7 +13,7 @@ from statistics import median
 from typing import Final
 
 from llmprof.records import Maybe, Unavailable
-from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, spread
+from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_label, fit_text, row, rule, spread
 from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.numbers import plain
 from llmprof.tui.view import Lane, Scale
@@ -208,7 +208,7 @@ def _label(lane: Lane, width: int, glyphs: Glyphs) -> Row:
 def _plot(lane: Lane, top: float, cells: Cells, tall: int, width: int, glyphs: Glyphs) -> list[Row]:
     steps = lane.engine.step_ms
     if not steps:
-        why = "failed" if lane.failed else "no steps yet"
+        why = _why_no_steps(lane)
         return [
             row(Span(f"{' ' * _AXIS} {why}" if y == tall // 2 else "", "dim")) for y in range(tall)
         ]
@@ -225,18 +225,24 @@ def _plot(lane: Lane, top: float, cells: Cells, tall: int, width: int, glyphs: G
     return rows
 
 
+def _why_no_steps(lane: Lane) -> str:
+    if lane.failed:
+        return "failed"
+    return "no timed decode step" if lane.engine.state == "finished" else "no steps yet"
+
+
 def _inline(lane: Lane, top: float, cells: Cells, width: int, glyphs: Glyphs) -> Row:
     engine = lane.engine
     name = row(
         Span(glyphs.lane, lane.accent),
-        Span(fit_text(clean(engine.label), _NAME - 1), f"{lane.accent} strong"),
+        Span(fit_label(clean(engine.label), _NAME - 1), f"{lane.accent} strong"),
         Span(f"{top:g}".rjust(_AXIS - 1), "dim"),
         Span(glyphs.tick[0], "track"),
     )
     good = finite(engine.step_ms)
     last = row(Span(f"{plain(good[-1]):>6}"), Span(" ms ", "dim")) if good else ()
     if not good:
-        return fit((*name, Span("failed" if lane.failed else "no steps yet", "dim")), width)
+        return fit((*name, Span(_why_no_steps(lane), "dim")), width)
     limit = outlier_limit(engine.step_ms)
     line = bars(cells.values(engine.step_ms), top, limit, 1, glyphs, lane.accent)[0]
     return spread((*name, *line), last, width)
