@@ -34,6 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--after", metavar="30s|200steps", help="begin to record then")
     parser.add_argument("--for", dest="length", metavar="10s|64steps", help="record so much")
     parser.add_argument("--gpus", metavar="0,1", help="keep work on these GPUs only")
+    parser.add_argument(
+        "--bandwidth", action="store_true", help="sample DRAM and SM counters of the GPUs too"
+    )
     parser.add_argument("--headless", action="store_true", help="no live view")
     parser.add_argument(
         "--twice",
@@ -125,6 +128,7 @@ def plan_of(arguments: argparse.Namespace) -> RecordPlan:
         after=_limit("--after", arguments.after),
         length=_limit("--for", arguments.length),
         gpus=_gpus(arguments.gpus),
+        bandwidth=arguments.bandwidth,
         twice=arguments.twice,
     )
 

@@ -27,5 +27,7 @@ class RecordPlan:
     """Recording ends so long after it began; with the program without it."""
     gpus: frozenset[int] | None = None
     """Work on other GPUs is left out; all are kept without it."""
+    bandwidth: bool = False
+    """Sample the GPUs' counters too."""
     twice: bool = False
     """Run the command once more, untraced but for NVTX, to state the slowdown."""

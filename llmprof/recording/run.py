@@ -16,17 +16,17 @@ from llmprof.errors import RunFileError, UsageError
 from llmprof.native.build import BuildError, library
 from llmprof.newfiles import hidden_beside
 from llmprof.plaintext import one_line
+from llmprof.recording import closing
+from llmprof.recording.bandwidth import BandwidthSampling
 from llmprof.recording.control import ACTIVITY, RANGES, ControlPage
 from llmprof.recording.devices import DeviceMap
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.program import Program
-from llmprof.recording.spools import Recorded, Spools
+from llmprof.recording.spools import Spools
 from llmprof.recording.status import Lane, Outcome, Status
 from llmprof.recording.terminal import OwnTerminal
 from llmprof.recording.window import Window, steps_seen
 from llmprof.records import (
-    LOST_RECORDS,
-    EngineInfo,
     GpuDevice,
     GpuSample,
     Missing,
@@ -198,6 +198,9 @@ class Recording:
         )
         self.window = Window(page, plan.after, plan.length)
         variables = {**os.environ, **self._variables(folder, recorder)}
+        sampling = BandwidthSampling(self._known, plan.gpus) if plan.bandwidth else None
+        if sampling is not None:
+            sampling.start()
         program = self._program = Program(plan.command, variables, self._terminal)
         started_ns = time.monotonic_ns()
         program.pass_signals()
@@ -211,6 +214,8 @@ class Recording:
         finally:
             program.keep_signals()
             self.window.close(time.monotonic_ns())
+            if sampling is not None:
+                self._keep_samples(sampling)
             self._spools.close()
             page.close()
         self.outcome.exit_code = program.exit_code
@@ -338,6 +343,14 @@ class Recording:
 
     # -- the end -----------------------------------------------------------------------------
 
+    def _keep_samples(self, sampling: BandwidthSampling) -> None:
+        try:
+            sampling.stop(None if self._full else self._writer)
+            if not self._full:
+                self._writer.put_missing(sampling.missing)
+        except RunFileError as why:
+            self._give_up(str(why))
+
     def _warn(self, text: str, scope: str = "run") -> None:
         self.outcome.warnings.append(text if scope == "run" else f"{scope}: {text}")
         if self._full:
@@ -353,88 +366,11 @@ class Recording:
         state: RunState = "failed" if full else "finished"
         try:
             self._save_samples()
-            self._writer.put_missing([*missing, *self._not_measured()])
-            self._put_devices()
-            if not self._spools.engines:  # NVTX is all there is: on a CPU, or by --trace steps
-                self._spools.adopt_marked()
-            for recorded in self._spools.all:
-                self._put_process(recorded)
+            self._writer.put_missing(missing)
+            closing.close(self._plan, self._writer, self._spools, self._known, self._warn)
             self._writer.set_state(state, full)
         except RunFileError as why:
-            self._warn_only(f"the end of the recording could not be written: {why}")
+            text = f"the end of the recording could not be written: {why}"
+            self.outcome.warnings.append(text)
         self.outcome.engines = self._spools.engines
-        self.outcome.summary += [
-            f"{r.engine.label}: {r.image.kernels:,} kernels, {r.image.copies:,} copies,"
-            f" {r.image.calls:,} calls, {r.image.range_count:,} ranges"
-            for r in self._spools.all
-            if r.engine is not None
-        ]
-
-    def _warn_only(self, text: str) -> None:
-        self.outcome.warnings.append(text)
-
-    def _not_measured(self) -> list[Missing]:
-        rows = []
-        if not self._plan.twice:
-            rows.append(
-                Missing(
-                    "run",
-                    "timing pass",
-                    "a recorded program has no untraced rounds: its rates are as traced"
-                    " (record --twice measures the slowdown)",
-                )
-            )
-        if not any(r.image.worked for r in self._spools.all) and self._plan.level != "steps":
-            rows.append(Missing("run", "kernels", self._why_no_kernels()))
-        return rows
-
-    def _why_no_kernels(self) -> str:
-        errors = [e for r in self._spools.all for e in r.image.errors]
-        if errors:
-            return _error_text(errors[0])
-        if any("library" in r.image.facts for r in self._spools.all):
-            return "the program loaded CUDA but ran nothing on a GPU while it was recorded"
-        return (
-            "no process of the program loaded the CUDA driver (libcuda.so.1), or it is linked"
-            " statically, or runs setuid: nothing could be recorded on a GPU"
-        )
-
-    def _put_devices(self) -> None:
-        added = self._spools.devices_added
-        if added:
-            self._writer.put_gpu_devices([*self._known, *added])
-
-    def _put_process(self, recorded: Recorded) -> None:
-        image, engine = recorded.image, recorded.engine
-        for error in image.errors:
-            if "library" in error or error.get("what"):
-                self._warn(_error_text(error), image.name)
-        if not image.worked and not image.range_count:
-            return  # a compile worker that only called cuInit
-        label = engine.label if engine else image.name
-        for text in image.losses:
-            self._warn(text, label)
-        if image.losses and engine is not None:
-            self._writer.put_missing([Missing(label, LOST_RECORDS, "; ".join(image.losses))])
-        if recorded.tail.torn and not recorded.tail.broken:
-            self._warn(f"{recorded.tail.torn} bytes of a torn frame were lost", image.name)
-        if recorded.tail.broken:
-            self._warn(f"spool {recorded.tail.broken}", image.name)
-        if image.ranges.open:
-            self._warn(f"{image.ranges.open} NVTX ranges never ended", image.name)
-        if engine is not None:
-            devices = sorted(image.devices)
-            engine.state = "finished"
-            engine.info = EngineInfo(
-                device=f"cuda:{devices[0]}" if devices else "cpu",
-                notes=[f"recorded on GPU {', '.join(map(str, devices))}"] if devices else [],
-            )
-            self._writer.put_engine(engine)
-        label = engine.label if engine is not None else image.name
-        self._writer.put_process(image.record(label))
-
-
-def _error_text(error: dict[str, object]) -> str:
-    what, advice = one_line(str(error.get("what", ""))), one_line(str(error.get("advice", "")))
-    code = error.get("code")
-    return f"{what} ({code}): {advice}" if advice else f"{what} ({code})"
+        self.outcome.summary += closing.summary(self._spools)

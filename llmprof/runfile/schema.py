@@ -26,6 +26,10 @@ HOST_DOMAINS = (OP_DOMAIN, PYTHON_DOMAIN)
 PUSH_POP, DOMAIN_CREATE = 59, 75
 """``NVTX_EVENTS.eventType``, from ENUM_NSYS_EVENT_TYPE."""
 
+PM_ROUNDS = 1 << 40
+"""``LLMPROF_PM_ROUND.round_id`` of a recorded program: this plus the GPU's number. It has no rounds
+when it is recorded; those of pass ``sampled`` are made when the file is read."""
+
 VM = 1 << 48
 """nsys serialises ids as hardware << 56 | vm << 48 | pid << 24 | tid; real files have vm 1."""
 

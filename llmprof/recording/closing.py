@@ -1,0 +1,107 @@
+"""The end of a recording: what each process was, what was lost, what could not be measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from llmprof.plaintext import one_line
+from llmprof.recording.plan import RecordPlan
+from llmprof.recording.spools import Recorded, Spools
+from llmprof.records import LOST_RECORDS, EngineInfo, GpuDevice, Missing
+from llmprof.runfile.writer import RunFileWriter
+
+Warn = Callable[[str, str], None]
+"""(text, scope)."""
+NO_TIMING = (
+    "a recorded program has no untraced rounds: its rates are as traced"
+    " (record --twice measures the slowdown)"
+)
+NO_CUDA = (
+    "no process of the program loaded the CUDA driver (libcuda.so.1), or it is linked statically,"
+    " or runs setuid: nothing could be recorded on a GPU"
+)
+
+
+def close(
+    plan: RecordPlan,
+    writer: RunFileWriter,
+    spools: Spools,
+    known: Sequence[GpuDevice],
+    warn: Warn,
+) -> None:
+    """Write engines, processes, GPUs and reasons.
+
+    Args:
+        known: GPUs that NVML showed.
+
+    Raises:
+        RunFileError: the run file cannot be written.
+    """
+    writer.put_missing(_not_measured(plan, spools))
+    if spools.devices_added:
+        writer.put_gpu_devices([*known, *spools.devices_added])
+    if not spools.engines:  # NVTX is all there is: on a CPU, or by --trace steps
+        spools.adopt_marked()
+    for recorded in spools.all:
+        _put_process(writer, recorded, warn)
+
+
+def summary(spools: Spools) -> list[str]:
+    """A line an engine."""
+    return [
+        f"{r.engine.label}: {r.image.kernels:,} kernels, {r.image.copies:,} copies,"
+        f" {r.image.calls:,} calls, {r.image.range_count:,} ranges"
+        for r in spools.all
+        if r.engine is not None
+    ]
+
+
+def _not_measured(plan: RecordPlan, spools: Spools) -> list[Missing]:
+    rows = [] if plan.twice else [Missing("run", "timing pass", NO_TIMING)]
+    if plan.level != "steps" and not any(r.image.worked for r in spools.all):
+        rows.append(Missing("run", "kernels", _why_no_kernels(spools)))
+    return rows
+
+
+def _why_no_kernels(spools: Spools) -> str:
+    errors = [e for r in spools.all for e in r.image.errors]
+    if errors:
+        return error_text(errors[0])
+    if any("library" in r.image.facts for r in spools.all):
+        return "the program loaded CUDA but ran nothing on a GPU while it was recorded"
+    return NO_CUDA
+
+
+def _put_process(writer: RunFileWriter, recorded: Recorded, warn: Warn) -> None:
+    image, engine = recorded.image, recorded.engine
+    for error in image.errors:
+        warn(error_text(error), image.name)
+    if not image.worked and not image.range_count:
+        return  # a compile worker that only called cuInit
+    label = engine.label if engine is not None else image.name
+    for text in image.losses:
+        warn(text, label)
+    if image.losses and engine is not None:
+        writer.put_missing([Missing(label, LOST_RECORDS, "; ".join(image.losses))])
+    if recorded.tail.broken:
+        warn(f"spool {recorded.tail.broken}", label)
+    elif recorded.tail.torn:
+        warn(f"{recorded.tail.torn} bytes of a torn frame were lost", label)
+    if image.ranges.open:
+        warn(f"{image.ranges.open} NVTX ranges never ended", label)
+    if engine is not None:
+        devices = sorted(image.devices)
+        engine.state = "finished"
+        engine.info = EngineInfo(
+            device=f"cuda:{devices[0]}" if devices else "cpu",
+            notes=[f"recorded on GPU {', '.join(map(str, devices))}"] if devices else [],
+        )
+        writer.put_engine(engine)
+    writer.put_process(image.record(label))
+
+
+def error_text(error: dict[str, object]) -> str:
+    """An ERROR frame, whatever it holds, in one line."""
+    what, advice = one_line(str(error.get("what", "?"))), one_line(str(error.get("advice", "")))
+    text = f"{what} ({error.get('code')})"
+    return f"{one_line(text)}: {advice}" if advice else one_line(text)

@@ -1,0 +1,70 @@
+"""PM samples of a recorded program: whose they are is found when the file is read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from llmprof.records import (
+    EngineInfo,
+    EngineRecord,
+    NvtxEvent,
+    PmRound,
+    RecordedProcess,
+    RunData,
+    RunInfo,
+)
+from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.schema import PM_ROUNDS, process_number
+from llmprof.runfile.writer import RunFileWriter
+
+T0 = 10**12
+
+
+def recorded(path: Path, engines: int) -> RunData:
+    info = RunInfo(T0, 0, "0", None, ["x"], {}, {}, "full", state="finished", source="recorded")
+    with RunFileWriter(path, info) as writer:
+        for i in range(engines):
+            process = process_number(700 + i, 0)
+            engine = EngineRecord(i, f"e{i}", "e", "", {}, "finished", traced_pid=process)
+            engine.info = EngineInfo(device="cuda:1")
+            writer.put_engine(engine)
+            steps = [
+                NvtxEvent(T0 + n * 1000, T0 + n * 1000 + 900, f"decode {n}", process, 700, "")
+                for n in range(10)
+            ]
+            writer.put_nvtx(steps)
+            writer.put_process(
+                RecordedProcess(
+                    process, i, 700 + i, 1, f"e{i}", "/e", ["e"], None, T0, T0, T0 + 10_000,
+                    5, 0, 0, 10, 0, True, "libcupti", {"0": "aa"},
+                )
+            )  # fmt: skip
+        times = np.arange(T0, T0 + 10_000, 500)
+        half = np.full(len(times), 50.0)
+        writer.put_pm_round(
+            PmRound(PM_ROUNDS + 1, 1, 500, "test", 10, 0, False),
+            {"start": times, "end": times + 500, "dram_pct": half, "dram_read_pct": half,
+             "sm_active_pct": half},
+        )  # fmt: skip
+    with RunFileReader(path) as reader:
+        data = reader.run_data()
+        for record in data.rounds_of(0, "sampled"):
+            found = reader.pm_samples(record.round_id)
+            assert found is not None and len(found[1].start_ns) == 20
+    return data
+
+
+def test_the_counters_of_a_gpu_that_one_process_used(tmp_path: Path) -> None:
+    data = recorded(tmp_path / "a.sqlite", 1)
+    (traced,), (sampled,) = data.rounds_of(0, "traced"), data.rounds_of(0, "sampled")
+    assert sampled.stamps_ns == traced.stamps_ns and sampled.round_id == PM_ROUNDS + 1
+
+
+@pytest.mark.parametrize("engines", [2, 3])
+def test_the_counters_of_a_shared_gpu_are_nobodys(tmp_path: Path, engines: int) -> None:
+    data = recorded(tmp_path / "a.sqlite", engines)
+    assert not [r for r in data.rounds if r.pass_name == "sampled"]
+    assert "its counters are nobody's own" in str(data.why_missing("e0", "pm"))
