@@ -4,6 +4,11 @@ Categories of the shipped rules, beside the fallback ``other``:
 
 ``quantised GEMV/GEMM``     product with packed weights, unpacked in the kernel
 ``GEMM/GEMV``               product with plain weights
+``communication``           collectives of several GPUs, those with something fused into them too
+``MoE``                     routing, permutation and grouped products of experts
+``SSM``                     Mamba and other recurrent layers
+``LoRA``                    products with adapters
+``convolution``
 ``attention``               QK, softmax, V, and the merging of split parts
 ``norm``, ``RoPE``, ``embedding``, ``sampling``
 ``KV cache``                appending to, moving or packing K and V
@@ -18,12 +23,13 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from llmprof.analysis.device.kernel_names import NAME_LIMIT
+from llmprof.analysis.device.rule_gates import Gate, gate_of, may_match
 from llmprof.errors import UsageError
 from llmprof.plaintext import one_line
 
@@ -47,6 +53,11 @@ class Rule:
     engine: str | None = None
     """Only for this engine (its name, not its label)."""
 
+    @cached_property
+    def gate(self) -> Gate:
+        """Words of which one is in every name that matches."""
+        return gate_of(self.pattern)
+
 
 def categorise(
     names: Mapping[int, str], engine: str, rules: Sequence[Rule] | None = None
@@ -56,12 +67,17 @@ def categorise(
     Each text is matched once, on its first 4096 characters.
     """
     given = shipped_rules() if rules is None else rules
-    usable = [r for r in given if r.engine in (None, engine)]
+    usable = [(r, r.gate) for r in given if r.engine in (None, engine)]
     known: dict[str, str] = {}
     for name in names.values():
         if name not in known:
             text = name[:NAME_LIMIT]
-            hits = (r.category for r in usable if r.pattern.search(text) is not None)
+            small = text.casefold()
+            hits = (
+                rule.category
+                for rule, gate in usable
+                if may_match(gate, small) and rule.pattern.search(text) is not None
+            )
             known[name] = next(hits, OTHER)
     return {key: known[name] for key, name in names.items()}
 

@@ -18,6 +18,11 @@ LETTERS: Final = {
     "sampling": "S",
     "copy": "C",
     "quantise": "Z",
+    "communication": "X",
+    "MoE": "M",
+    "SSM": "T",
+    "LoRA": "L",
+    "convolution": "V",
 }
 OTHER: Final = "O"
 
