@@ -117,6 +117,10 @@ class EngineInfo:
     notes: list[str] = field(default_factory=list)
     weights_id: str | None = None
     """Equal for two engines that hold the same real weights; ``None`` for random ones."""
+    projections: dict[str, list[int]] | None = None
+    """Matrices that a decode step multiplies by, as the engine holds them: those of the first layer
+    in its order, then the output head. Name without the layer → [outputs, inputs, packed bytes].
+    What a kernel is for follows from its order in the step and these; ``None``: not known."""
     op_tracer: str | None = None
     """``torch`` where the operator tracer can record this engine."""
 

@@ -199,6 +199,11 @@ def test_describe(tiny: TorchEngine, small_folder: Path) -> None:
     assert info.kv_bytes_per_token == 2 * 4 * 2 * 32 * 4
     assert (info.weights_id, info.cuda_graph, info.op_tracer) == (None, None, "torch")
     assert (info.context_limit, info.vocab_size) == (4096, 4096)
+    assert info.projections is not None
+    assert info.projections["self_attn.qkv_proj"] == [256 + 2 * 64, 256, 4 * 384 * 256]
+    sizes = [size for _, _, size in info.projections.values()]
+    norms = 4 * 256 * (2 * 4 + 1)
+    assert 4 * sum(sizes[:-1]) + sizes[-1] + norms == info.weight_bytes_per_step
     stored = load(str(small_folder)).describe()
     assert stored.model_format == "safetensors fp32 as fp32"
     assert stored.weights_id is not None

@@ -81,6 +81,15 @@ def test_bits_per_weight_is_that_of_the_file(tmp_path) -> None:
     assert 4.0 < found.bits_per_weight < 4.3
 
 
+def test_projections_add_up_to_what_a_step_reads(tmp_path) -> None:
+    for kind in ("gptq", "exl2", "fp16"):
+        found = inspect_folder(str(folder(tmp_path / kind, kind=kind)), "exllamav2")
+        sizes = {name: size for name, (_, _, size) in found.projections.items()}
+        layers = SMALL.num_hidden_layers * sum(v for n, v in sizes.items() if n != "lm_head")
+        norms = 2 * SMALL.hidden_size * (2 * SMALL.num_hidden_layers + 1)
+        assert layers + sizes["lm_head"] + norms == found.step_bytes
+
+
 def test_a_format_that_the_engine_does_not_load(tmp_path) -> None:
     target = folder(tmp_path)
     assert "exllamav3 does not load gptq" in refusal(target, "exllamav3")

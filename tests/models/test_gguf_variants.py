@@ -13,7 +13,12 @@ from llmprof.errors import ModelError
 from llmprof.models.discover import found_models
 from llmprof.models.gguf.header import read_header
 from llmprof.models.gguf.reader import GgufWeights, gguf_config
-from llmprof.models.gguf.sizes import kv_values_per_token, parameters, step_tensors
+from llmprof.models.gguf.sizes import (
+    kv_values_per_token,
+    parameters,
+    step_projections,
+    step_tensors,
+)
 from llmprof.models.locate import resolve
 from llmprof.models.presets import RopeScaling
 from llmprof.records import Unavailable
@@ -262,3 +267,13 @@ def test_bytes_a_step_are_not_guessed(tmp_path: Path, name: str, said: str) -> N
     found = step_tensors(read_header(write(tmp_path, more={name: np.zeros((64, 64))})))
     assert isinstance(found, Unavailable)
     assert said in found.reason
+
+
+def test_projections_of_a_layer_and_the_head(tmp_path: Path) -> None:
+    found = step_projections(read_header(write(tmp_path)))
+    assert found is not None
+    assert (found["attn_k"], found["ffn_down"]) == ([32, 64, 8192], [64, 96, 24576])
+    assert found["output"] == [300, 64, 76800]
+    per_layer = sum(size for *_, size in found.values()) - 76800
+    norms = 4 * 64 * (2 * SHAPE.num_hidden_layers + 1)
+    assert per_layer * SHAPE.num_hidden_layers + 76800 + norms == STEP

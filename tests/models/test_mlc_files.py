@@ -205,6 +205,7 @@ def test_metadata_sizes() -> None:
     assert found.workspace_bytes == 300
     tied = metadata(params=DOCUMENT["params"][:2])
     assert tied.step_bytes(6)[0] == (24 + 4) * 2
+    assert metadata().projections(6) is None  # no layer
     rows = {"name": "transformer.wpe.weight", "shape": [64, 4], "dtype": "float16"}
     assert metadata(params=[*DOCUMENT["params"], rows]).step_bytes(6)[0] == (4 + 24) * 2
     experts = [*DOCUMENT["params"], {"name": "e", "shape": [8, 4, 4], "dtype": "float16"}]
@@ -215,6 +216,30 @@ def test_metadata_sizes() -> None:
     ]
     assert metadata(params=packed, quantization="q4f16_1").weight_count(6) == 4 * 16
     assert metadata(params=packed, quantization="q4f16_awq").weight_count(6) is None
+
+
+def test_projections_of_the_first_layer_and_the_head() -> None:
+    """What a kernel called NT_matmul7 is for follows from these and the order of a step."""
+    names = ("self_attn.qkv_proj", 96, 64), ("self_attn.o_proj", 64, 64), ("mlp.down_proj", 64, 128)
+    params = [
+        {"name": "model.embed_tokens.weight", "shape": ["vocab_size", 64], "dtype": "float16"}
+    ]
+    for layer in (0, 1):
+        params.append(
+            {"name": f"model.layers.{layer}.norm.weight", "shape": [64], "dtype": "float16"}
+        )
+        for name, n, k in names:
+            key = f"model.layers.{layer}.{name}"
+            params.append({"name": f"{key}.q_weight", "shape": [n, k // 8], "dtype": "uint32"})
+            params.append({"name": f"{key}.q_scale", "shape": [n, k // 32], "dtype": "float16"})
+    tied = metadata(params=params, quantization="q4f16_1").projections(300)
+    wanted = {name: [n, k, n * k // 2 + n * k // 16] for name, n, k in names}
+    assert tied == {**wanted, "model.embed_tokens": [300, 64, 38400]}
+    assert list(tied) == [*(name for name, _, _ in names), "model.embed_tokens"]
+    params.append({**params[0], "name": "lm_head.weight"})
+    own = metadata(params=params, quantization="q4f16_1").projections(300)
+    assert own == {**wanted, "lm_head": [300, 64, 38400]}
+    assert metadata(params=params, quantization="q4f16_awq").projections(300) is None
 
 
 @pytest.mark.parametrize(

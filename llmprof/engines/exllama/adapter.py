@@ -24,6 +24,7 @@ from llmprof.engines.prompts import check_prompt
 from llmprof.errors import MissingPackage, OutOfMemory, UsageError
 from llmprof.models.exllama.files import ExLlamaFiles, inspect_folder
 from llmprof.models.exllama.shapes import EngineName
+from llmprof.models.locate import folder_name
 from llmprof.plaintext import one_line
 from llmprof.records import EngineInfo
 
@@ -256,7 +257,7 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
                 "torch": str(torch.__version__),
                 "cuda": str(torch.version.cuda),
             },
-            model=one_line(str(files.folder), 200),
+            model=folder_name(files.folder),
             model_format=files.format_text,
             parameters=files.config.parameters,
             bits_per_weight=files.bits_per_weight,
@@ -271,5 +272,6 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
             options=dict(opening.request.options),
             notes=notes,
             weights_id=files.weights_id,
+            projections=files.projections,
             **facts,
         )

@@ -14,7 +14,12 @@ from llmprof.errors import ModelError, UsageError
 from llmprof.machine import default_threads
 from llmprof.models.gguf.header import GgufHeader, read_header
 from llmprof.models.gguf.reader import quantisation
-from llmprof.models.gguf.sizes import kv_values_per_token, parameters, step_tensors
+from llmprof.models.gguf.sizes import (
+    kv_values_per_token,
+    parameters,
+    step_projections,
+    step_tensors,
+)
 from llmprof.models.locate import ModelRef, resolve
 from llmprof.plaintext import one_line
 from llmprof.records import EngineInfo, Unavailable
@@ -177,4 +182,5 @@ def _describe(
         warmup_min_steps=2,
         notes=notes,
         weights_id=header.weights_id,
+        projections=step_projections(header),
     )

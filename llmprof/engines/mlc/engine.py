@@ -267,4 +267,5 @@ def _describe(opening: Opening, drive: str, facts: dict[str, Any], why_vm: str) 
         options=dict(opening.request.options),
         notes=notes,
         weights_id=model.weights_id,
+        projections=metadata.projections(opening.vocab_size),
     )

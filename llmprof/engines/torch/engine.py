@@ -282,5 +282,21 @@ def _describe(
         weights_id=held_id(source.weights_id, chosen.dtype, source.format.lower().endswith("bf16"))
         if source
         else None,
+        projections=_projections(config, size),
         op_tracer=None if on_cuda else "torch",
     )
+
+
+def _projections(config: LlamaConfig, size: int) -> dict[str, list[int]]:
+    """As ``llama.Layer`` holds them: q, k, v in one matrix, gate and up in one."""
+    hidden, inner = config.hidden_size, config.intermediate_size
+    query = config.num_attention_heads * config.head_dim
+    both = 2 * config.num_key_value_heads * config.head_dim
+    shapes = {
+        "self_attn.qkv_proj": (query + both, hidden),
+        "self_attn.o_proj": (hidden, query),
+        "mlp.gate_up_proj": (2 * inner, hidden),
+        "mlp.down_proj": (hidden, inner),
+        "lm_head": (config.vocab_size, hidden),
+    }
+    return {name: [n, k, n * k * size] for name, (n, k) in shapes.items()}

@@ -80,6 +80,19 @@ class ExLlamaFiles:
         return 8 * self.step_bytes / shape.step_parameters
 
     @property
+    def projections(self) -> dict[str, list[int]]:
+        """Matrices of the first layer in its order, then the head: [outputs, inputs, bytes]."""
+        head = (self.config.hidden_size, self.config.vocab_size)
+        found = {}
+        for name, (k, n) in {**projections(self.config), "lm_head": head}.items():
+            key = f"model.layers.0.{name}."
+            if name == "lm_head":
+                key = "model.embed_tokens." if self.tied else "lm_head."
+            size = sum(t.n_bytes for stored, t in self.tensors.items() if stored.startswith(key))
+            found[name] = [n, k, size]
+        return found
+
+    @property
     def random(self) -> bool:
         return bool(self._ours.get("random"))
 

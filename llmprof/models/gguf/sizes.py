@@ -107,3 +107,16 @@ def _of_layer(header: GgufHeader, prefix: str) -> int | None:
     own = [name.removeprefix(prefix) for name in header.tensors if name.startswith(prefix)]
     attends = any(name.startswith("attn_") and "norm" not in name for name in own)
     return None if rows or attends or not own else 0
+
+
+def step_projections(header: GgufHeader) -> dict[str, list[int]] | None:
+    """Matrices of the first layer in the file's order, then the head: [outputs, inputs, bytes]."""
+    head = header.tensors.get(_HEAD) or header.tensors.get(_EMBEDDING)
+    found = {
+        name.removeprefix("blk.0.").removesuffix(".weight"): [*tensor.shape, tensor.n_bytes]
+        for name, tensor in header.tensors.items()
+        if name.startswith("blk.0.") and name.endswith(".weight") and len(tensor.shape) == 2
+    }
+    if not found or head is None or len(head.shape) != 2:
+        return None
+    return {**found, "output": [*head.shape, head.n_bytes]}

@@ -34,6 +34,9 @@ ELEMENT_BYTES = {
 }
 _MAX_DIMENSION = 1 << 40
 _GROUP_QUANTISED = re.compile(r"q([348])f(16|32)_[012]")
+_PLAIN = re.compile(r"q0(f16|f32|bf16)")
+_FIRST_LAYER = re.compile(r"(.*\.)?(layers|h|blocks)\.0\.")
+_ANY_LAYER = re.compile(r"(^|\.)(layers|h|blocks)\.\d+\.")
 _EMBEDDINGS = re.compile(r"(^|\.)(embed_tokens|wte|word_embeddings|tok_embeddings)\.")
 _ROWS = re.compile(r"(^|\.)(wpe|embed_positions|position_embeddings|embed_tokens_per_layer)\.")
 """Tables of which a step reads a row for each sequence, and that are no output head."""
@@ -143,9 +146,35 @@ class MlcMetadata:
             return size, None, f"quantisation {self.quantization}: bits a weight not known"
         return size, 8 * size / count, ""
 
+    def projections(self, vocab_size: int) -> dict[str, list[int]] | None:
+        """Matrices of the first layer in the library's order, then the head: [outputs, inputs,
+        bytes]; ``None`` for schemes whose packing is not known here."""
+        mark = _GROUP_QUANTISED.fullmatch(self.quantization)
+        if mark is None and not _PLAIN.fullmatch(self.quantization):
+            return None
+        layer: dict[str, list[int]] = {}
+        head: dict[str, list[int]] = {}
+        table: dict[str, list[int]] = {}
+        for p in self.parameters:
+            key, _, part = p.name.rpartition(".")
+            if len(p.shape) != 2 or part not in ("weight", "q_weight", "q_scale"):
+                continue
+            first = _FIRST_LAYER.match(key)
+            if _ROWS.search(p.name) or (first is None and _ANY_LAYER.search(key)):
+                continue
+            found = head if _HEADS.search(p.name) else table
+            name, place = (key[first.end() :], layer) if first else (key, found)
+            entry = place.setdefault(name, [0, 0, 0])
+            entry[2] += p.n_bytes(vocab_size)
+            if part != "q_scale":
+                outputs, inputs = p.sizes(vocab_size)
+                words = ELEMENT_BYTES[p.dtype] * 8 // int(mark[1]) if mark else 1
+                entry[:2] = [outputs, inputs * (words if part == "q_weight" else 1)]
+        return {**layer, **(head or table)} if layer else None
+
     def _count(self, parameters: Any, vocab_size: int) -> int | None:
         mark = _GROUP_QUANTISED.fullmatch(self.quantization)
-        if mark is None and not re.fullmatch(r"q0(f16|f32|bf16)", self.quantization):
+        if mark is None and not _PLAIN.fullmatch(self.quantization):
             return None
         total = 0
         for p in parameters:
