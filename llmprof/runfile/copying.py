@@ -14,6 +14,7 @@ from llmprof.runfile.activity import KERNELS
 from llmprof.runfile.database import quoted
 from llmprof.runfile.foreign.source import SOURCE_FILE
 from llmprof.runfile.foreign.tables import columns_of
+from llmprof.runfile.locks import writable
 from llmprof.runfile.opening import OpenFile, damaged
 
 Share = Callable[[float], None]
@@ -45,7 +46,7 @@ def copy_file(source: Path, target: Path, share: Share = lambda _: None) -> None
     """
     file = OpenFile(source)
     try:
-        with closing(sqlite3.connect(target)) as copy:
+        with closing(writable(target)) as copy:
             file.sql.backup(
                 copy, pages=8192, progress=lambda _, left, all_: share(1 - left / max(1, all_))
             )
@@ -74,7 +75,7 @@ def merge_files(sources: Sequence[Path], target: Path, share: Share = lambda _: 
         files = [stack.enter_context(closing(OpenFile(path))) for path in sources]
         begins = [_wall_clock(file.sql, path) for file, path in zip(files, sources, strict=True)]
         try:
-            sql = stack.enter_context(closing(sqlite3.connect(target, isolation_level=None)))
+            sql = stack.enter_context(closing(writable(target)))
             sql.execute("PRAGMA journal_mode = OFF").fetchall()
             sql.execute("PRAGMA synchronous = OFF")
             sql.execute("BEGIN")

@@ -20,6 +20,7 @@ from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
 from llmprof.runfile import schema
 from llmprof.runfile.codec import clean
+from llmprof.runfile.locks import writable
 
 _BUGS = (
     sqlite3.IntegrityError,
@@ -77,7 +78,7 @@ class RunDatabase:
         self._strings: dict[str, int] = {}
         self._better: dict[str, str] = {}
         self._created = _claim(path)
-        self.sql = sqlite3.connect(path, isolation_level=None)
+        self.sql = writable(path)
         try:
             self.sql.execute("PRAGMA journal_mode = DELETE")
             # Enough for a killed process and a full disk; FULL would add an fsync to each round.

@@ -3,6 +3,10 @@
 A process killed while it wrote leaves ``FILE-journal``; the file must be brought back to its last
 committed state before it can be read. SQLite does that when it may write the file and its folder,
 and on a temporary copy otherwise.
+
+A file in WAL mode (another program left it so) needs a file beside it even to be read. Where that
+cannot be made, and where the file system has no locks, the file is opened as one that nobody
+changes (``immutable``); with changes in its WAL, a temporary copy of both is.
 """
 
 from __future__ import annotations
@@ -16,9 +20,11 @@ from tempfile import TemporaryDirectory
 
 from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
+from llmprof.runfile.locks import locks_work
 from llmprof.runfile.schema import statements
 
 _MAGIC = b"SQLite format 3\0"
+_UNCHANGED = "mode=ro&immutable=1"
 _SUPER_JOURNAL = bytes.fromhex("d9d505f920a163d7")
 """Last bytes of a journal that names a super-journal (sqlite.org/fileformat2.html)."""
 
@@ -38,12 +44,13 @@ class OpenFile:
             found = path.resolve()
             if _size(_journal(found)):
                 found = self._recovered(found)
-            self.sql = _connect(found, "ro")
             try:
-                self._check(found)
-            except BaseException:
-                self.sql.close()
-                raise
+                self.sql = self._checked(found, "mode=ro")
+            except sqlite3.OperationalError as why:
+                again = self._other_way(found, why)
+                if again is None:
+                    raise
+                self.sql = self._checked(*again)
         except OSError as why:
             self._drop_copy()
             raise RunFileError(f"{self.name}: cannot be read: {why.strerror}") from None
@@ -60,14 +67,40 @@ class OpenFile:
         self.sql.close()
         self._drop_copy()
 
-    def _check(self, path: Path) -> None:
-        self.sql.execute("BEGIN")
-        _refuse_code(self.sql, self.name)
+    def _other_way(self, path: Path, why: sqlite3.Error) -> tuple[Path, str] | None:
+        """The path and SQLite's parameters to try next; ``None``: the error is what it is."""
+        if "locked" in str(why) and not locks_work(path):
+            if _size(_journal(path)):
+                raise _unprotected(self.name, _journal(path))
+            return path, _UNCHANGED
+        if not _is_wal(path):
+            return None
+        wal = path.with_name(path.name + "-wal")
+        if not _size(wal):
+            return path, _UNCHANGED
+        self._copy = TemporaryDirectory(prefix="llmprof-")
+        copy = Path(self._copy.name) / path.name
+        shutil.copyfile(path, copy)
+        shutil.copyfile(wal, copy.with_name(copy.name + "-wal"))
+        return copy, "mode=rw"
+
+    def _checked(self, path: Path, parameters: str) -> sqlite3.Connection:
+        sql = _connect(path, parameters)
+        try:
+            self._check(sql, path)
+        except BaseException:
+            sql.close()
+            raise
+        return sql
+
+    def _check(self, sql: sqlite3.Connection, path: Path) -> None:
+        sql.execute("BEGIN")
+        _refuse_code(sql, self.name)
         # The read lock keeps a commit from growing the file between header and size. SQLite itself
         # notices a lost page, but not a lost part of the last one.
         if missing := _cut_off(path):
             raise RunFileError(_truncated(self.name, missing))
-        self.sql.execute("ROLLBACK")
+        sql.execute("ROLLBACK")
 
     def _drop_copy(self) -> None:
         if self._copy is not None:
@@ -97,7 +130,9 @@ class OpenFile:
             shutil.copyfile(path, copy)
             shutil.copyfile(journal, _journal(copy))
             path = copy
-        sql = _connect(path, "rw")
+        if not locks_work(path):
+            raise _unprotected(self.name, journal)
+        sql = _connect(path, "mode=rw")
         try:
             sql.execute("SELECT count(*) FROM sqlite_master").fetchone()
         finally:
@@ -109,10 +144,25 @@ def damaged(path: Path, why: sqlite3.Error) -> RunFileError:
     """What to tell about a file that SQLite fails on."""
     name, text = one_line(str(path)), str(why)
     if "locked" in text:
+        if not locks_work(path):
+            return RunFileError(
+                f"{name}: its file system has no file locks: copy the file to a local disk"
+            )
         return RunFileError(f"{name}: another program is writing it; try again")
+    if "readonly" in text and _is_wal(path):
+        return RunFileError(
+            f"{name}: is in WAL mode and its folder cannot be written: copy it to another folder"
+        )
     if missing := _cut_off(path):
         return RunFileError(_truncated(name, missing))
     return RunFileError(f"{name}: damaged: {one_line(text)}; copy it again from where it was made")
+
+
+def _unprotected(name: str, journal: Path) -> RunFileError:
+    return RunFileError(
+        f"{name}: its file system has no locks, and {one_line(journal.name)} beside it has changes"
+        " of a writer: copy both to a local disk when it has ended"
+    )
 
 
 def _truncated(name: str, missing: str) -> str:
@@ -168,13 +218,22 @@ def _refuse_code(sql: sqlite3.Connection, name: str) -> None:
             raise RunFileError(f"{name}: refused: it holds a {one_line(what, 80)}, no run has that")
 
 
-def _connect(path: Path, mode: str) -> sqlite3.Connection:
-    name = f"{path.as_uri()}?mode={mode}"
+def _is_wal(path: Path) -> bool:
+    """By the versions of the format that reading needs (fileformat2.html, 1.3.3)."""
+    try:
+        with path.open("rb") as file:
+            return file.read(20)[18:20] == b"\x02\x02"
+    except OSError:
+        return False
+
+
+def _connect(path: Path, parameters: str) -> sqlite3.Connection:
+    name = f"{path.as_uri()}?{parameters}"
     sql = sqlite3.connect(name, uri=True, isolation_level=None, timeout=2)
     sql.text_factory = lambda data: data.decode("utf-8", "replace")
     for pragma in ("trusted_schema = OFF", "cell_size_check = ON", "mmap_size = 0"):
         sql.execute(f"PRAGMA {pragma}").fetchall()
-    if mode == "ro":
+    if "mode=ro" in parameters:
         sql.execute("PRAGMA query_only = ON")
     return sql
 
