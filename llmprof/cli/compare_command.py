@@ -137,6 +137,7 @@ def _fall(
 
 
 def _print_text(found: list[tuple[Comparison, Fall]]) -> None:
+    from llmprof.exports.text import pairing_table
     from llmprof.exports.text.waterfall_table import render
     from llmprof.plaintext import one_line
 
@@ -146,7 +147,7 @@ def _print_text(found: list[tuple[Comparison, Fall]]) -> None:
         print(one_line(pair.verdict))
         for warning in pair.warnings:
             print(f"  ! {one_line(warning)}")
-        for line in render(fall):
+        for line in (*render(fall), *pairing_table.render(fall.kernels)):
             print(line)
 
 

@@ -9,7 +9,7 @@ ratio of medians, each run resampled by itself.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median
 from typing import Any
@@ -84,6 +84,17 @@ def compare_runs(
     name_a, name_b = a.label, b.label
     if name_a == name_b:
         name_a, name_b = f"{name_a} (A)", f"{name_b} (B)"
+    traced_only = [
+        name
+        for name, data, engine in ((name_a, data_a, a), (name_b, data_b, b))
+        if data.info.source != "driven" and not timing_rounds(data, engine)
+    ]
+    if traced_only:
+        verb = "were" if len(traced_only) > 1 else "was"
+        reason = f"{' and '.join(traced_only)} {verb} recorded under a profiler only"
+        return replace(
+            _incomparable(name_a, name_b, reason), verdict=f"no ratio of tok/s: {reason}"
+        )
     warnings = ["the runs did not take turns: drift of the machine is in the ratio"]
     mismatch = _workload_mismatch(data_a, data_b)
     if mismatch and not force:

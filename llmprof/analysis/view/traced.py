@@ -26,6 +26,7 @@ from llmprof.analysis.device.kernels import (
     others_ns,
     prepare,
 )
+from llmprof.analysis.device.pairing import Pairing, pair_kernels
 from llmprof.analysis.device.waterfall import (
     StepParts,
     Waterfall,
@@ -204,6 +205,8 @@ class Fall:
     b: str
     traced: Waterfall | Unavailable
     timing: Waterfall | Unavailable
+    kernels: Pairing | Unavailable
+    """Kernel by kernel."""
 
 
 class RunTrace:
@@ -414,6 +417,7 @@ def fall_between(a: EngineTrace, a_step_ns: Maybe, b: EngineTrace, b_step_ns: Ma
         b=b.label,
         traced=waterfall(a.parts, b.parts),
         timing=timing_waterfall(a.parts, b.parts, a_step_ns, b_step_ns),
+        kernels=pair_kernels(a.kernels, b.kernels),
     )
 
 

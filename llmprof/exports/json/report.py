@@ -23,7 +23,13 @@ from llmprof.analysis.timing.steps import RoundSteps
 from llmprof.analysis.view.report import EngineReport, Report
 from llmprof.analysis.view.traced import EngineTrace, Fall, RunTrace, all_warnings
 from llmprof.exports.json.host import host_document
-from llmprof.exports.json.trace import engine_trace, fall_document, null, waterfalls
+from llmprof.exports.json.trace import (
+    engine_trace,
+    fall_document,
+    null,
+    pairing_document,
+    waterfalls,
+)
 from llmprof.records import GpuDevice, RunData, RunInfo, Unavailable
 
 SCHEMA_VERSION = "1.2"
@@ -80,6 +86,7 @@ def comparison_document(found: Sequence[tuple[Comparison, Fall]]) -> Document:
         "schema_version": SCHEMA_VERSION,
         "pairs": [_pair(pair) for pair, _ in found],
         "waterfalls": [fall_document(fall) for _, fall in found],
+        "kernel_pairs": [pairing_document(fall.kernels) for _, fall in found],
     }
     clean: Document = _finite(document)
     return clean

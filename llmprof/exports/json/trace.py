@@ -9,6 +9,7 @@ from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram
 from llmprof.analysis.bandwidth.sampled import SampledSteps
 from llmprof.analysis.device.gaps import GapReport
 from llmprof.analysis.device.kernels import DeviceReport, KernelReport
+from llmprof.analysis.device.pairing import Pairing
 from llmprof.analysis.device.waterfall import Waterfall, verdict_words
 from llmprof.analysis.view.traced import EngineTrace, Fall, RunTrace
 from llmprof.plaintext import one_line
@@ -126,6 +127,20 @@ def fall_document(fall: Fall) -> Document:
         "b": fall.b,
         **_fall("traced", fall.traced),
         **_fall("timing", fall.timing),
+    }
+
+
+def pairing_document(found: Pairing | Unavailable) -> Document:
+    """Kernels of A and B side by side; null and the reason where a side has none."""
+    if isinstance(found, Unavailable):
+        return null("rows", found)
+    return {
+        "per_step": found.per_step,
+        "per_step_reason": found.why_not or None,
+        "a_ns": found.a_ns,
+        "b_ns": found.b_ns,
+        "paired_share": found.paired_share,
+        "rows": [asdict(row) for row in found.rows],
     }
 
 
