@@ -17,15 +17,13 @@ from llmprof.models.tokenizer import Tokenizer, load_tokenizer
 from llmprof.newfiles import first_free
 from llmprof.records import Unavailable
 from llmprof.session.plan import Plan
-from llmprof.tracers.pyspy.tracer import HostPlan, default_rate_hz
+from llmprof.tracers.pyspy.tracer import MAX_RATE_HZ, HostPlan, default_rate_hz
 from llmprof.workload import PROMPT_ID_FLOOR, Workload, read_ids, seeded_ids
 
 DEFAULT_PROMPT = (
     "A profiler is a tool that shows where a program spends its time. "
     "The best way to find out why a program is slow is"
 )
-MAX_HOST_RATE_HZ = 2000
-"""py-spy falls behind above this."""
 SMALL_VOCABULARY = 1000
 """Seeded ids stay below this when no model says how large its vocabulary is."""
 
@@ -88,8 +86,8 @@ def _host(arguments: argparse.Namespace, config: Config) -> HostPlan:
         return HostPlan(rate_hz=0)
     usual = default_rate_hz(arguments.host_native, arguments.host_blocking)
     rate = int(_setting(arguments, config, "host_rate", usual))  # type: ignore[call-overload]
-    if not 0 <= rate <= MAX_HOST_RATE_HZ:
-        raise UsageError(f"host_rate {rate}: give 0 to {MAX_HOST_RATE_HZ} samples a second")
+    if not 0 <= rate <= MAX_RATE_HZ:
+        raise UsageError(f"host_rate {rate}: give 0 to {MAX_RATE_HZ} samples a second")
     return HostPlan(rate, native=arguments.host_native, blocking=arguments.host_blocking)
 
 

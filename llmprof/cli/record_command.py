@@ -17,6 +17,7 @@ from llmprof.errors import UsageError
 if TYPE_CHECKING:
     from llmprof.recording.plan import Limit, RecordPlan
     from llmprof.recording.status import Outcome
+    from llmprof.tracers.pyspy.tracer import HostPlan
 
 _LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(s|ms|min|steps?)")
 
@@ -34,6 +35,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--after", metavar="30s|200steps", help="begin to record then")
     parser.add_argument("--for", dest="length", metavar="10s|64steps", help="record so much")
     parser.add_argument("--gpus", metavar="0,1", help="keep work on these GPUs only")
+    parser.add_argument(
+        "--host",
+        metavar="HZ",
+        nargs="?",
+        const="auto",
+        help="host stacks a second of Python processes that launch (py-spy); without a number as"
+        " many as the machine bears",
+    )
     parser.add_argument(
         "--bandwidth", action="store_true", help="sample DRAM and SM counters of the GPUs too"
     )
@@ -128,6 +137,7 @@ def plan_of(arguments: argparse.Namespace) -> RecordPlan:
         after=_limit("--after", arguments.after),
         length=_limit("--for", arguments.length),
         gpus=_gpus(arguments.gpus),
+        host=_host(arguments.host),
         bandwidth=arguments.bandwidth,
         twice=arguments.twice,
     )
@@ -154,6 +164,19 @@ def _gpus(text: str | None) -> frozenset[int] | None:
     if not all(part.isascii() and part.isdecimal() for part in parts):
         raise UsageError(f"--gpus {text}: expected numbers, as in 0,1")
     return frozenset(map(int, parts))
+
+
+def _host(text: str | None) -> HostPlan | None:
+    from llmprof.tracers.pyspy.tracer import MAX_RATE_HZ, HostPlan, default_rate_hz
+
+    if text is None:
+        return None
+    rate = default_rate_hz() if text == "auto" else 0
+    if text.isascii() and text.isdecimal() and len(text) < 6:
+        rate = int(text)
+    if not 0 < rate <= MAX_RATE_HZ:
+        raise UsageError(f"--host {text}: give 1 to {MAX_RATE_HZ} samples a second")
+    return HostPlan(rate)
 
 
 def _output(given: str | None, command: str) -> Path:

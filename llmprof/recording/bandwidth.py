@@ -26,6 +26,11 @@ class BandwidthSampling:
         if not wanted:
             self.missing.append(Missing("run", "pm", "NVML shows no GPU to sample"))
 
+    @property
+    def pids(self) -> list[int]:
+        """The samplers' processes."""
+        return [tracer.pid for tracer in self._tracers.values() if tracer.pid is not None]
+
     def start(self) -> None:
         """Takes a second or so a GPU."""
         for index, tracer in self._tracers.items():

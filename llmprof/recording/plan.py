@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from llmprof.records import TraceLevel
+from llmprof.tracers.pyspy.tracer import HostPlan
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,7 @@ class RecordPlan:
     """Recording ends so long after it began; with the program without it."""
     gpus: frozenset[int] | None = None
     """Work on other GPUs is left out; all are kept without it."""
+    host: HostPlan | None = None
     bandwidth: bool = False
     """Sample the GPUs' counters too."""
     twice: bool = False

@@ -7,7 +7,7 @@ import shutil
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -20,6 +20,7 @@ from llmprof.recording import closing
 from llmprof.recording.bandwidth import BandwidthSampling
 from llmprof.recording.control import ACTIVITY, RANGES, ControlPage
 from llmprof.recording.devices import DeviceMap
+from llmprof.recording.host import HostStacks
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.program import Program
 from llmprof.recording.spools import Spools
@@ -92,6 +93,8 @@ class Recording:
         self._said: list[str] = []
         self._toggle = threading.Event()
         self._program: Program | None = None
+        self._host: HostStacks | None = None
+        self._sampling: BandwidthSampling | None = None
         self.status: Status | None = None
         """Replaced about ten times a second."""
         self._ended_by_signal = False
@@ -199,8 +202,11 @@ class Recording:
         self.window = Window(page, plan.after, plan.length)
         variables = {**os.environ, **self._variables(folder, recorder)}
         sampling = BandwidthSampling(self._known, plan.gpus) if plan.bandwidth else None
+        self._sampling = sampling
         if sampling is not None:
             sampling.start()
+        host = HostStacks(plan.host, folder) if plan.host is not None else None
+        self._host = host
         program = self._program = Program(plan.command, variables, self._terminal)
         started_ns = time.monotonic_ns()
         program.pass_signals()
@@ -209,13 +215,15 @@ class Recording:
                 nvml.start()
             self._follow(program, started_ns)
             if (program.returncode or 0) < 0 or program.signalled:
-                program.end_group()
+                program.end_group(self._helpers())
             self._finish()
         finally:
             program.keep_signals()
             self.window.close(time.monotonic_ns())
             if sampling is not None:
-                self._keep_samples(sampling)
+                self._keep(lambda writer: sampling.stop(writer), sampling.missing)
+            if host is not None:
+                self._keep(lambda writer: host.stop(writer, self._spools.engines), [])
             self._spools.close()
             page.close()
         self.outcome.exit_code = program.exit_code
@@ -247,10 +255,11 @@ class Recording:
             if time.monotonic() - saved_at >= SAMPLES_S:
                 saved_at = time.monotonic()
                 self._save_samples()
+            self._follow_host()
             self.status = self._status(now_ns - started_ns, steps)
             if program.poll() is not None:
                 ended_at = ended_at or time.monotonic()
-                alive = program.reap()
+                alive = program.reap(self._helpers())
                 if not alive or time.monotonic() - ended_at > GRACE_S:
                     if alive:
                         self._warn(
@@ -260,6 +269,19 @@ class Recording:
                     return
             if not busy:
                 time.sleep(POLL_S)
+
+    def _helpers(self) -> frozenset[int]:
+        """Children of ours that are no part of the program."""
+        own = [] if self._host is None else self._host.pids
+        return frozenset(own + ([] if self._sampling is None else self._sampling.pids))
+
+    def _follow_host(self) -> None:
+        if self._host is None:
+            return
+        if self._host.begun:
+            self._host.follow()
+        elif self._spools.engines:
+            self._host.begin((self._spools.engines[0].traced_pid or 0) & 0xFFFFFF)
 
     def _read(self) -> bool:
         """A full disk ends the recording, never the program."""
@@ -343,11 +365,12 @@ class Recording:
 
     # -- the end -----------------------------------------------------------------------------
 
-    def _keep_samples(self, sampling: BandwidthSampling) -> None:
+    def _keep(self, stop: Callable[[RunFileWriter | None], None], missing: list[Missing]) -> None:
+        """End a sampler of ours and write what it has."""
         try:
-            sampling.stop(None if self._full else self._writer)
+            stop(None if self._full else self._writer)
             if not self._full:
-                self._writer.put_missing(sampling.missing)
+                self._writer.put_missing(missing)
         except RunFileError as why:
             self._give_up(str(why))
 

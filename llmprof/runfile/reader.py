@@ -267,7 +267,9 @@ class RunFileReader:
             if not {"LLMPROF_HOST_ROUND", "COMPOSITE_EVENTS", "SAMPLING_CALLCHAINS"} <= tables:
                 return None
             rounds = self._records(HostRound, "LLMPROF_HOST_ROUND")
-            mine = [r for r in rounds if r.round_id == record.round_id]
+            # A recorded program was sampled all along: its rounds are made when it is read.
+            numbers = (record.round_id, schema.HOST_ROUNDS + record.engine_id)
+            mine = [r for r in rounds if r.round_id in numbers]
             if not mine:
                 return None
             frames = {f.frame_id: f for f in self._records(HostFrame, "LLMPROF_HOST_FRAME")}

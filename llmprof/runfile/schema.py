@@ -30,6 +30,9 @@ PM_ROUNDS = 1 << 40
 """``LLMPROF_PM_ROUND.round_id`` of a recorded program: this plus the GPU's number. It has no rounds
 when it is recorded; those of pass ``sampled`` are made when the file is read."""
 
+HOST_ROUNDS = 1 << 20
+"""``LLMPROF_HOST_ROUND.round_id`` of a recorded program: this plus the engine's number."""
+
 VM = 1 << 48
 """nsys serialises ids as hardware << 56 | vm << 48 | pid << 24 | tid; real files have vm 1."""
 

@@ -201,6 +201,33 @@ def test_twice_without_ranges_says_why(record: Record) -> None:
     assert "marks no steps with NVTX" in missing.reason
 
 
+PYTHON_LOOP = """
+import ctypes, time
+cuda, cupti = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL("libcupti.so.13")
+cuda.cuInit(0)
+def thinks_hard(until):
+    while time.monotonic() < until:
+        cupti.stub_launch(1)
+        time.sleep(0.001)
+thinks_hard(time.monotonic() + 6)
+"""
+
+
+def test_host_stacks_of_a_process_that_launches(record: Record) -> None:
+    code, _ = record.run(sys.executable, "-c", PYTHON_LOOP, options=("--host", "100"))
+    assert code == 0 and record.left() == []
+    data = record.data()
+    denied = data.why_missing(data.engines[0].label, "host")
+    if denied:
+        assert "ptrace" in denied or "py-spy" in denied
+        pytest.skip(denied)
+    (traced,) = data.rounds
+    with RunFileReader(record.output) as reader:
+        rows = reader.host_rows(traced)
+    assert rows is not None and len(rows.samples) > 20
+    assert "thinks_hard" in {frame.function for frame in rows.frames.values()}
+
+
 def test_levels(record: Record) -> None:
     record.run(record.program, "exit", "10", "5", "0", options=("--trace", "steps"))
     (process,) = record.data().processes

@@ -71,6 +71,10 @@ H100, 100 Hz native made an eager step 1.6 times as long, and at 1 kHz no sample
 Blocking made it 1.16 times as long at 100 Hz, 4.6 times at 1 kHz."""
 
 
+MAX_RATE_HZ = 2000
+"""py-spy falls behind above this."""
+
+
 def default_rate_hz(native: bool = False, blocking: bool = False) -> int:
     """1 kHz where processors are to spare; on two, an engine would feel it."""
     if native or blocking:
@@ -139,6 +143,11 @@ class PySpyTracer:
         self._pids = (0, 0)
         self._said = tempfile.TemporaryFile()  # noqa: SIM115 (lives as long as the tracer)
 
+    @property
+    def pid(self) -> int | None:
+        """py-spy's process, while it runs."""
+        return None if self._process is None else self._process.pid
+
     def probe(self) -> Unavailable | None:
         if find() is None:
             return Unavailable(f"py-spy is not installed: {how_to_install('host')}")
@@ -152,8 +161,12 @@ class PySpyTracer:
             return Unavailable(f"no room for the sampler's clock: {why.strerror}")
         return None
 
-    def start(self, pid: int, metronome_pid: int) -> Unavailable | None:
-        """Attach, and return once both processes have been sampled."""
+    def start(self, pid: int, metronome_pid: int, root: int | None = None) -> Unavailable | None:
+        """Attach, and return once both processes have been sampled.
+
+        Args:
+            root: sample the tree of this process, which holds both; by default that of ``pid``.
+        """
         path = find()
         if path is None or self._board is None:
             return self.probe() or Unavailable("the sampler was not opened")
@@ -164,7 +177,15 @@ class PySpyTracer:
                 return Unavailable("the process that dates py-spy's samples did not start")
             time.sleep(0.005)
         plan = self.plan
-        command = [path, "record", "--pid", str(pid), "--subprocesses", "--idle", "--threads"]
+        command = [
+            path,
+            "record",
+            "--pid",
+            str(root or pid),
+            "--subprocesses",
+            "--idle",
+            "--threads",
+        ]
         command += ["--rate", str(plan.rate_hz), "--format", "chrometrace"]
         command += ["--output", str(self._output)]
         command += ["--native"] if plan.native else []
@@ -185,6 +206,11 @@ class PySpyTracer:
 
     def stop(self) -> HostSamples | Unavailable:
         """End the recording; what it brought. The worker may be gone by now."""
+        why = self.finish()
+        return self.samples_of(self._pids[0]) if why is None else why
+
+    def finish(self) -> Unavailable | None:
+        """End the recording; why it brought nothing."""
         process, board = self._process, self._board
         if process is None or board is None:
             return Unavailable("py-spy was not started")
@@ -198,8 +224,15 @@ class PySpyTracer:
         board.stop()
         if process.returncode or not self._output.exists():
             return Unavailable(self._death(process.returncode))
+        return None
+
+    def samples_of(self, pid: int) -> HostSamples | Unavailable:
+        """What the finished recording holds of one process."""
+        if self._board is None:
+            return Unavailable("py-spy was not started")
+        ticks, metronome = self._board.ticks(), self._pids[1]
         try:
-            found = decode(self._output, *self._pids, board.ticks(), self.plan.blocks)
+            found = decode(self._output, pid, metronome, ticks, self.plan.blocks)
         except (OSError, ValueError) as why:
             slow = "; the worker stood still for each stack: give a lower --host-rate"
             return Unavailable(one_line(str(why)) + (slow if self.plan.blocks else ""))
