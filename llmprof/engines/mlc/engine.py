@@ -237,6 +237,9 @@ def _describe(opening: Opening, drive: str, facts: dict[str, Any], why_vm: str) 
     step_bytes, bits, unknown = metadata.step_bytes(opening.vocab_size)
     notes = [*facts.pop("notes", []), f"library: {opening.library.shown}"]
     notes += [text for text in (why_vm, unknown) if text]
+    if metadata.kv_bytes_per_token is None:
+        kind = "a sliding window" if metadata.sliding_window_size else metadata.kv_state_kind
+        notes.append(f"KV bytes a token: not modelled for {kind}")
     if metadata.tensor_parallel_shards > 1:
         notes.append(
             f"tensor parallel over {metadata.tensor_parallel_shards} GPUs; sizes are of one"

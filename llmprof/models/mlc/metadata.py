@@ -116,8 +116,10 @@ class MlcMetadata:
 
     @property
     def kv_bytes_per_token(self) -> int | None:
-        """K and V of all layers for one position, at the type of the activations, bytes."""
-        if self.kv_state_kind != "kv_cache" or self.dtype is None:
+        """K and V of all layers for one position, at the type of the activations, bytes; ``None``
+        where not every layer keeps every position."""
+        windowed = self.sliding_window_size is not None
+        if self.kv_state_kind != "kv_cache" or windowed or self.dtype is None:
             return None
         return 2 * self.kv_layers * self.kv_heads * self.head_dim * ELEMENT_BYTES[self.dtype]
 
