@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from opened import Opened
 
 from llmprof.exports.text.table import render
+from llmprof.records import Unavailable
 
 
 @pytest.fixture
@@ -43,6 +44,8 @@ def test_lost_records_make_idle_an_upper_bound(file: Path) -> None:
     assert "80 of 200 launches have no record" in opened.kernels.idle_at_most
     assert "Nsight Systems says: Not all CUDA events" in opened.warnings
     assert "≤ " in render(opened.report, 100, opened.trace)
+    causes = opened.first.causes
+    assert not isinstance(causes, Unavailable) and causes.verdict.startswith("at most ")
     gpu = opened.document()["engines"][0]["tracing"]["gpu"]
     assert "Not all CUDA events" in gpu["idle_at_most"]
 

@@ -146,6 +146,7 @@ class GapJudge:
         peers = [(d.start_ns, d.end_ns) for d in traced.devices if d is not timeline]
         self._peer = covered_ns(peers, start, end)
         """Of every gap: ns in which another device of the engine worked."""
+        self._at_most = traced.quality.at_most
         self._taken = others_ns(traced, timeline)
         """Of every gap: ns in which another process worked on this device."""
 
@@ -249,10 +250,19 @@ class GapJudge:
             basis=self.basis,
             frames=frame_times(stacks, ms),
             stacks=stacks,
-            verdict=_verdict(
-                causes, ms, None if self.has_calls else sum(w for _, w in self._touched), self._call
+            verdict=self._bounded(
+                _verdict(
+                    causes,
+                    ms,
+                    None if self.has_calls else sum(w for _, w in self._touched),
+                    self._call,
+                )
             ),
         )
+
+    def _bounded(self, verdict: str) -> str:
+        """Of a trace with lost records: some of what seems idle was work."""
+        return f"at most {verdict} (records were lost)" if self._at_most else verdict
 
 
 def _not_idle(found: defaultdict[Cause, int], taken_ns: int, peer_ns: int) -> None:
@@ -302,7 +312,7 @@ def _verdict(
         words = f"not resolved, the host was inside {label(call)} (--trace full adds its calls)"
     # A count of n samples tells a share to within two standard errors: 60 % of 16 may be 40 %.
     error = 0.0
-    if samples is not None and first.cause != "device":
+    if samples is not None and first.cause not in ("device", "other process", "other GPU"):
         error = 2 * math.sqrt(first.share * (1 - first.share) / max(1.0, samples))
     # 38 % launch beside 33 % device is no verdict on the engine: say that it is a part.
     if first.share - error > 0.5:

@@ -143,8 +143,8 @@ class _Look:
         stretch = f"FROM {quoted(table)} WHERE rowid >= ? AND rowid <= ?"
         inside = f"{finish} >= ? AND {begin} <= ?"
         query = f"SELECT {chosen} {stretch} AND {process} = ? AND {usable} AND {inside}"
-        count_all = (
-            f"SELECT count(*), total({process} IS NOT ?1), total({process} IS ?1 AND NOT {usable}),"
+        count_rest = (
+            f"SELECT total({process} IS NOT ?1), total({process} IS ?1 AND NOT {usable}),"
             f" total({process} IS ?1 AND {usable} AND NOT ({finish} >= ?2 AND {begin} <= ?3))"
             f" FROM {quoted(table)} WHERE rowid >= ?4 AND rowid <= ?5"
         )
@@ -160,19 +160,20 @@ class _Look:
         held = 0
         for first, last, count in stretches(self.sql, table):
             rows = cursor.execute(query, (first, last, self.process, self.start_ns, self.end_ns))
+            before = held
             while chunk := rows.fetchmany(_CHUNK):
                 parts.append(np.array(chunk, np.int64))
                 held += len(chunk)
-            counts = cursor.execute(
-                count_all, (self.process, self.start_ns, self.asked_ns, first, last)
-            ).fetchone()
-            tally.rows += int(counts[0])
-            tally.elsewhere += int(counts[1])
-            tally.unusable += int(counts[2])
-            tally.outside += int(counts[3])
-            if not thread:
-                place = (first, last, self.process, self.asked_ns, self.asked_ns + _LATER_NS)
-                self.later += [int(row[0]) for row in cursor.execute(behind, place)]
+            tally.rows += count
+            if held - before < count:  # most stretches of a round are read whole
+                where = (self.process, self.start_ns, self.asked_ns, first, last)
+                elsewhere, unusable, outside = cursor.execute(count_rest, where).fetchone()
+                tally.elsewhere += int(elsewhere)
+                tally.unusable += int(unusable)
+                tally.outside += int(outside)
+                if outside and not thread:
+                    place = (first, last, self.process, self.asked_ns, self.asked_ns + _LATER_NS)
+                    self.later += [int(row[0]) for row in cursor.execute(behind, place)]
             if limit is not None and held > limit + limit // 8:
                 parts = self._earliest(parts, limit)
                 held = sum(map(len, parts))

@@ -49,15 +49,18 @@ def _busy(engine: EngineTrace, width: int, accent: str, glyphs: Glyphs) -> Row:
     if isinstance(report, Unavailable):
         return _operators(engine, report)
     wall, busy, idle = report.wall_ms_per_step, report.busy_ms_per_step, report.idle_ms_per_step
+    for value in (wall, busy):
+        if isinstance(value, Unavailable):
+            return row(Span(f"GPU n/a: {clean(value.reason)}", "dim"))
     if isinstance(wall, Unavailable) or isinstance(busy, Unavailable) or wall <= 0:
-        why = wall.reason if isinstance(wall, Unavailable) else "the steps have no length"
-        return row(Span(f"GPU n/a: {clean(why)}", "dim"))
+        return row(Span("GPU n/a: the steps have no length", "dim"))
     share = min(1.0, busy / wall)
     kernels = report.kernels_per_step
     head = row(Span("GPU busy ", "dim"), Span(f"{share * 100:3.0f} %  "))
     tail = row(
         Span(f"{number(kernels):>6}", "" if known(kernels) else "dim"),
         Span(" kernels   idle ", "dim"),
+        Span("≤" if report.idle_at_most else "", "dim"),
         Span(f"{number(idle):>5} ms", "warn strong" if share < _WAITING else ""),
     )
     room = min(_LONGEST, width - width_of(head) - width_of(tail))
