@@ -4,7 +4,8 @@
 
 A synthetic spool of one process, in frames of 20 ms at 300,000 kernels a second: a CUDA graph of
 587 kernels, names once, with ``--calls`` one API record a kernel. The recording's own classes read
-it. Beside the rate: that of decoding alone, and how much resident memory grew. Goal: 1 million
+it. Beside the rate: kernels a second of processor time (what a busy machine leaves comparable),
+those of decoding alone, and how much resident memory grew. Goal: 1 million
 kernels a second, memory flat.
 """
 
@@ -91,15 +92,17 @@ def main() -> None:
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with RunFileWriter(folder / "run.sqlite", info) as run:
             spools = Spools(folder, run, DeviceMap([]), None, lambda engine: None)
-            begin = time.perf_counter()
+            begin, processor = time.perf_counter(), time.process_time()
             spools.read(final=True)
             took = time.perf_counter() - begin
+            processor = time.process_time() - processor
             spools.close()
         kernels = spools.all[0].image.kernels
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = {
         "kernels": kernels,
         "kernels_s": round(kernels / took),
+        "per_processor_second": round(kernels / processor),
         "decoding_kernels_s": round(kernels / decoding),
         "more_memory_mib": round((after - before) / 1024),
     }

@@ -35,6 +35,37 @@ class Names(Protocol):
     def api_names(self) -> Mapping[tuple[int, int], str]: ...
 
 
+class _Distinct:
+    """``np.unique`` with its inverse, for buffers that hold the same few values again and again:
+    a binary search among those that are known instead of a sort of each buffer."""
+
+    MOST = 4096
+
+    def __init__(self) -> None:
+        self._known: NDArray[np.uint64] = np.zeros(0, np.uint64)
+
+    def of(self, values: NDArray[Any]) -> tuple[NDArray[np.uint64], NDArray[np.intp]]:
+        """Distinct values, ascending (perhaps some that are not in ``values``); where each is."""
+        values = values.astype(np.uint64)
+        at = self._find(values)
+        new = values if at is None else values[self._known[at] != values]
+        if len(new):
+            self._known = np.union1d(self._known, new)
+            at = self._find(values)
+        assert at is not None or not len(values)
+        found = self._known
+        if len(found) > self.MOST:  # too many to be named again for each buffer
+            self._known = np.zeros(0, np.uint64)
+            return np.unique(values, return_inverse=True)
+        return found, np.zeros(0, np.intp) if at is None else at
+
+    def _find(self, values: NDArray[np.uint64]) -> NDArray[np.intp] | None:
+        if not len(self._known):
+            return None
+        at: NDArray[np.intp] = np.searchsorted(self._known, values)
+        return np.minimum(at, len(self._known) - 1)
+
+
 class ActivityRows:
     """Writes the records of one process.
 
@@ -48,6 +79,8 @@ class ActivityRows:
         self._engine_id = engine_id
         self._pid = pid
         self._names: dict[tuple[int, str], tuple[int, int, int]] = {}
+        self._pointers = _Distinct()
+        self._calls = _Distinct()
 
     def put(self, names: Names, clock: Clock, records: Records) -> None:
         """Raises ``RunFileError``: the run file cannot be written."""
@@ -76,7 +109,7 @@ class ActivityRows:
     def _kernels(self, names: Names, clock: Clock, rows: NDArray[Any]) -> None:
         if not len(rows):
             return
-        pointers, inverse = np.unique(rows["name_ptr"], return_inverse=True)
+        pointers, inverse = self._pointers.of(rows["name_ptr"])
         ids = np.array([self._name(names, int(p)) for p in pointers], np.int64)[inverse]
         plain = {
             "registersPerThread": "registers",
@@ -135,9 +168,8 @@ class ActivityRows:
     def _api(self, names: Names, clock: Clock, rows: NDArray[Any]) -> None:
         if not len(rows):
             return
-        keys, inverse = np.unique(
-            rows["kind"].astype(np.int64) << 32 | rows["cbid"].astype(np.int64),
-            return_inverse=True,
+        keys, inverse = self._calls.of(
+            rows["kind"].astype(np.uint64) << np.uint64(32) | rows["cbid"].astype(np.uint64)
         )
         texts = [
             names.api_names.get((int(k) >> 32, int(k) & 0xFFFFFFFF), f"call {int(k)}") for k in keys

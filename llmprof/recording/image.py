@@ -24,8 +24,9 @@ from llmprof.tracers.cupti.decode import Records, decode_buffer
 from llmprof.tracers.cupti.layout import Layout
 from llmprof.tracers.cupti.times import TimeCheck
 
-FLUSH_BYTES = 4 << 20
-"""Raw records that wait before they are decoded together: frames of 20 ms are small."""
+FLUSH_BYTES = 16 << 20
+"""Raw records that wait before they are decoded together: frames of 20 ms are small, and a commit
+waits for the disk."""
 FLUSH_NS = 500_000_000
 DEVICES_WAIT_NS = 2_000_000_000
 """Records wait so long to be told which GPUs the process means."""
@@ -187,7 +188,10 @@ class Image:
         for rows in (records.kernels, records.memcpy, records.memset):
             if len(rows):
                 self._saw(int(rows["start"].min()), int(rows["end"].max()))
-                self.devices.update(np.unique(rows["device"]).tolist())
+                device = rows["device"]
+                least, most = int(device.min()), int(device.max())
+                seen = [least] if least == most else np.unique(device).tolist()
+                self.devices.update(seen)
         self._rows.put(self, self, records)
         self.kernels += len(records.kernels)
         self.copies += len(records.memcpy) + len(records.memset)

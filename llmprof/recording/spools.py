@@ -112,13 +112,14 @@ class Spools:
         return engine.engine_id
 
     def adopt_marked(self) -> None:
-        """Make an engine of each process that marked NVTX ranges.
+        """Make an engine of each process that marked NVTX ranges and has no GPU that is recorded.
 
         Raises:
             RunFileError: the run file cannot be written.
         """
         for recorded in self.all:
-            if recorded.image.range_count and recorded.engine is None:
+            image = recorded.image
+            if image.range_count and recorded.engine is None and "library" not in image.facts:
                 recorded.image.engine_id = self._new_engine(recorded.image)
 
     def _label(self, image: Image) -> str:

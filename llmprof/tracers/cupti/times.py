@@ -90,14 +90,18 @@ class _Backward:
         good = np.ones(len(kernels), np.bool_)
         if not len(kernels):
             return good
-        own = (kernels["graph_node"] == 0) & (kernels["graph"] == 0)
-        place = np.stack([kernels[name].astype(np.int64) for name in _PLACE])
-        places, which = np.unique(place, axis=1, return_inverse=True)
+        own = np.flatnonzero((kernels["graph_node"] == 0) & (kernels["graph"] == 0))
+        if not len(own):
+            return good
+        place = np.stack([kernels[name][own].astype(np.int64) for name in _PLACE])
+        if (place == place[:, :1]).all():  # one stream: no sort needed to find that out
+            places, which = place[:, :1], np.zeros(len(own), np.intp)
+        else:
+            places, which = np.unique(place, axis=1, return_inverse=True)
         for n in range(places.shape[1]):
-            mine = np.flatnonzero((which.reshape(-1) == n) & own)
-            if len(mine):
-                key = (int(places[0, n]), int(places[1, n]), int(places[2, n]))
-                good[mine] = self._in_order(kernels, mine, key)
+            mine = own[which.reshape(-1) == n]
+            key = (int(places[0, n]), int(places[1, n]), int(places[2, n]))
+            good[mine] = self._in_order(kernels, mine, key)
         return good
 
     def _in_order(self, kernels: Array, mine: Array, key: tuple[int, int, int]) -> Array:
