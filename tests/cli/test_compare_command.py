@@ -13,7 +13,7 @@ from llmprof.cli.gate import parse_gate
 from llmprof.errors import UsageError
 from llmprof.records import Unavailable
 
-QUICK = ["--prompt-len", "8", "--decode-len", "16", "--rounds", "6", "--traced-steps", "0"]
+QUICK = ["--prompt-len", "8", "--decode-len", "8", "--rounds", "6", "--traced-steps", "0"]
 
 
 def record(llmprof, name: str, *engines: str, more: tuple[str, ...] = ()) -> None:
@@ -23,21 +23,21 @@ def record(llmprof, name: str, *engines: str, more: tuple[str, ...] = ()) -> Non
 
 
 def test_engines_of_one_run(llmprof) -> None:
-    record(llmprof, "run.sqlite", "fake:step_us=500", "fake:step_us=1000")
+    record(llmprof, "run.sqlite", "fake:sleep_us=1000", "fake:sleep_us=30000")
     done = llmprof("compare", "run.sqlite")
     assert done.returncode == 0, done.stderr
-    assert "fake:step_us=500 is" in done.stdout and "faster" in done.stdout
+    assert "fake:sleep_us=1000 is" in done.stdout and "faster" in done.stdout
     assert "no waterfall: no traced pass" in done.stdout
     by_name = llmprof(
-        "compare", "run.sqlite:fake:step_us=1000", "run.sqlite:fake:step_us=500", "--json"
+        "compare", "run.sqlite:fake:sleep_us=30000", "run.sqlite:fake:sleep_us=1000", "--json"
     )
     pair = json.loads(by_name.stdout)["pairs"][0]
     assert pair["paired"] and pair["tok_s_ratio"]["low"] > 1
 
 
 def test_two_runs_and_the_gate(llmprof) -> None:
-    record(llmprof, "old.sqlite", "fake:label=it,step_us=500")
-    record(llmprof, "new.sqlite", "fake:label=it,step_us=2500")
+    record(llmprof, "old.sqlite", "fake:label=it,sleep_us=1000")
+    record(llmprof, "new.sqlite", "fake:label=it,sleep_us=30000")
     done = llmprof("compare", "old.sqlite", "new.sqlite", "--fail-on", "tok_s<98%")
     assert done.returncode == 4, done.stdout + done.stderr
     assert "gate failed: tok_s<98%: it (B) / it (A) tok_s 0." in done.stderr
@@ -57,8 +57,8 @@ def test_two_runs_and_the_gate(llmprof) -> None:
 
 def test_a_gate_that_cannot_tell_is_no_pass(llmprof) -> None:
     """Three rounds have no interval."""
-    for name, step in (("a", 500), ("b", 2500)):
-        record(llmprof, f"{name}.sqlite", f"fake:label=it,step_us={step}", more=("--rounds", "3"))
+    for name, step in (("a", 1000), ("b", 30000)):
+        record(llmprof, f"{name}.sqlite", f"fake:label=it,sleep_us={step}", more=("--rounds", "3"))
     done = llmprof("compare", "a.sqlite", "b.sqlite", "--fail-on", "tok_s<98%")
     assert done.returncode == 5
     assert "gate inconclusive: tok_s<98%: it (B) / it (A) tok_s 0." in done.stderr

@@ -50,8 +50,11 @@ def test_exports_and_page(run: Path, llmprof, tmp_path: Path) -> None:
         assert len(profile["samples"]) == len(profile["weights"]) > 10
         assert sum(profile["weights"]) == profile["endValue"]
         assert all(0 <= i < len(frames) for stack in profile["samples"] for i in stack)
-    # Outermost first.
-    assert "decode_step" in frames[document["profiles"][0]["samples"][0][0]]
+    # Outermost first. A sample may lie between two steps, or be torn: nothing stops the worker.
+    stacks = [[frames[i] for i in stack] for stack in document["profiles"][0]["samples"]]
+    whole = [stack for stack in stacks if any("_sleep" in frame for frame in stack)]
+    steps = [stack for stack in whole if "decode_step" in stack[0]]
+    assert len(steps) > len(stacks) / 2 and len(steps) > 0.9 * len(whole)
 
     assert (tmp_path / "run.collapsed").read_text() == collapsed(engine_stacks([run]))
     lines = collapsed(engine_stacks([run], engine="hosts:what=sync")).splitlines()
@@ -75,6 +78,7 @@ def test_exports_and_page(run: Path, llmprof, tmp_path: Path) -> None:
         text = "\n".join(text_of(line) for line in rows)
         assert all(width_of(line) <= width for line in rows)
         assert "HostEngine._sleep" in text and "all traced steps" in text
-        assert "hosts:what=sleep → hosts:what=sync" in text and "Stream.synchronize" in text
+        assert "hosts:what=sleep → hosts:what=sync" in text
+        assert ("Stream.synchronize" in text) == (width == 120)  # one engine's lane where narrow
     gaps = host_page.page(snapshot, View(UNICODE, page="host", trace=trace, host="gaps"), 120)
     assert "CPU" in "\n".join(text_of(line) for line in gaps)

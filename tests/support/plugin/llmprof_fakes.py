@@ -30,6 +30,8 @@ class FakeEngine:
     def load(self, request: LoadRequest, progress) -> None:
         options = Options("fake", request.options)
         self.step_s = options.integer("step_us", 200) / 1e6
+        # A sleep is as long on a busy machine, give or take a turn of the others; spinning is not.
+        self.sleep_s = options.integer("sleep_us", 0) / 1e6
         self.prefill_s = options.integer("prefill_us", 500) / 1e6
         self.at = {
             what: options.integer(f"{what}_at", None, minimum=-1)
@@ -84,7 +86,10 @@ class FakeEngine:
             time.sleep(3600)
         if self.total == self.at["thread_hang"]:
             threading.Thread(target=time.sleep, args=(3600,)).start()
-        spin(self.step_s)
+        if self.sleep_s:
+            time.sleep(self.sleep_s)
+        else:
+            spin(self.step_s)
         return self._next()
 
     def close(self) -> None: ...
