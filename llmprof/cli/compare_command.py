@@ -14,11 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from llmprof.analysis.timing.compare import Comparison, compare_runs, compare_to_first, find_engine
+from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import Fall, RunTrace, fall_between, timing_step_ns
 from llmprof.cli.gate import Gate, parse_gate
 from llmprof.cli.opening import open_one
+from llmprof.cli.step_choice import step_choice
 from llmprof.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, RunFileError, UsageError
-from llmprof.records import Maybe, RunData
+from llmprof.records import AUTO_STEPS, Maybe, RunData, StepChoice
 from llmprof.runfile.reader import RunFileReader
 
 _LABELLED = re.compile(r"(.*?\.(?:sqlite|nsys-rep|json\.gz|json|gz)):(.*)", re.DOTALL)
@@ -35,8 +37,9 @@ class Side:
 
 def compare(arguments: argparse.Namespace) -> int:
     gates = [parse_gate(text) for text in arguments.fail_on]
-    first = _side(arguments.a, arguments.step_range)
-    second = None if arguments.b is None else _second(arguments.b, first, arguments.step_range)
+    steps = step_choice(arguments)
+    first = _side(arguments.a, steps)
+    second = None if arguments.b is None else _second(arguments.b, first, steps)
     found = _one_file(first) if second is None else _two_files(first, second)
     if arguments.json:
         _print_json(found)
@@ -58,23 +61,24 @@ def _judged(gates: list[Gate], pairs: list[Comparison]) -> int:
     return EXIT_INCONCLUSIVE if "inconclusive" in seen else EXIT_OK
 
 
-def _side(text: str, step_range: str | None) -> Side:
+def _side(text: str, steps: StepChoice) -> Side:
     """``FILE`` or ``FILE:LABEL``; a label may hold colons (``torch:cuda_graph=1``)."""
     path, label = Path(text), None
     if not path.exists() and (parts := _LABELLED.match(text)) is not None:
         path, label = Path(parts[1]), parts[2]
     path = open_one(path)
     with RunFileReader(path) as reader:
-        data = reader.run_data(None if reader.knows_steps() else step_range)
+        driven = reader.knows_steps()
+    data = open_run(path, AUTO_STEPS if driven else steps)
     if label is not None:
         find_engine(data, label)
     return Side(path, label, data)
 
 
-def _second(text: str, first: Side, step_range: str | None) -> Side:
+def _second(text: str, first: Side, steps: StepChoice) -> Side:
     """B, which is easily taken for an engine's name."""
     try:
-        return _side(text, step_range)
+        return _side(text, steps)
     except RunFileError:
         if not any(engine.label == text for engine in first.data.engines):
             raise

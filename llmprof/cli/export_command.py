@@ -12,6 +12,7 @@ from llmprof.plaintext import one_line
 
 
 def export(arguments: argparse.Namespace) -> int:
+    from llmprof.cli.step_choice import step_choice
     from llmprof.config import check_target, locked
     from llmprof.exports.formats import FORMATS, default_output, export_runs
 
@@ -21,7 +22,7 @@ def export(arguments: argparse.Namespace) -> int:
         out = default_output(Path(arguments.files[0]), arguments.to)
         if locked():
             check_target(out)
-    made = export_runs(files, arguments.to, out or "", show, arguments.step_range)
+    made = export_runs(files, arguments.to, out or "", show, step_choice(arguments))
     clear()
     print(f"llmprof: wrote {one_line(str(made))}", file=sys.stderr)
     return EXIT_OK

@@ -170,6 +170,13 @@ def _step_range(parser: argparse._ActionsContainer) -> None:
         metavar="GLOB",
         help="which ranges are decode steps, for a file of nsys or torch: 'decode*' (a guess)",
     )
+    parser.add_argument(
+        "--steps",
+        choices=("auto", "ranges", "detect", "none"),
+        default="auto",
+        help="where the steps of a file that llmprof did not record come from: its ranges, the"
+        " device's own work, or no steps (auto: ranges where some explain the work)",
+    )
 
 
 def _config(parser: argparse._ActionsContainer) -> None:

@@ -12,21 +12,20 @@ from llmprof.errors import EXIT_OK, UsageError
 
 def open_file(arguments: argparse.Namespace) -> int:
     from llmprof.analysis.view.live import RunDataSource
+    from llmprof.analysis.view.opening import open_run
     from llmprof.analysis.view.several import SeveralRuns
     from llmprof.cli.opening import open_files
+    from llmprof.cli.step_choice import step_choice
     from llmprof.config import load_config
-    from llmprof.runfile.reader import RunFileReader
 
-    runs = []
-    for file in open_files([Path(name) for name in arguments.file]):
-        with RunFileReader(file) as reader:
-            runs.append(reader.run_data(arguments.step_range))
+    steps = step_choice(arguments)
+    runs = [open_run(file, steps) for file in open_files([Path(f) for f in arguments.file])]
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("llmprof open needs a terminal; llmprof --headless --from FILE does not")
     from llmprof.tui import run_app
 
     source = RunDataSource(runs[0]) if len(runs) == 1 else SeveralRuns(runs)
-    run_app(source, keymap=load_config().keys, step_range=arguments.step_range)
+    run_app(source, keymap=load_config().keys, steps=steps)
     return EXIT_OK
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from llmprof.cli.step_choice import step_choice
 from llmprof.errors import (
     EXIT_ENGINE_FAILED,
     EXIT_INTERRUPTED,
@@ -23,7 +24,7 @@ from llmprof.errors import (
     LlmprofError,
     UsageError,
 )
-from llmprof.records import EngineRecord, RunState
+from llmprof.records import AUTO_STEPS, EngineRecord, RunState, StepChoice
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -32,9 +33,10 @@ def run(arguments: argparse.Namespace) -> int:
             raise UsageError(f"--from reports on a recorded run: it takes no {', '.join(idle)}")
         from llmprof.cli.opening import open_one
 
-        return report(open_one(Path(arguments.source)), arguments.json, arguments.step_range)
-    if arguments.step_range is not None:
-        raise UsageError("--step-range goes with --from FILE, open, compare or export")
+        return report(open_one(Path(arguments.source)), arguments.json, step_choice(arguments))
+    if step_choice(arguments) != AUTO_STEPS:
+        option = "--step-range goes" if arguments.step_range else "--steps goes"
+        raise UsageError(f"{option} with --from FILE, open, compare or export")
     headless = arguments.headless or arguments.json or not _interactive()
     from llmprof.cli.planning import named_run, prepare
     from llmprof.config import load_config
@@ -71,14 +73,13 @@ def _interactive() -> bool:
     return sys.stdin.isatty() and sys.stdout.isatty()
 
 
-def report(file: Path, as_json: bool, step_range: str | None = None) -> int:
+def report(file: Path, as_json: bool, steps: StepChoice = AUTO_STEPS) -> int:
     """Print the report on a run file; the exit code is the one that the run itself had."""
+    from llmprof.analysis.view.opening import open_run
     from llmprof.analysis.view.report import build
     from llmprof.analysis.view.traced import load_trace
-    from llmprof.runfile.reader import RunFileReader
 
-    with RunFileReader(file) as reader:
-        data = reader.run_data(step_range)
+    data = open_run(file, steps)
     built = build(data)
     trace = load_trace(built, data)
     if as_json:

@@ -17,6 +17,7 @@ from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, UsageError
 from llmprof.newfiles import hidden_beside, publish
 from llmprof.plaintext import one_line
+from llmprof.records import AUTO_STEPS, StepChoice
 
 Progress = Callable[[str, float | None], None]
 """(what is done now, share 0–1 or ``None`` where it is not known)."""
@@ -31,7 +32,7 @@ class Format:
     """Of the usual file name; a folder where ``folder`` is set."""
     summary: str
     module: str
-    """Has ``write(files, out, progress, step_range)``."""
+    """Has ``write(files, out, progress, steps)``."""
     folder: bool = False
     package: str = ""
     """Import name of the package of the extra ``export`` that it needs."""
@@ -76,7 +77,7 @@ def export_runs(
     to: str,
     out: str | Path,
     progress: Progress | None = None,
-    step_range: str | None = None,
+    steps: StepChoice = AUTO_STEPS,
 ) -> Path:
     """Write one or several runs in one format.
 
@@ -84,7 +85,7 @@ def export_runs(
         paths: run files, or exports of Nsight Systems.
         to: a key of ``FORMATS``.
         out: the new file, or folder for the formats that make one.
-        step_range: which NVTX ranges are decode steps, for files that llmprof did not make.
+        steps: what the steps are, of files that llmprof did not record.
 
     Returns:
         ``out``.
@@ -110,7 +111,7 @@ def export_runs(
     try:
         with hidden_beside(target) as hidden:
             part = hidden / target.name
-            writer.write(files, part, progress or silent, step_range)
+            writer.write(files, part, progress or silent, steps)
             publish(part, target)
     except FileExistsError:
         raise UsageError(_there(target)) from None

@@ -6,11 +6,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import Report, build
 from llmprof.analysis.view.traced import RunTrace, load_trace
 from llmprof.exports.formats import Progress
-from llmprof.records import RunData, Unavailable
-from llmprof.runfile.reader import RunFileReader
+from llmprof.records import RunData, StepChoice, Unavailable
 
 
 @dataclass(frozen=True)
@@ -28,13 +28,12 @@ class Loaded:
         return Path(self.data.shown_path).name
 
 
-def read_data(path: Path, step_range: str | None) -> RunData:
+def read_data(path: Path, steps: StepChoice) -> RunData:
     """The small rows of one file."""
-    with RunFileReader(path) as reader:
-        return reader.run_data(step_range)
+    return open_run(path, steps)
 
 
-def load(files: Sequence[Path], progress: Progress, step_range: str | None) -> list[Loaded]:
+def load(files: Sequence[Path], progress: Progress, steps: StepChoice) -> list[Loaded]:
     """Read all files.
 
     Raises:
@@ -43,7 +42,7 @@ def load(files: Sequence[Path], progress: Progress, step_range: str | None) -> l
     found = []
     for number, path in enumerate(files):
         progress(f"reading {path.name}", number / len(files))
-        data = read_data(path, step_range)
+        data = read_data(path, steps)
         report = build(data)
         found.append(Loaded(path, data, report, load_trace(report, data)))
     return found

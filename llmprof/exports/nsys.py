@@ -6,10 +6,11 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmprof.exports.formats import Progress
+from llmprof.records import StepChoice
 from llmprof.runfile.copying import copy_file, merge_files
 
 
-def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
     """A file that ``nsys stats`` reads as it is."""
     if len(files) == 1:
         copy_file(files[0], out, lambda share: progress("copying", share))

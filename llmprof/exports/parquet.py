@@ -8,10 +8,11 @@ from typing import Any
 
 from llmprof.errors import UsageError
 from llmprof.exports.formats import Progress
+from llmprof.records import StepChoice
 from llmprof.runfile.tables import RawTables
 
 
-def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
     """A folder with a file for every table that has rows (and META_DATA_EXPORT).
 
     Raises:

@@ -7,17 +7,20 @@ first run.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from array import array
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
+from llmprof.analysis.steps.marked import mark, round_of
 from llmprof.recording.control import RANGES, ControlPage
 from llmprof.recording.image import command_name
 from llmprof.recording.program import Program
 from llmprof.recording.ranges import RangeReader
 from llmprof.recording.tail import SpoolTail
 from llmprof.records import EngineRecord, NvtxEvent, RoundRecord, RunData, Unavailable
-from llmprof.runfile.foreign.tables import MAX_RANGES, StepRange, add_rounds, matches
+from llmprof.runfile.trace.ranges import MAX_RANGES, range_rows
 from llmprof.tracers.cupti import spool
 
 POLL_S = 0.05
@@ -74,25 +77,47 @@ def _rounds(folder: Path, data: RunData, pattern: str) -> list[RoundRecord]:
         process = ranks.get(engine.engine_id)
         key = engine.name, "" if process is None or process.rank is None else str(process.rank)
         waiting.setdefault(key, []).append(engine)
-    found = RunData(data.info)
+    found: list[RoundRecord] = []
     paths = sorted(folder.glob("*.spool"), key=lambda p: int(p.stem.rpartition("-")[2]))
     for path in paths:
-        name, rank, pid, steps = _steps(path, pattern)
+        name, rank, events = _events(path)
         alike = waiting.get((name, rank), [])
-        if steps and alike:
-            add_rounds(found, alike.pop(0), pid, steps, pattern, lambda: None)
-    return [replace(r, round_id=i + 1, pass_name="timing") for i, r in enumerate(found.rounds)]
+        rounds = list(decoding(events, pattern)) if alike else []
+        engine_id = alike.pop(0).engine_id if rounds else 0
+        for index, record in enumerate(rounds):
+            made = replace(record, round_id=len(found) + 1, index=index, engine_id=engine_id)
+            found.append(made)
+    return found
 
 
-def _steps(path: Path, pattern: str) -> tuple[str, str, int, list[StepRange]]:
-    """Name, rank, process id and matching ranges of one spool."""
+def decoding(events: Sequence[NvtxEvent], pattern: str) -> Iterator[RoundRecord]:
+    """Rounds of pass ``timing`` of one process: decode steps that follow one another. What its
+    ranges say to be prefill or something else parts them, since nothing keeps labels of rounds."""
+    ranges = range_rows(
+        [(e.start_ns, e.end_ns, e.pid, e.tid) for e in events],
+        [(e.domain, e.text) for e in events],
+    )
+    for one in mark(ranges, pattern):
+        for part in one.rounds:
+            for counts, group in groupby(part, lambda stretch: stretch.label.phase == "decode"):
+                if counts:
+                    stretches = tuple(group)
+                    whole = RoundRecord(
+                        0, 0, "timing", 0, one.process, one.tid, stretches[0].start_ns,
+                        stretches[0].start_ns, array("q"), stretches[-1].end_ns, True,
+                    )  # fmt: skip
+                    made = round_of(stretches, whole, 0, 0, one.tid)
+                    yield replace(made, pass_name="timing", steps_from="driven", labels=())
+
+
+def _events(path: Path) -> tuple[str, str, list[NvtxEvent]]:
+    """Name, rank and ranges of one spool."""
     import json
 
     tail = SpoolTail(path)
-    pid = int(path.stem.partition("-")[0])
-    reader = RangeReader(pid)
+    reader = RangeReader(int(path.stem.partition("-")[0]))
     name = rank = ""
-    steps: list[StepRange] = []
+    events: list[NvtxEvent] = []
     try:
         while frames := tail.read():
             for kind, payload in frames:
@@ -100,13 +125,8 @@ def _steps(path: Path, pattern: str) -> tuple[str, str, int, list[StepRange]]:
                     facts = json.loads(payload)
                     words = str(facts.get("cmdline", "")).rstrip("\0").split("\0")
                     name, rank = command_name(words), str(facts.get("RANK", ""))
-                elif kind == spool.NVTX and len(steps) < MAX_RANGES:
-                    ranges = (_range(event) for event in reader.read(payload))
-                    steps += [r for r in ranges if matches(r, pattern)]
+                elif kind == spool.NVTX and len(events) < MAX_RANGES:
+                    events += reader.read(payload)
     finally:
         tail.close()
-    return name, rank, pid, steps
-
-
-def _range(event: NvtxEvent) -> StepRange:
-    return StepRange(event.start_ns, event.end_ns, event.domain, event.text, event.pid, event.tid)
+    return name, rank, events

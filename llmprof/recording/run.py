@@ -168,11 +168,10 @@ class Recording:
 
     def _again(self, writer: RunFileWriter, recorder: Path) -> None:
         """The timing pass: the command once more, untraced."""
+        from llmprof.analysis.view.opening import open_run
         from llmprof.recording.again import run_again
-        from llmprof.runfile.reader import RunFileReader
 
-        with RunFileReader(self._plan.output) as reader:
-            data = reader.run_data()
+        data = open_run(self._plan.output)
         self._say("the command runs again, untraced")
         with hidden_beside(self._plan.output.resolve()) as folder:
             variables = {**os.environ, **self._variables(folder, recorder)}

@@ -11,7 +11,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from llmprof.errors import RunFileError, UsageError
+from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
 from llmprof.records import (
     ClockReading,
@@ -33,19 +33,23 @@ from llmprof.records import (
 from llmprof.runfile import schema
 from llmprof.runfile.activity import KERNELS
 from llmprof.runfile.codec import RowError, from_column, from_row
-from llmprof.runfile.foreign import facts
-from llmprof.runfile.foreign.recorded import add_traced_rounds
+from llmprof.runfile.foreign import facts, processes
+from llmprof.runfile.foreign.recorded import add_traced_rounds, sampled_devices
 from llmprof.runfile.foreign.source import Source, read_source
-from llmprof.runfile.foreign.tables import RANGES, StepPattern, read_foreign, step_patterns
+from llmprof.runfile.foreign.tables import RANGES, read_foreign
 from llmprof.runfile.nvtx import OpTotal, self_times
 from llmprof.runfile.opening import OpenFile, damaged
 from llmprof.runfile.trace.chunks import Advance, silent
 from llmprof.runfile.trace.host_rows import HostRows, read_samples
 
 if TYPE_CHECKING:
+    from llmprof.runfile.trace.ranges import LaunchRows, RangeRows
+    from llmprof.runfile.trace.reader import ProcessTotals
     from llmprof.runfile.trace.rows import Ints, PmColumns, TraceRows
 
 T = TypeVar("T")
+LOOK_BACK_NS = 1_000_000_000
+"""How long before a stretch its work may have been launched, where llmprof did not drive it."""
 FileKind = Literal["llmprof", "nsys", "other"]
 
 
@@ -93,18 +97,27 @@ class RunFileReader:
     def is_llmprof(self) -> bool:
         return self.kind() == "llmprof"
 
-    def step_patterns(self) -> list[StepPattern]:
-        """NVTX ranges of an nsys export that could be its decode steps, the best guess first.
+    def ranges(self) -> RangeRows:
+        """NVTX ranges of a file that llmprof did not drive."""
+        from llmprof.runfile.trace.ranges import read_ranges
 
-        Empty for a run of llmprof, which knows its steps.
-        """
-        if self.knows_steps():
-            return []
         with self._reading():
-            return step_patterns(self._sql, self._tables())
+            return read_ranges(self._sql, self._tables())
+
+    def launches(self) -> LaunchRows:
+        """When its processes launched work; of many launches a sample."""
+        from llmprof.runfile.trace.ranges import read_launches
+
+        with self._reading():
+            return read_launches(self._sql, self._tables())
+
+    def process_labels(self, wanted: Sequence[int]) -> dict[int, str]:
+        """``globalPid >> 24`` → label, each unique among those wanted."""
+        with self._reading():
+            return processes.labels(wanted, processes.names(self._sql, self._tables()))
 
     def knows_steps(self) -> bool:
-        """Its steps are what llmprof drove. Those of other files are chosen: ``step_range``."""
+        """Its steps are what llmprof drove. Those of other files are found when it is opened."""
         if self.kind() != "llmprof":
             return self.kind() != "nsys"
         with self._reading():
@@ -117,26 +130,20 @@ class RunFileReader:
             tables = self._tables()
             return read_source(self._sql, tables), facts.wall_clock(self._sql, tables)
 
-    def run_data(self, step_range: str | None = None) -> RunData:
+    def run_data(self) -> RunData:
         """All small rows of the run, times in ns since its start (``origin_ns`` 0).
 
         State ``running``: the recording never said that it ended. It was killed, or goes on.
-        An export has traced rounds only, made from NVTX ranges (``step_range``: a glob; by
-        default the best of ``step_patterns``).
+        An nsys export and a recorded program have one traced round a process, without steps:
+        ``analysis.view.opening`` finds them.
 
         Raises:
             RunFileError: neither a run of llmprof nor an nsys export, or one of a newer version.
-            UsageError: ``step_range`` matches nothing, or the run knows its steps itself.
         """
         if self.kind() == "nsys":
             with self._reading():
-                return read_foreign(self._sql, self._tables(), str(self.path), step_range)
+                return read_foreign(self._sql, self._tables(), str(self.path))
         self._require_run()
-        if step_range is not None and self.knows_steps():
-            raise UsageError(
-                "--step-range is for exports of Nsight Systems and recorded programs: a run that"
-                " llmprof drove has its steps"
-            )
         with self._reading():
             tables = self._tables()
             infos = self._records(RunInfo, "LLMPROF_RUN")
@@ -159,7 +166,7 @@ class RunFileReader:
                 path=str(self.path),
             )
             if data.info.source == "recorded":
-                add_traced_rounds(self._sql, tables, data, step_range)
+                add_traced_rounds(data)
             return data
 
     def nvtx_op_totals(self, engine_id: int, limit: int | None = None) -> list[OpTotal]:
@@ -206,7 +213,11 @@ class RunFileReader:
             return trace_size(self._sql, self._tables())
 
     def trace_rows(
-        self, record: RoundRecord, limit: int | None = None, advance: Advance = silent
+        self,
+        record: RoundRecord,
+        limit: int | None = None,
+        advance: Advance = silent,
+        calls: bool = True,
     ) -> TraceRows:
         """Kernels, copies and API calls of a round's process from its start to its end, in ns
         since the start of the run; empty columns where nothing was traced.
@@ -214,13 +225,16 @@ class RunFileReader:
         Args:
             limit: see ``read_trace``.
             advance: told of rows looked at, ``trace_size`` in all; may raise to stop.
+            calls: with API calls.
         """
         from llmprof.runfile.trace.reader import read_trace  # numpy only where it is wanted
 
         with self._reading():
             try:
                 window = record.start_ns, record.end_ns
-                return read_trace(self._sql, self._tables(), record.pid, window, limit, advance)
+                tables, pid = self._tables(), record.pid
+                back = 0 if record.steps_from == "driven" else LOOK_BACK_NS
+                return read_trace(self._sql, tables, pid, window, limit, advance, calls, back)
             except (TypeError, ValueError, OverflowError) as why:
                 raise RowError(f"a trace table holds something else than integers: {why}") from None
 
@@ -247,6 +261,19 @@ class RunFileReader:
     def _process(pid: int, tables: set[str]) -> int:
         """``globalPid >> 24``; of a file that llmprof did not make, pid is all of that."""
         return schema.global_pid(pid) >> 24 if "LLMPROF_RUN" in tables else pid
+
+    def process_totals(self, pid: int) -> ProcessTotals:
+        """All kernels of a process; ``pid`` as ``RoundRecord.pid``."""
+        from llmprof.runfile.trace.reader import process_totals
+
+        with self._reading():
+            tables = self._tables()
+            return process_totals(self._sql, tables, self._process(pid, tables))
+
+    def sampled_devices(self) -> list[tuple[int, int]]:
+        """(round id, device) of GPUs whose counters were sampled while a program was recorded."""
+        with self._reading():
+            return sampled_devices(self._sql, self._tables())
 
     def pm_samples(self, round_id: int) -> tuple[PmRound, PmColumns] | None:
         """A sampled round's samples; ``None`` where there are none."""

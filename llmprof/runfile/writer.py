@@ -44,6 +44,9 @@ _INFO, _WARNING = 1, 2
 """``DIAGNOSTIC_EVENT.severity``."""
 
 
+_NOT_WRITTEN = ("stamps_ns", "steps_from", "labels")
+
+
 class RunFileWriter:
     """Creates a run file and adds to it.
 
@@ -114,7 +117,9 @@ class RunFileWriter:
         if engine is None:
             raise ValueError(f"round of engine {record.engine_id}, which was never put")
         t0 = self._t0_ns
-        row = {f.name: getattr(record, f.name) for f in fields(record) if f.name != "stamps_ns"}
+        # What stretches of a recording are steps is found when it is opened, and not kept.
+        kept = [f.name for f in fields(record) if f.name not in _NOT_WRITTEN]
+        row = {name: getattr(record, name) for name in kept}
         for name in ("start_ns", "prefill_start_ns", "end_ns"):
             row[name] -= t0
         starts = [record.prefill_start_ns, *record.stamps_ns]

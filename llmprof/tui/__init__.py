@@ -6,6 +6,8 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from llmprof.records import AUTO_STEPS, StepChoice
+
 if TYPE_CHECKING:
     from llmprof.analysis.view.snapshot import SnapshotSource
 
@@ -15,7 +17,7 @@ def run_app(
     *,
     refresh_hz: float | None = None,
     keymap: Mapping[str, str] | None = None,
-    step_range: str | None = None,
+    steps: StepChoice = AUTO_STEPS,
 ) -> int:
     """Show ``source`` until the user quits; the exit code (see ``errors``)."""
     from llmprof.tui.refresh import prepare
@@ -25,6 +27,6 @@ def run_app(
     from llmprof.tui.hangup import watch_terminal
 
     watch_terminal()
-    app = LlmprofApp(source, refresh_hz=refresh_hz, keymap=keymap, step_range=step_range)
+    app = LlmprofApp(source, refresh_hz=refresh_hz, keymap=keymap, steps=steps)
     result = app.run()
     return result if result is not None else app.return_code or 0

@@ -22,6 +22,7 @@ from llmprof.errors import (
     LlmprofError,
 )
 from llmprof.newfiles import first_free
+from llmprof.records import AUTO_STEPS, StepChoice
 from llmprof.tui.commands import Palette, RunCommands
 from llmprof.tui.dialogs import Choose, ConfirmStop
 from llmprof.tui.drawing import palette
@@ -50,7 +51,7 @@ class LlmprofApp(CellApp[int]):
         source: where snapshots come from. Polled while ``source.live``, else read once.
         refresh_hz: polls a second; by default 4, over SSH 2.
         keymap: binding id → keys, in place of the default ones.
-        step_range: what the files were opened with, for exports.
+        steps: what the files were opened with, for exports.
     """
 
     CSS_PATH = "llmprof.tcss"
@@ -68,7 +69,7 @@ class LlmprofApp(CellApp[int]):
         *,
         refresh_hz: float | None = None,
         keymap: Mapping[str, str] | None = None,
-        step_range: str | None = None,
+        steps: StepChoice = AUTO_STEPS,
     ) -> None:
         depth = palette.choose(os.environ)
         palette.use(depth)
@@ -77,7 +78,7 @@ class LlmprofApp(CellApp[int]):
         self.refresh_hz = refresh_hz or refresh_rate(os.environ)
         self.main = MainScreen(source.snapshot(), choose(os.environ), source.live)
         self._keymap_given = dict(keymap or {})
-        self._step_range = step_range
+        self._steps = steps
 
     def get_default_screen(self) -> Screen[None]:
         return self.main
@@ -131,7 +132,7 @@ class LlmprofApp(CellApp[int]):
     @work(thread=True, group="export")
     def _export(self, paths: list[Path], to: str, out: str) -> None:
         try:
-            text, failed = write(paths, to, out, self._step_range), False
+            text, failed = write(paths, to, out, self._steps), False
         except (LlmprofError, OSError) as why:
             text, failed = str(why), True
         self.post_message(Exported(text, failed))
@@ -179,7 +180,7 @@ class LlmprofApp(CellApp[int]):
         if message.source is None:
             self.notify(clean(message.error), severity="error", markup=False)
             return
-        self.source, self._step_range = message.source, message.step_range
+        self.source, self._steps = message.source, message.steps
         self.main.reopen(message.source.snapshot())
 
     def take_screenshot(self) -> None:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from llmprof.config import check_target, locked
 from llmprof.exports.formats import FORMATS, default_output, export_runs
+from llmprof.records import StepChoice
 
 
 def choices(source: Path) -> Mapping[str, tuple[str, str]]:
@@ -19,7 +20,7 @@ def choices(source: Path) -> Mapping[str, tuple[str, str]]:
     }
 
 
-def write(paths: list[Path], to: str, out: str, step_range: str | None) -> str:
+def write(paths: list[Path], to: str, out: str, steps: StepChoice) -> str:
     """Write one format; what was written, in words.
 
     Raises:
@@ -27,5 +28,5 @@ def write(paths: list[Path], to: str, out: str, step_range: str | None) -> str:
     """
     if locked():
         check_target(out)
-    made = export_runs(paths, to, Path(out).expanduser(), None, step_range)
+    made = export_runs(paths, to, Path(out).expanduser(), None, steps)
     return f"wrote {made}"

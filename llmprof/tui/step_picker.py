@@ -4,12 +4,14 @@ both on a thread, since a file may hold a million ranges."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 
 from textual.message import Message
 
 from llmprof.analysis.view.live import RunDataSource
+from llmprof.analysis.view.opening import open_run, step_candidates
 from llmprof.errors import LlmprofError
-from llmprof.runfile.reader import RunFileReader
+from llmprof.records import StepChoice
 from llmprof.tui.drawing.cells import clean
 from llmprof.tui.drawing.numbers import duration
 
@@ -31,18 +33,17 @@ class RangesFound(Message):
 class Picked(Message):
     """The file read with other steps, or why that went wrong."""
 
-    def __init__(self, source: RunDataSource | None, step_range: str, error: str = "") -> None:
+    def __init__(self, source: RunDataSource | None, steps: StepChoice, error: str = "") -> None:
         super().__init__()
         self.source = source
-        self.step_range = step_range
+        self.steps = steps
         self.error = error
 
 
 def find(source: RunDataSource) -> tuple[dict[str, tuple[str, str]], str]:
     """What ``RangesFound`` tells."""
     try:
-        with RunFileReader(source.path) as reader:
-            patterns = reader.step_patterns()[:MOST]
+        patterns = step_candidates(Path(source.path))[:MOST]
     except LlmprofError as why:
         return {}, str(why)
     entries: dict[str, tuple[str, str]] = {}
@@ -51,13 +52,15 @@ def find(source: RunDataSource) -> tuple[dict[str, tuple[str, str]], str]:
         if len(name) > _NAME:
             name = f"{name[: _NAME - 1]}…"
         what = f"{found.ranges:,} ranges, median {duration(found.median_ns)}"
+        if found.inside is not None:
+            what += f", {found.inside:.0%} of the launches inside"
         entries.setdefault(name, (what, found.pattern))
     return entries, ""
 
 
 def reread(source: RunDataSource, step_range: str) -> Picked:
+    choice = StepChoice("ranges", step_range)
     try:
-        with RunFileReader(source.path) as reader:
-            return Picked(RunDataSource(reader.run_data(step_range)), step_range)
+        return Picked(RunDataSource(open_run(Path(source.path), choice)), choice)
     except LlmprofError as why:
-        return Picked(None, step_range, str(why))
+        return Picked(None, choice, str(why))

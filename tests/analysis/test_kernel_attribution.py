@@ -107,7 +107,34 @@ def test_dropped_launch_records() -> None:
     found = attribute(_without_calls(made.rows, 1), made.record)
     assert found.method == "correlation" and int((found.kernel_step == -1).sum()) == 1
     found = attribute(_without_calls(made.rows, 60), made.record)
-    assert found.unavailable is not None and "60 of 201 kernels" in found.unavailable.reason
+    assert found.method == "correlation"
+    # All that is lost comes last here, without a neighbour behind it; what runs after the last
+    # stamp is in no step anyway.
+    k = made.rows.kernels
+    lost = (found.kernel_step == -1) & (k.start_ns < made.record.stamps_ns[-1])
+    assert found.lost_kernels == int(lost.sum()) > 0
+    assert found.lost_ns == int((k.end_ns - k.start_ns)[lost].sum())
+    assert f"the step of {found.lost_kernels} kernels" in found.reason
+    known = found.kernel_step >= 0
+    assert np.array_equal(found.kernel_step[known], made.kernel_step[known])
+    found = attribute(_without_calls(made.rows, 120), made.record)
+    assert found.unavailable is not None and "120 of 201 kernels" in found.unavailable.reason
+
+
+def test_a_kernel_without_a_launch_record_is_of_its_neighbours_step() -> None:
+    """A stream keeps the order of the launches."""
+    made = make_trace(20, LAYER, lag_ns=2500, synchronous=False, api=True)
+    inner = np.flatnonzero(made.kernel_step == 7)[1:3]
+    lost = made.rows.kernels.correlation[inner]
+    a = made.rows.api
+    kept = ~np.isin(a.correlation, lost)
+    columns = {
+        name: getattr(a, name)[kept]
+        for name in ("start_ns", "end_ns", "pid", "tid", "correlation", "event_class", "name_id")
+    }
+    found = attribute(replace(made.rows, api=replace(a, **columns)), made.record)
+    assert found.method == "correlation" and found.lost_kernels == 0
+    assert np.array_equal(found.kernel_step, made.kernel_step)
 
 
 def _without_calls(rows: TraceRows, count: int) -> TraceRows:

@@ -11,6 +11,7 @@ import pytest
 from capture_factory import MS, PID, Capture
 
 from llmprof.analysis.view.live import RunDataSource
+from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import build
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.exports.html.page import _timeline as html_timeline
@@ -19,7 +20,7 @@ from llmprof.exports.json.report import to_document
 from llmprof.exports.text import csv_tables
 from llmprof.exports.text.table import render
 from llmprof.exports.timeline.tracks import Slice, events
-from llmprof.runfile.reader import RunFileReader
+from llmprof.records import AUTO_STEPS
 from llmprof.tui.drawing.cells import text_of
 from llmprof.tui.drawing.glyphs import UNICODE
 from llmprof.tui.timeline.page import layout
@@ -45,16 +46,14 @@ def pipeline(tmp_path: Path) -> Path:
 
 
 def opened(path: Path) -> tuple[RunDataSource, RunTrace]:
-    with RunFileReader(path) as reader:
-        source = RunDataSource(reader.run_data())
+    source = RunDataSource(open_run(path))
     trace = source.trace()
     assert isinstance(trace, RunTrace)
     return source, trace
 
 
 def test_json_and_table_know_each_gpu(pipeline: Path) -> None:
-    with RunFileReader(pipeline) as reader:
-        data = reader.run_data()
+    data = open_run(pipeline)
     trace = RunTrace(pipeline, data)
     document = to_document(build(data), data, trace)
     jsonschema.validate(document, json.loads(schema.text()))
@@ -67,7 +66,7 @@ def test_json_and_table_know_each_gpu(pipeline: Path) -> None:
 
 
 def test_csv_html_and_timeline_files_keep_devices_apart(pipeline: Path, tmp_path: Path) -> None:
-    csv_tables.write([pipeline], tmp_path / "tables", lambda *_: None, None)
+    csv_tables.write([pipeline], tmp_path / "tables", lambda *_: None, AUTO_STEPS)
     with (tmp_path / "tables" / "devices.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [(r["device"], r["busy_ns"], r["idle_ns"]) for r in rows] == [
@@ -78,8 +77,7 @@ def test_csv_html_and_timeline_files_keep_devices_apart(pipeline: Path, tmp_path
     page = html_timeline(trace.engines[0])
     assert page is not None
     assert {row[4] for row in page["rows"]} == {"GPU 0: 7", "GPU 1: 7"}
-    with RunFileReader(pipeline) as reader:
-        data = reader.run_data()
+    data = open_run(pipeline)
     tracks = {
         (e.track.name, e.name)
         for e in events(pipeline, data)

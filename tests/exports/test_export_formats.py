@@ -22,6 +22,7 @@ import nsys_readers
 import pytest
 from nsys_truth import Truth, make
 
+from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.errors import MissingPackage, RunFileError, UsageError
 from llmprof.exports import formats
@@ -216,8 +217,7 @@ def test_every_process_of_every_input_stays_an_engine(tmp_path: Path) -> None:
         (engines,) = db.execute("SELECT count(*) FROM PROCESSES").fetchone()
     for times in (2, 4):
         merged = export_runs([before, before], "nsys", tmp_path / f"{times}.sqlite")
-        with RunFileReader(merged) as reader:
-            data = reader.run_data()
+        data = open_run(merged)
         assert len({e.label for e in data.engines}) == len(data.engines) == times * engines
         counts = [len(t.kernel_rows) for t in RunTrace(merged, data).engines if t.pid and
                   hasattr(t, "kernel_rows")]  # fmt: skip

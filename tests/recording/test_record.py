@@ -14,6 +14,7 @@ import pytest
 import recorder_build
 
 from llmprof.analysis.device.kernels import KernelReport
+from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import build as build_report
 from llmprof.analysis.view.traced import load_trace
 from llmprof.records import RunData
@@ -68,8 +69,7 @@ class Record:
         return process.returncode, said
 
     def data(self) -> RunData:
-        with RunFileReader(self.output) as reader:
-            return reader.run_data()
+        return open_run(self.output)
 
     def left(self) -> list[str]:
         """Files beside the run file: none of ours may stay."""

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmprof.analysis.view import traced
+from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import build
 from llmprof.analysis.view.traced import RunTrace, all_warnings
 from llmprof.exports.json.report import to_document
-from llmprof.records import RunData, Unavailable
+from llmprof.records import RunData, StepChoice, Unavailable
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace import chunks, overview
 from llmprof.runfile.trace import reader as trace_reader
@@ -30,8 +31,7 @@ H100 = Path(__file__).parents[1] / "fixtures" / "h100_graph.sqlite"
 
 
 def read(path: Path, step_range: str | None = None) -> RunData:
-    with RunFileReader(path) as reader:
-        return reader.run_data(step_range)
+    return open_run(path, StepChoice("ranges" if step_range else "auto", step_range))
 
 
 def bounded(monkeypatch: pytest.MonkeyPatch, kernels: int) -> None:

@@ -4,24 +4,25 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Literal
 
 import jsonschema
 
 from llmprof.analysis.device.kernels import KernelReport
+from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import build
 from llmprof.analysis.view.traced import EngineTrace, RunTrace, all_warnings
 from llmprof.exports.json import schema
 from llmprof.exports.json.report import to_document
-from llmprof.records import RunData
-from llmprof.runfile.reader import RunFileReader
+from llmprof.records import RunData, StepChoice
 
 
 class Opened:
     """A capture with everything a report needs."""
 
     def __init__(self, path: Path, step_range: str | None = None) -> None:
-        with RunFileReader(path) as reader:
-            self.data: RunData = reader.run_data(step_range)
+        how: Literal["auto", "ranges"] = "ranges" if step_range else "auto"
+        self.data: RunData = open_run(path, StepChoice(how, step_range))
         self.trace = RunTrace(path, self.data)
         self.report = build(self.data)
 

@@ -10,6 +10,7 @@ import kineto_factory as kineto
 import numpy as np
 import pytest
 
+from llmprof.analysis.view.opening import open_run, step_candidates
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.errors import RunFileError
 from llmprof.records import RunData
@@ -27,8 +28,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def opened(tmp_path: Path, content: Any, name: str = "t.json.gz") -> tuple[RunData, Path]:
     path = readable(kineto.write(tmp_path / name, content))
-    with RunFileReader(path) as reader:
-        return reader.run_data(), path
+    return open_run(path), path
 
 
 def rows(data: RunData, path: Path, engine: int = 0) -> TraceRows:
@@ -168,8 +168,7 @@ def test_a_trace_of_the_cpu_alone_opens_and_says_so(tmp_path: Path) -> None:
 
 def test_operators_are_no_candidates_for_steps(tmp_path: Path) -> None:
     _, path = opened(tmp_path, kineto.document(kineto.steps()))
-    with RunFileReader(path) as reader:
-        assert [p.pattern for p in reader.step_patterns()] == ["decode *"]
+    assert [p.pattern for p in step_candidates(path)] == ["decode *"]
 
 
 def test_mangled_names_become_readable_and_bombs_do_not_hang(tmp_path: Path) -> None:
@@ -193,8 +192,7 @@ def test_ranks_of_one_run_are_one_run(tmp_path: Path) -> None:
         document = kineto.document(events, distributedInfo=world)
         paths.append(kineto.write(tmp_path / f"rank{rank}.json.gz", document))
     (path,) = readable_all(paths)
-    with RunFileReader(path) as reader:
-        data = reader.run_data()
+    data = open_run(path)
     assert [e.label for e in data.engines] == ["rank 0", "rank 1", "rank 2"]
     assert [len(rows(data, path, e.engine_id).kernels) for e in data.engines] == [18, 18, 18]
     starts = [data.rounds_of(e.engine_id, "traced")[0].stamps_ns[0] for e in data.engines]

@@ -8,6 +8,7 @@ from typing import Any
 import kineto_factory as kineto
 import pytest
 
+from llmprof.analysis.view.opening import open_run
 from llmprof.errors import RunFileError
 from llmprof.runfile.reader import RunFileReader
 from llmprof.traces.opened import readable
@@ -60,8 +61,8 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_kernels_and_calls(tmp_path: Path) -> None:
     path = readable(kineto.write(tmp_path / "908_results.json.gz", document()))
+    data = open_run(path)
     with RunFileReader(path) as reader:
-        data = reader.run_data()
         found = reader.trace_rows(data.rounds[0])
     assert data.info.environment["source"] == "rocprofv3"
     assert [(d.index, d.name, d.sm_count) for d in data.gpu_devices] == [
@@ -83,8 +84,8 @@ def test_records_without_a_time_are_counted(tmp_path: Path) -> None:
     records[2]["start_timestamp"] = None
     records.append(7)
     path = readable(kineto.write(tmp_path / "x.json", bad))
+    data = open_run(path)
     with RunFileReader(path) as reader:
-        data = reader.run_data()
         assert len(reader.trace_rows(data.rounds[0]).kernels) == 4
     assert any("3 records without a valid time" in w.text for w in data.warnings)
 

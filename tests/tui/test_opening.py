@@ -14,8 +14,9 @@ from textual.widgets import Input
 
 from llmprof.analysis.view import traced
 from llmprof.analysis.view.live import RunDataSource
+from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
-from llmprof.runfile.reader import RunFileReader
+from llmprof.records import StepChoice
 from llmprof.runfile.trace import chunks
 from llmprof.tui.app import LlmprofApp
 from llmprof.tui.dialogs import Choose
@@ -24,8 +25,7 @@ from llmprof.tui.drawing.cells import text_of
 
 
 def source_of(path: Path) -> RunDataSource:
-    with RunFileReader(path) as reader:
-        return RunDataSource(reader.run_data())
+    return RunDataSource(open_run(path))
 
 
 def header(app: LlmprofApp) -> str:
@@ -56,8 +56,7 @@ def slow(tmp_path: Path) -> Slow:
         event.clear()
     file = tmp_path / "x.sqlite"
     foreign_factory.write(file)
-    with RunFileReader(file) as reader:
-        return Slow(reader.run_data())
+    return Slow(open_run(file))
 
 
 async def test_steps_first_then_a_bar_then_the_kernels(slow: Slow) -> None:
@@ -152,7 +151,7 @@ async def test_steps_are_chosen_from_the_ranges(tmp_path: Path) -> None:
         assert "slowest of 2" in shown(app.main)
         assert any("no such range" in n.message for n in app._notifications)
         # What is exported has these steps.
-        assert app._step_range == "decode [12]"
+        assert app._steps == StepChoice("ranges", "decode [12]")
 
 
 async def test_without_a_guess_it_asks_at_once(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmprof.records import RoundRecord, Unavailable
 from llmprof.runfile.trace.rows import Ints, TraceRows
@@ -18,8 +19,9 @@ from llmprof.runfile.trace.rows import Ints, TraceRows
 Method = Literal["time", "correlation"]
 
 OUTSIDE = -1
-UNMATCHED_LIMIT = 0.01
-"""Largest share of a round's kernels that may lack a launch record (dropped by the tracer)."""
+UNMATCHED_LIMIT = 0.5
+"""Largest share of a round's kernels that may lack a launch record (dropped by the tracer). Up to
+there the step of the others is known, and what is not is told (``Attribution.lost_kernels``)."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,10 @@ class Attribution:
     reason: str
     """Why this method."""
     checks: tuple[Check, ...]
+    lost_kernels: int = 0
+    """Kernels within the steps whose step is not known."""
+    lost_ns: int = 0
+    """Their time."""
 
     @property
     def steps(self) -> int:
@@ -67,6 +73,8 @@ def attribute(rows: TraceRows, record: RoundRecord, clock_error_ns: int = 0) -> 
         return _nothing(rows, "the traced round has no finished decode step", ())
     if not (np.any(rows.kernels.pid == record.pid) or np.any(rows.copies.pid == record.pid)):
         return _nothing(rows, f"the trace holds no work of process {record.pid}", ())
+    if record.steps_from == "detected":
+        return Attribution(*_by_time(rows, record, stamps), stamps, "time", None, _DETECTED, ())
     checks = [_check_synchronous(record)]
     launched = _by_correlation(rows, record, stamps)
     if checks[0].passed:
@@ -84,9 +92,17 @@ def attribute(rows: TraceRows, record: RoundRecord, clock_error_ns: int = 0) -> 
     if not checks[-1].passed:
         return _nothing(rows, f"{failed.detail}; {checks[-1].detail}", tuple(checks))
     bounds = _device_bounds(rows, record, launched)
-    return Attribution(*launched, bounds, "correlation", None, failed.detail, tuple(checks))
+    lost = _lost(rows, record, launched[0])
+    count, ns = len(lost), int((rows.kernels.end_ns - rows.kernels.start_ns)[lost].sum())
+    why = failed.detail
+    if count:
+        why += f"; the step of {count} kernels ({ns / 1e6:.3f} ms) is not known"
+    return Attribution(*launched, bounds, "correlation", None, why, tuple(checks), count, ns)
 
 
+_DETECTED = (
+    "the steps were found in the device's own work, so a kernel is of the step that it ran in"
+)
 _NO_LAUNCHES = "the trace holds no API calls to go by (record with --trace full)"
 
 _Steps = tuple[Ints, Ints]
@@ -120,7 +136,11 @@ def _by_time(rows: TraceRows, record: RoundRecord, stamps: Ints) -> _Steps:
 
 
 def _by_correlation(rows: TraceRows, record: RoundRecord, stamps: Ints) -> _Steps | None:
-    """By the start of the launch call; ``None`` without API rows of the process."""
+    """By the start of the launch call; ``None`` without API rows of the process.
+
+    A stream runs its work in the order of the launches: a kernel without a launch record is of the
+    step that its neighbours in the stream share.
+    """
     api = rows.api
     mine = np.flatnonzero(api.pid == record.pid)
     if not len(mine):
@@ -134,7 +154,43 @@ def _by_correlation(rows: TraceRows, record: RoundRecord, stamps: Ints) -> _Step
         return np.where(found, launch_step[at], OUTSIDE)
 
     k, c = rows.kernels, rows.copies
-    return steps(k.correlation, k.pid), steps(c.correlation, c.pid)
+    kernels = _between_equals(rows, record, steps(k.correlation, k.pid))
+    return kernels, steps(c.correlation, c.pid)
+
+
+def _unmatched(rows: TraceRows, record: RoundRecord) -> NDArray[np.bool_]:
+    """Kernels of the process without a launch record."""
+    k = rows.kernels
+    lost: NDArray[np.bool_] = ~np.isin(k.correlation, rows.api.correlation) & (k.pid == record.pid)
+    return lost
+
+
+def _between_equals(rows: TraceRows, record: RoundRecord, step: Ints) -> Ints:
+    k = rows.kernels
+    lost = _unmatched(rows, record)
+    if not lost.any() or lost.all():
+        return step
+    order = np.lexsort((k.start_ns, k.stream, k.context, k.device))
+    known = np.flatnonzero(~lost[order])
+    at = np.flatnonzero(lost[order])
+    place = np.searchsorted(known, at)
+    within = (place > 0) & (place < len(known))
+    at, place = at[within], place[within]
+    before, behind, own = order[known[place - 1]], order[known[place]], order[at]
+    same = step[before] == step[behind]
+    for column in (k.stream, k.context, k.device):
+        same &= (column[before] == column[own]) & (column[behind] == column[own])
+    filled = step.copy()
+    filled[own[same]] = step[before[same]]
+    return filled
+
+
+def _lost(rows: TraceRows, record: RoundRecord, step: Ints) -> Ints:
+    """Kernels without a launch record that ran between the first and the last stamp and are of no
+    step."""
+    k = rows.kernels
+    inside = (k.start_ns >= record.stamps_ns[0]) & (k.start_ns < record.stamps_ns[-1])
+    return np.flatnonzero(_unmatched(rows, record) & inside & (step == OUTSIDE))
 
 
 def _device_bounds(rows: TraceRows, record: RoundRecord, steps: _Steps) -> Ints:

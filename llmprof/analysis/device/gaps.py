@@ -80,11 +80,11 @@ def idle_gaps(
     """The gaps of a timeline of decode steps."""
     if isinstance(timeline, Unavailable):
         return timeline
-    bounds, steps = timeline.bounds_ns, timeline.steps
+    bounds, steps = timeline.bounds_ns, timeline.count
     start, end, step, after, before = between_pieces(timeline)
     length = end - start
     kind = (start == bounds[step - 1]) + 2 * (end == bounds[step]).astype(np.int64)
-    idle = sums(step - 1, length, steps)
+    idle = sums(step - 1, length, timeline.steps)
     total = int(idle.sum())
     texts = [short_name(name) for name in timeline.names]
     places, count = _places(kind, after, before, length, texts, steps, top_places)
@@ -121,6 +121,9 @@ def between_pieces(timeline: Timeline) -> tuple[Ints, Ints, Ints, Ints, Ints]:
     before = np.concatenate([timeline.label, none])
     there = end > start
     origin, start, end, step = cut(start[there], end[there], bounds)
+    if timeline.counted is not None:
+        mine = timeline.counted[step - 1]
+        origin, start, end, step = origin[mine], start[mine], end[mine], step[mine]
     after = np.where(start == bounds[step - 1], -1, after[there][origin])
     before = np.where(end == bounds[step], -1, before[there][origin])
     return start, end, step, after, before

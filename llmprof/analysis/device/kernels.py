@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,8 +18,19 @@ from numpy.typing import NDArray
 from llmprof.analysis.device.attribution import Attribution, Check, Method
 from llmprof.analysis.device.categories import COPY, OTHER, WHOLE_GRAPH, Rule, categorise
 from llmprof.analysis.device.gaps import between_pieces
-from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.device.kernel_sums import KernelSummary, summaries
 from llmprof.analysis.device.quality import Quality, check
+from llmprof.analysis.device.step_kinds import (
+    Launched,
+    Outlier,
+    StepGroup,
+    StepKind,
+    groups,
+    kinds,
+    launched,
+    outliers,
+    unusual_steps,
+)
 from llmprof.analysis.device.sweep import (
     WHOLE_GRAPH_NAME,
     Timeline,
@@ -29,8 +41,8 @@ from llmprof.analysis.device.sweep import (
     sums,
 )
 from llmprof.plaintext import one_line
-from llmprof.records import Maybe, RoundRecord, Unavailable
-from llmprof.runfile.trace.rows import Ints, KernelRows, TraceRows
+from llmprof.records import Composition, Maybe, RoundRecord, StepLabel, Unavailable
+from llmprof.runfile.trace.rows import Ints, TraceRows
 
 Dim = tuple[int, int, int]
 Spans = tuple[Ints, Ints]
@@ -59,32 +71,19 @@ class StepGpu:
     """All other work: copies, sets, CUDA graphs that were traced as a whole."""
     launches: int
     """Calls that started kernels: a CUDA graph of 200 kernels is one."""
+    kind: StepKind
+    """How it was launched, or what it was for."""
+    graphs: int
+    """Launches of whole CUDA graphs among ``launches``."""
+    counted: bool
+    """Is it one of those that means and medians are over?"""
+    text: str
+    """Of the range that the step is, on one printable line; empty without one."""
+    composition: Composition | None
+    """What it computed, where its range says so."""
     unusual: bool
     """Ran other kernels, or other numbers of them, than most steps: graph capture, autotuning,
     allocation and other first-time work. Such steps stay in every sum and mean."""
-
-
-@dataclass(frozen=True)
-class KernelSummary:
-    """All executions of one kernel (or kind of copy) in the decode steps, by total time."""
-
-    short_name: str
-    name: str
-    """Demangled where the tracer could, on one printable line of at most 1000 characters."""
-    category: str
-    count: int
-    count_per_step: Maybe
-    mean_ns: float
-    median_ns: float
-    total_ns: int
-    """Sum of durations; more than its part of the busy time where kernels overlap."""
-    share: float
-    """Of the sum of all durations, 0–1."""
-    grid: Dim | None
-    """Of the most common launch shape; ``None`` for a copy."""
-    block: Dim | None
-    graph_share: float
-    """Executions that were nodes of a CUDA graph, 0–1."""
 
 
 @dataclass(frozen=True)
@@ -152,6 +151,13 @@ class KernelReport:
     """The primary one."""
     devices: tuple[DeviceReport, ...]
     """Each device that the engine's process used, ascending."""
+    groups: tuple[StepGroup, ...]
+    """Steps by kind, the most frequent kind first; empty without steps."""
+    outliers: tuple[Outlier, ...]
+    """The slowest first."""
+    unattributed_kernels: int
+    """In the round, of steps that are not known: counts a step may be too low by these."""
+    unattributed_ns: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -165,6 +171,8 @@ class TracedRound:
     one step."""
     devices: tuple[Timeline, ...]
     """The same for each device, ascending; one of them is ``laid``."""
+    whole: Timeline
+    """``laid`` with the steps that do not count (prefill of a trace that llmprof did not drive)."""
     attribution: Attribution
     rows: TraceRows
     categories: dict[int, str]
@@ -172,6 +180,26 @@ class TracedRound:
     quality: Quality
     other_processes: dict[int, Spans]
     """Device → when other processes worked on it: (start, end), ns."""
+    labels: tuple[StepLabel, ...]
+    """``RoundRecord.labels``."""
+
+    @cached_property
+    def launched(self) -> Launched:
+        """How each step's kernels were launched."""
+        return launched(self.work, self.rows, self.whole.steps)
+
+    @cached_property
+    def kinds(self) -> tuple[StepKind, ...]:
+        """Of every step; empty where the steps are not known."""
+        known = self.attribution.unavailable is None
+        return kinds(self.launched, self.labels) if known else ()
+
+    @property
+    def counted(self) -> NDArray[np.bool_]:
+        """Of every step: is it one of those that means and medians are over?"""
+        if self.laid.counted is not None:
+            return self.laid.counted
+        return np.ones(self.whole.steps, bool)
 
     @property
     def timeline(self) -> Timeline | Unavailable:
@@ -216,8 +244,13 @@ def prepare(
     if attribution.unavailable is not None:
         end = max(record.end_ns, record.prefill_start_ns)
         bounds = np.array([record.prefill_start_ns, end], np.int64)
-    devices = tuple(lay_out(work, bounds, device) for device in work.devices() or (0,))
-    laid = max(devices, key=lambda timeline: int(timeline.busy_ns().sum()))
+    every = tuple(lay_out(work, bounds, device) for device in work.devices() or (0,))
+    whole = max(every, key=lambda timeline: int(timeline.busy_ns().sum()))
+    counted = None
+    if attribution.unavailable is None and record.labels:
+        counted = np.array(record.counted, bool)
+    devices = tuple(timeline.only(counted) for timeline in every)
+    laid = devices[every.index(whole)]
     categories = categorise(dict(enumerate(work.names)), engine, rules)
     for label, name in enumerate(work.names):
         # The user may say otherwise about kernels, but a transfer is a transfer.
@@ -227,7 +260,16 @@ def prepare(
             categories[label] = WHOLE_GRAPH
     quality = check(rows, record, lost)
     return TracedRound(
-        work, laid, devices, attribution, rows, categories, quality, other_processes or {}
+        work,
+        laid,
+        devices,
+        whole,
+        attribution,
+        rows,
+        categories,
+        quality,
+        other_processes or {},
+        record.labels,
     )
 
 
@@ -235,18 +277,24 @@ def kernel_report(traced: TracedRound) -> KernelReport:
     """Everything about the kernels of one traced round."""
     attribution, laid = traced.attribution, traced.laid
     steps: tuple[StepGpu, ...] | Unavailable
+    found: tuple[tuple[StepGroup, ...], tuple[Outlier, ...]] = (), ()
     if attribution.unavailable is not None:
         inside = _overlaps(traced.work, laid.bounds_ns)
         steps, per_step, scope = attribution.unavailable, 0, "the whole round"
     else:
         inside = traced.work.step > 0
-        steps, per_step = _steps(traced.work, laid, traced.rows), laid.steps
-        scope = f"{per_step} decode step{'s' * (per_step > 1)}"
+        if laid.counted is not None:
+            inside &= np.concatenate([[False], laid.counted])[np.maximum(traced.work.step, 0)]
+        steps, per_step = _steps(traced), laid.count
+        scope = f"{per_step} {_phase(traced)} step{'s' * (per_step > 1)}"
+        if laid.counted is not None:
+            scope += f" of {laid.steps}"
+        found = _by_kind(traced, steps)
     doubt = traced.quality.doubt
     busy = int(laid.busy_ns().sum())
     counted = steps
     if doubt is not None and not isinstance(steps, Unavailable):
-        steps = doubt
+        steps, found = doubt, ((), ())
     return KernelReport(
         method=attribution.method,
         reason=attribution.reason,
@@ -262,10 +310,39 @@ def kernel_report(traced: TracedRound) -> KernelReport:
         busy_ns=busy if doubt is None else doubt,
         idle_ns=int(laid.wall_ns().sum()) - busy if doubt is None else doubt,
         idle_at_most=traced.quality.at_most,
-        kernels=_summaries(traced, np.flatnonzero(inside), per_step),
+        kernels=summaries(
+            traced.work,
+            traced.rows.kernels,
+            traced.categories,
+            np.flatnonzero(inside),
+            per_step,
+            _no_steps(traced),
+        ),
         categories=_category_times(traced, per_step),
         device=laid.device,
         devices=tuple(_device(traced, timeline, inside) for timeline in traced.devices),
+        groups=found[0],
+        outliers=found[1],
+        unattributed_kernels=attribution.lost_kernels,
+        unattributed_ns=attribution.lost_ns,
+    )
+
+
+def _phase(traced: TracedRound) -> str:
+    """Of the steps that count."""
+    of = {label.phase for label, one in zip(traced.labels, traced.counted, strict=False) if one}
+    return of.pop() if len(of) == 1 else "decode"
+
+
+def _by_kind(
+    traced: TracedRound, steps: tuple[StepGpu, ...]
+) -> tuple[tuple[StepGroup, ...], tuple[Outlier, ...]]:
+    wall, busy = traced.whole.wall_ns(), traced.whole.busy_ns()
+    of, counted, calls, labels = traced.kinds, traced.counted, traced.launched, traced.labels
+    unusual = [step.unusual for step in steps]
+    return (
+        groups(of, counted, wall, busy, calls, labels),
+        outliers(of, counted, wall, busy, calls, labels, unusual),
     )
 
 
@@ -275,14 +352,18 @@ def _device(traced: TracedRound, timeline: Timeline, inside: NDArray[np.bool_]) 
     mine = inside & (work.device == timeline.device)
     busy, wall = timeline.busy_ns(), timeline.wall_ns()
     others = int(others_ns(traced, timeline).sum()) if doubt is None else doubt
+    middle_busy, middle_wall = busy, wall
+    if timeline.counted is not None:
+        middle_busy, middle_wall = busy[timeline.counted], wall[timeline.counted]
+    middle_idle = middle_wall - middle_busy
     return DeviceReport(
         device=timeline.device,
         primary=timeline is traced.laid,
         busy_ns=int(busy.sum()) if doubt is None else doubt,
         idle_ns=int(wall.sum() - busy.sum()) if doubt is None else doubt,
         other_processes_ns=others,
-        busy_ms_per_step=float(np.median(busy)) / 1e6 if why is None else why,
-        idle_ms_per_step=float(np.median(wall - busy)) / 1e6 if why is None else why,
+        busy_ms_per_step=float(np.median(middle_busy)) / 1e6 if why is None else why,
+        idle_ms_per_step=float(np.median(middle_idle)) / 1e6 if why is None else why,
         kernels=int(np.count_nonzero(mine & work.is_kernel)),
         copies=int(np.count_nonzero(mine & ~work.is_kernel)),
         step_busy_ns=tuple(busy.tolist()) if why is None else why,
@@ -315,123 +396,41 @@ def _overlaps(work: Work, bounds_ns: Ints) -> NDArray[np.bool_]:
 def _median(steps: tuple[StepGpu, ...] | Unavailable, field: str, unit: float) -> Maybe:
     if isinstance(steps, Unavailable):
         return steps
-    return float(np.median([getattr(s, field) for s in steps])) / unit
+    return float(np.median([getattr(s, field) for s in steps if s.counted])) / unit
 
 
-def _steps(work: Work, timeline: Timeline, rows: TraceRows) -> tuple[StepGpu, ...]:
+def _steps(traced: TracedRound) -> tuple[StepGpu, ...]:
+    work, timeline, calls = traced.work, traced.whole, traced.launched
     count = timeline.steps
-    kernel_step = work.step[work.is_kernel]
     copy_step = work.step[~work.is_kernel]
-    kernels = np.bincount(kernel_step[kernel_step > 0], minlength=count + 1)[1:]
     copies = np.bincount(copy_step[copy_step > 0], minlength=count + 1)[1:]
-    graphs = work.whole_graph[~work.is_kernel]
-    launched = np.concatenate(
-        [rows.kernels.correlation[work.kernel_row], rows.copies.correlation[work.copy_row[graphs]]]
-    )
-    first = np.unique(launched, return_index=True)[1]
-    launch_step = np.concatenate([kernel_step, copy_step[graphs]])[first]
-    launches = np.bincount(launch_step[launch_step > 0], minlength=count + 1)[1:]
     wall, busy = timeline.wall_ns(), timeline.busy_ns()
-    unusual = _unusual(work, count)
+    counted, kind = traced.counted, traced.kinds
+    labels = traced.labels or (StepLabel("decode"),) * count
+    unusual = unusual_steps(work, count, [label.phase for label in labels])
     return tuple(
         StepGpu(
             step=n + 1,
             wall_ns=int(wall[n]),
             busy_ns=int(busy[n]),
             idle_ns=int(wall[n] - busy[n]),
-            kernels=int(kernels[n]),
+            kernels=int(calls.kernels[n]),
             copies=int(copies[n]),
-            launches=int(launches[n]),
+            launches=int(calls.launches[n]),
+            kind=kind[n],
+            graphs=int(calls.graphs[n]),
+            counted=bool(counted[n]),
+            text=one_line(labels[n].text, 200),
+            composition=labels[n].composition,
             unusual=unusual[n],
         )
         for n in range(count)
     )
 
 
-def _unusual(work: Work, count: int) -> list[bool]:
-    """Steps whose multiset of kernels is not that of most steps; none where most steps differ.
-
-    A multiset's mark is the wrapping sum of a random 64-bit number a kernel: equal multisets have
-    equal marks, and different ones the same mark with a chance of 2**-64.
-    """
-    inside = work.is_kernel & (work.step > 0)
-    numbers = np.random.default_rng(0).integers(0, 2**63, len(work.names), np.uint64)
-    marks = np.zeros(count, np.uint64)
-    np.add.at(marks, work.step[inside] - 1, numbers[work.label[inside]])
-    values, counts = np.unique(marks, return_counts=True)
-    usual = int(np.argmax(counts))
-    if counts[usual] * 2 <= count:
-        return [False] * count
-    return [bool(mark != values[usual]) for mark in marks]
-
-
-def _summaries(traced: TracedRound, inside: Ints, steps: int) -> tuple[KernelSummary, ...]:
-    work, rows = traced.work, traced.rows.kernels
-    label = work.label[inside]
-    duration = (work.end_ns - work.start_ns)[inside]
-    size = len(work.names)
-    count, total = np.bincount(label, minlength=size), sums(label, duration, size)
-    medians = _medians(label, duration, count)
-    # Kernels come first in the work, so the kernels among `inside` lead there too.
-    of_kernels = work.kernel_row[inside[work.is_kernel[inside]]]
-    kernel_label = label[: len(of_kernels)]
-    in_graph = sums(kernel_label, (rows.graph_node[of_kernels] != 0).astype(np.int64), size)
-    shapes = _common_shapes(rows, of_kernels, kernel_label)
-    everything = max(1, int(total.sum()))
-    order = np.argsort(-total, kind="stable")
-    return tuple(
-        KernelSummary(
-            short_name=short_name(work.names[n]),
-            name=one_line(work.names[n], 1000),
-            category=traced.categories.get(n, OTHER),
-            count=int(count[n]),
-            count_per_step=int(count[n]) / steps if steps else _no_steps(traced),
-            mean_ns=float(total[n] / count[n]),
-            median_ns=float(medians[n]),
-            total_ns=int(total[n]),
-            share=float(total[n] / everything),
-            grid=shapes[n][0] if n in shapes else None,
-            block=shapes[n][1] if n in shapes else None,
-            graph_share=float(in_graph[n] / count[n]),
-        )
-        for n in order.tolist()
-        if count[n]
-    )
-
-
 def _no_steps(traced: TracedRound) -> Unavailable:
     why = traced.attribution.unavailable  # false in itself, so no `or` here
     return Unavailable("no decode step") if why is None else why
-
-
-def _medians(label: Ints, duration: Ints, count: Ints) -> NDArray[np.float64]:
-    """Median duration of each label, by one sort of label and duration in one integer."""
-    longest = np.int64((1 << _DURATION_BITS) - 1)
-    key = np.sort((label << _DURATION_BITS) | np.minimum(duration, longest)) & longest
-    begin = np.cumsum(count) - count
-    if not len(key):
-        return np.zeros(len(count))
-    last = len(key) - 1
-    low = key[np.minimum(begin + np.maximum(count - 1, 0) // 2, last)]
-    high = key[np.minimum(begin + count // 2, last)]
-    medians: NDArray[np.float64] = (low + high) / 2
-    return medians
-
-
-def _common_shapes(rows: KernelRows, of_kernels: Ints, label: Ints) -> dict[int, tuple[Dim, Dim]]:
-    """Grid and block of each label's most common launch."""
-    columns = (rows.grid_x, rows.grid_y, rows.grid_z, rows.block_x, rows.block_y, rows.block_z)
-    # Seven columns as one 64-bit hash: sorting that is ten times faster than sorting rows.
-    mixed = label.astype(np.uint64)
-    for column in columns:
-        mixed = (mixed ^ (mixed >> np.uint64(29))) * np.uint64(0x9E3779B97F4A7C15)
-        mixed += column[of_kernels].astype(np.uint64)
-    _, first, count = np.unique(mixed, return_index=True, return_counts=True)
-    shapes: dict[int, tuple[Dim, Dim]] = {}
-    for at in first[np.argsort(count, kind="stable")].tolist():  # the most common comes last
-        x, y, z, bx, by, bz = (int(column[of_kernels[at]]) for column in columns)
-        shapes[int(label[at])] = ((x, y, z), (bx, by, bz))
-    return shapes
 
 
 def _category_times(traced: TracedRound, steps: int) -> tuple[CategoryTime, ...]:

@@ -12,7 +12,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
-from llmprof.analysis.device.kernels import KernelReport, KernelSummary
+from llmprof.analysis.device.kernel_sums import KernelSummary
+from llmprof.analysis.device.kernels import KernelReport
 from llmprof.records import Unavailable
 
 How = Literal["name", "family", "only A", "only B"]

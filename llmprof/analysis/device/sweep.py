@@ -10,7 +10,7 @@ under a second.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -97,18 +97,41 @@ class Timeline:
     step: Ints
     """The step that the piece lies in, from 1."""
     names: tuple[str, ...]
+    counted: NDArray[np.bool_] | None = None
+    """Steps that the pieces are of, where those of others (prefill) are left out; shape (steps,).
+    ``None``: all."""
 
     @property
     def steps(self) -> int:
         return max(0, len(self.bounds_ns) - 1)
+
+    @property
+    def count(self) -> int:
+        """Steps that count: what a mean is over."""
+        return self.steps if self.counted is None else int(np.count_nonzero(self.counted))
+
+    def only(self, counted: NDArray[np.bool_] | None) -> Timeline:
+        """Without the pieces, the length and the gaps of the other steps."""
+        if counted is None or counted.all():
+            return self
+        mine = counted[self.step - 1]
+        return replace(
+            self,
+            start_ns=self.start_ns[mine],
+            end_ns=self.end_ns[mine],
+            label=self.label[mine],
+            step=self.step[mine],
+            counted=counted,
+        )
 
     def busy_ns(self) -> Ints:
         """Covered time of each step, ns; shape (steps,)."""
         return sums(self.step - 1, self.end_ns - self.start_ns, self.steps)
 
     def wall_ns(self) -> Ints:
-        """Length of each step, ns; shape (steps,)."""
-        return np.diff(self.bounds_ns)
+        """Length of each step, ns; 0 of one that does not count; shape (steps,)."""
+        length = np.diff(self.bounds_ns)
+        return length if self.counted is None else np.where(self.counted, length, 0)
 
 
 def collect(rows: TraceRows, pid: int, kernel_step: Ints, copy_step: Ints) -> Work:

@@ -73,8 +73,8 @@ def step_parts(traced: TracedRound, label: str) -> StepParts | Unavailable:
     totals = category_ns(traced)
     wall = int(timeline.wall_ns().sum())
     totals[IDLE] = wall - sum(totals.values())
-    step_ns = round(wall / timeline.steps)
-    return StepParts(label, timeline.steps, step_ns, apportion(step_ns, totals))
+    step_ns = round(wall / timeline.count)
+    return StepParts(label, timeline.count, step_ns, apportion(step_ns, totals))
 
 
 def waterfall(a: StepParts | Unavailable, b: StepParts | Unavailable) -> Waterfall | Unavailable:

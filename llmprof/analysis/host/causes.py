@@ -133,7 +133,7 @@ class GapJudge:
         start, end, step, _, _ = between_pieces(timeline)
         self._gaps = _Gaps(start, end, step, timeline.bounds_ns)
         self._host = host
-        self._steps = timeline.steps
+        self._steps = timeline.count
         samples = [] if isinstance(host, Unavailable) else list(host.samples)
         tick = READ_NS if isinstance(host, Unavailable) else min(READ_NS, host.sampled.tick_ns)
         begins = np.sort(traced.work.start_ns)

@@ -111,15 +111,21 @@ def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:
         index=record.index,
         complete=record.complete,
         start_ns=record.start_ns - data.origin_ns,
-        steps=record.steps,
-        tokens=record.steps * batch,
+        steps=sum(record.counted),
+        tokens=sum(record.counted) * batch,
         ttft_ns=ttft_ns,
         decode_ns=decode_ns,
-        step_ns=step_latencies(record.stamps_ns) if record.synchronous else (),
+        step_ns=_counted(record) if record.synchronous else (),
         tok_s=_rate(record, decode_ns, batch),
         prefill_tok_s=_prefill_rate(data, ttft_ns, batch),
         energy_j=_energy(record),
     )
+
+
+def _counted(record: RoundRecord) -> tuple[int, ...]:
+    """Latencies of the steps that count: all of a round that llmprof drove."""
+    every = step_latencies(record.stamps_ns)
+    return tuple(ns for ns, counts in zip(every, record.counted, strict=True) if counts)
 
 
 def step_latencies(stamps_ns: Sequence[int]) -> tuple[int, ...]:

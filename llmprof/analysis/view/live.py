@@ -15,6 +15,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmprof.analysis.view.frame import Activity, build_snapshot
+from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import Report, build
 from llmprof.analysis.view.snapshot import Snapshot
 from llmprof.analysis.view.traced import RunTrace, Tell, quiet
@@ -32,7 +33,6 @@ from llmprof.records import (
     Unavailable,
     Warned,
 )
-from llmprof.runfile.reader import RunFileReader
 
 LOG_LINES = 50
 
@@ -258,8 +258,7 @@ def _read_trace(path: str, known: RunData | None, tell: Tell) -> RunTrace | Unav
         return Unavailable("the run was not saved")
     try:
         if known is None:
-            with RunFileReader(path) as reader:
-                known = reader.run_data()
+            known = open_run(Path(path))
         return RunTrace(Path(path), known, tell)
     except LlmprofError as why:
         return Unavailable(str(why))

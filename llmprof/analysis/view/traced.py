@@ -46,6 +46,7 @@ from llmprof.records import (
     Maybe,
     RoundRecord,
     RunData,
+    StepsFound,
     Unavailable,
     Warned,
 )
@@ -53,12 +54,14 @@ from llmprof.runfile.nvtx import OpTotal
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace.chunks import Advance, silent
 from llmprof.runfile.trace.overview import Cells, walk
+from llmprof.runfile.trace.reader import ProcessTotals
 from llmprof.runfile.trace.rows import ApiRows
 
 MAX_KERNELS = 1_000_000
 """Of one run file that are analysed one by one; a longer trace is cut at a step."""
 LEAST_KERNELS = 100_000
 """Of one engine, however many there are."""
+DRIVEN = StepsFound("driven", "llmprof drove the engine and stamped every step")
 PENDING = Unavailable("the kernels are being read")
 
 Tell = Callable[[str, float | None], None]
@@ -108,6 +111,10 @@ class EngineTrace:
             reader.host_rows(record) if record and reader else None, record, no_host
         )
         """Sampled host stacks of the decode steps."""
+        self.totals: ProcessTotals | None = None
+        """Of the whole file, where llmprof did not drive the engine."""
+        self.steps_found = DRIVEN
+        """How the steps are known."""
         self.sampled = sampled
         """Measured bandwidth of single steps."""
         self.dram = dram
@@ -262,6 +269,11 @@ class RunTrace:
                 )
                 for engine in data.engines
             )
+            for engine, trace in zip(data.engines, self.engines, strict=True):
+                found = data.steps_found.get(engine.engine_id)
+                if found is not None:
+                    trace.steps_found = found
+                    trace.totals = reader.process_totals(trace.pid)
         self._parts: tuple[tuple[Path, RunData, tuple[EngineTrace, ...]], ...]
         self._parts = ((path, data, self.engines),)
 
@@ -382,7 +394,8 @@ def _longest(
 def _shortened(record: RoundRecord, end_ns: int) -> RoundRecord:
     """Only the steps that ended by ``end_ns``; a round without steps ends there."""
     kept = array("q", (stamp for stamp in record.stamps_ns if stamp <= end_ns))
-    return replace(record, stamps_ns=kept, end_ns=kept[-1] if kept else end_ns)
+    labels = record.labels[: max(0, len(kept) - 1)]
+    return replace(record, stamps_ns=kept, end_ns=kept[-1] if kept else end_ns, labels=labels)
 
 
 def _cut(whole: RoundRecord, kept: RoundRecord, limit: int) -> str:

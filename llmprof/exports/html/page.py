@@ -17,7 +17,7 @@ from llmprof.analysis.view.traced import EngineTrace
 from llmprof.exports.formats import Progress
 from llmprof.exports.json.report import to_document
 from llmprof.exports.loaded import Loaded, load
-from llmprof.records import Unavailable
+from llmprof.records import StepChoice, Unavailable
 
 MARK = "/*DATA*/"
 STEPS = 3
@@ -26,9 +26,9 @@ MAX_ITEMS = 20_000
 """Of one engine: some MB of text."""
 
 
-def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
     """The page."""
-    runs = [_run(run) for run in load(files, progress, step_range)]
+    runs = [_run(run) for run in load(files, progress, steps)]
     text = json.dumps(runs, separators=(",", ":"), allow_nan=False)
     # Nothing in the data can end the element: "<" is written as an escape.
     safe = text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")

@@ -8,10 +8,11 @@ from pathlib import Path
 from llmprof.exports.formats import Progress
 from llmprof.exports.json.report import SCHEMA_VERSION, to_document, to_text
 from llmprof.exports.loaded import load
+from llmprof.records import StepChoice
 
 
-def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
     """One document."""
-    runs = [to_document(r.report, r.data, r.trace) for r in load(files, progress, step_range)]
+    runs = [to_document(r.report, r.data, r.trace) for r in load(files, progress, steps)]
     document = runs[0] if len(runs) == 1 else {"schema_version": SCHEMA_VERSION, "runs": runs}
     out.write_text(to_text(document), encoding="utf-8")

@@ -12,6 +12,7 @@ from llmprof.analysis.device.kernels import DeviceReport, KernelReport
 from llmprof.analysis.device.pairing import Pairing
 from llmprof.analysis.device.waterfall import Waterfall, verdict_words
 from llmprof.analysis.view.traced import EngineTrace, Fall, RunTrace
+from llmprof.exports.json.steps import known_steps, step_document, step_groups
 from llmprof.plaintext import one_line
 from llmprof.records import Maybe, Unavailable
 
@@ -27,7 +28,7 @@ def engine_trace(trace: EngineTrace | Unavailable) -> Document:
     if isinstance(trace, Unavailable):
         keys = ("gpu", "operators", "dram_per_step", "dram_per_kernel")
         return {k: v for key in keys for k, v in null(key, trace).items()}
-    document: Document = {**_sampled(trace.sampled), **_dram(trace.dram)}
+    document: Document = {**known_steps(trace), **_sampled(trace.sampled), **_dram(trace.dram)}
     report, gaps = trace.kernels, trace.gaps
     if isinstance(report, Unavailable):
         document |= null("gpu", report)
@@ -48,6 +49,7 @@ def engine_trace(trace: EngineTrace | Unavailable) -> Document:
             "device": report.device,
             "devices": [_device(device) for device in report.devices],
             **_steps(report),
+            **step_groups(report),
             # What nsys' own kernel summary adds up: the whole round, prefill included.
             "round_kernels": len(trace.kernel_rows),
             "round_kernel_ns": int((trace.kernel_rows.end_ns - trace.kernel_rows.start_ns).sum()),
@@ -163,7 +165,7 @@ def _fall(key: str, fall: Waterfall | Unavailable) -> Document:
 def _steps(report: KernelReport) -> Document:
     if isinstance(report.steps, Unavailable):
         return null("steps", report.steps)
-    return {"steps": [asdict(step) for step in report.steps]}
+    return {"steps": [step_document(step) for step in report.steps]}
 
 
 def _device(device: DeviceReport) -> Document:

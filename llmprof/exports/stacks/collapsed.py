@@ -10,18 +10,19 @@ from llmprof.analysis.host.frames import label
 from llmprof.exports.formats import Progress
 from llmprof.exports.stacks.rows import Stacks, engine_stacks
 from llmprof.plaintext import one_line
+from llmprof.records import StepChoice
 
 UNIT = 1000
 """A whole sample weighs this much: weights are integers, and a sample may lie partly in a gap."""
 
 
-def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
     """One file for all engines, all decode steps.
 
     Raises:
         UsageError: no engine has host stacks.
     """
-    out.write_text(collapsed(engine_stacks(files, progress, step_range)), encoding="utf-8")
+    out.write_text(collapsed(engine_stacks(files, progress, steps)), encoding="utf-8")
 
 
 def collapsed(engines: Iterable[tuple[str, Stacks]]) -> str:

@@ -11,7 +11,7 @@ from llmprof.errors import UsageError
 from llmprof.exports.formats import Progress, silent
 from llmprof.exports.loaded import read_data
 from llmprof.plaintext import one_line
-from llmprof.records import HostFrame, Unavailable
+from llmprof.records import AUTO_STEPS, HostFrame, StepChoice, Unavailable
 
 Selection = Literal["all", "gaps"]
 """``all``: every decode step. ``gaps``: only while the GPU was idle in them."""
@@ -21,7 +21,7 @@ Stacks = list[tuple[tuple[HostFrame, ...], float]]
 def engine_stacks(
     paths: Sequence[Path],
     progress: Progress = silent,
-    step_range: str | None = None,
+    steps: StepChoice = AUTO_STEPS,
     *,
     engine: str | None = None,
     select: Selection = "all",
@@ -40,7 +40,7 @@ def engine_stacks(
     labels, reasons = [], []
     for number, path in enumerate(paths):
         progress(path.name, number / len(paths))
-        data = read_data(path, step_range)
+        data = read_data(path, steps)
         for trace in RunTrace(path, data).engines:
             labels.append(trace.label)
             if engine is not None and trace.label != engine:

@@ -12,16 +12,17 @@ from llmprof.analysis.host.frames import label
 from llmprof.exports.formats import Progress
 from llmprof.exports.stacks.rows import Stacks, engine_stacks
 from llmprof.plaintext import one_line
+from llmprof.records import StepChoice
 
 
-def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
     """One file with a profile for each engine, all decode steps.
 
     Raises:
         UsageError: no engine has host stacks.
     """
     title = " ".join(path.name for path in files)
-    document = speedscope(title, engine_stacks(files, progress, step_range))
+    document = speedscope(title, engine_stacks(files, progress, steps))
     out.write_text(json.dumps(document), encoding="utf-8")
 
 

@@ -12,7 +12,7 @@ from typing import Any
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import Loaded, load
 from llmprof.plaintext import one_line
-from llmprof.records import Unavailable
+from llmprof.records import StepChoice, Unavailable
 
 _DEVICE = (
     "device", "primary", "busy_ns", "idle_ns", "other_processes_ns", "busy_ms_per_step",
@@ -21,12 +21,12 @@ _DEVICE = (
 _FORMULA = ("=", "+", "-", "@")
 
 
-def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
     """``engines steps kernels categories gaps devices waterfalls gpu_samples`` .csv.
 
     All begin with the file's name, so that several runs go into one table.
     """
-    runs = load(files, progress, step_range)
+    runs = load(files, progress, steps)
     out.mkdir()
     tables = {
         "engines": _engines,

@@ -10,14 +10,14 @@ from llmprof.analysis.view.traced import EngineTrace, all_warnings
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import Loaded, load
 from llmprof.plaintext import one_line
-from llmprof.records import Maybe, Unavailable
+from llmprof.records import Maybe, StepChoice, Unavailable
 
 KERNELS = 15
 
 
-def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
     """One document."""
-    parts = ["\n".join(_run(run)) for run in load(files, progress, step_range)]
+    parts = ["\n".join(_run(run)) for run in load(files, progress, steps)]
     out.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
 
 

@@ -9,6 +9,7 @@ from llmprof.analysis.device.categories import IDLE
 from llmprof.analysis.device.kernels import KernelReport
 from llmprof.analysis.device.waterfall import StepParts, verdict_words
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
+from llmprof.exports.text import steps_table
 from llmprof.plaintext import one_line, shortened, told_apart
 from llmprof.records import Maybe, Unavailable
 
@@ -24,6 +25,10 @@ def sections(trace: RunTrace | Unavailable, width: int) -> dict[str, list[str]]:
         (e, report) for e in trace.engines if not isinstance(report := e.kernels, Unavailable)
     ]
     found = {
+        **{
+            f"Steps of {one_line(engine.label, LABEL)}": steps_table.lines(engine, width)
+            for engine in trace.engines
+        },
         "Traced decode steps (medians)": _gpu(reports),
         "Mean traced step by category, ms": _categories([e for e, _ in reports], width),
     }

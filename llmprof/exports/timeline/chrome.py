@@ -10,16 +10,17 @@ from typing import Any, TextIO
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import read_data
 from llmprof.exports.timeline.tracks import Point, Slice, Track, events
+from llmprof.records import StepChoice
 
 
-def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
     """One JSON object with ``traceEvents``; times in µs as the format wants them."""
     with out.open("w", encoding="ascii") as file:
         file.write('{"displayTimeUnit": "ns", "traceEvents": [\n')
         first = True
         for number, path in enumerate(files):
             progress(path.name, number / len(files))
-            data = read_data(path, step_range)
+            data = read_data(path, steps)
             for event in _events(path, data, number * 1000):
                 first = _put(file, event, first)
         file.write("\n]}\n")

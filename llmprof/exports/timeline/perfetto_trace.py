@@ -9,13 +9,14 @@ from typing import Any
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import read_data
 from llmprof.exports.timeline.tracks import Point, Slice, Track, events
+from llmprof.records import StepChoice
 
 _SEQUENCE = 1
 _CLEARED, _NEEDS = 1, 2
 """TracePacket.SequenceFlags: SEQ_INCREMENTAL_STATE_CLEARED, SEQ_NEEDS_INCREMENTAL_STATE."""
 
 
-def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str | None) -> None:
+def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
     """Tracks: engine → rounds, kernels by stream, API calls; counters of the GPU."""
     from perfetto.trace_builder.proto_builder import StreamingTraceProtoBuilder
 
@@ -24,7 +25,7 @@ def write(files: Sequence[Path], out: Path, progress: Progress, step_range: str 
         for number, path in enumerate(files):
             progress(path.name, number / len(files))
             made.base = number
-            for event in events(path, read_data(path, step_range)):
+            for event in events(path, read_data(path, steps)):
                 made.put(event)
 
 

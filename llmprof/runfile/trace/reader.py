@@ -75,6 +75,8 @@ def read_trace(
     window_ns: tuple[int, int],
     limit: int | None = None,
     advance: Advance = silent,
+    calls: bool = True,
+    look_back_ns: int = 0,
 ) -> TraceRows:
     """All rows of one process that overlap a stretch of time, ordered by start.
 
@@ -82,6 +84,9 @@ def read_trace(
         limit: kernels, and as many copies, at most: those that begin first. Of a stretch with more,
             ``TraceRows.complete_ns`` says up to when nothing is missing, and nothing that begins
             later is given.
+        calls: with API calls.
+        look_back_ns: calls are read from so long before the stretch on: what runs in its first step
+            may have been launched before.
     """
     # Of a file that llmprof did not make, ``pid`` is all of ``globalPid >> 24``.
     process = schema.global_pid(pid) >> 24 if "LLMPROF_RUN" in tables else pid
@@ -92,9 +97,10 @@ def read_trace(
         found.kernels = KernelRows(pid=_constant(columns, pid), names={}, **columns)
     copies, kinds = _copies(look, tables, limit)
     found.copies = CopyRows(**copies, pid=_constant(copies, pid), names=kinds)
-    if CALLS in tables:
-        calls = None if limit is None else _CALLS_A_KERNEL * limit
-        columns = look.columns(CALLS, _API, calls, thread=True)
+    if CALLS in tables and calls:
+        most = None if limit is None else _CALLS_A_KERNEL * limit
+        look.start_ns -= look_back_ns
+        columns = look.columns(CALLS, _API, most, thread=True)
         found.api = ApiRows(pid=_constant(columns, pid), names={}, **columns)
     if look.cut:
         # A later table may have been cut earlier.
@@ -104,6 +110,31 @@ def read_trace(
     found.kernels.names = _names(sql, tables, found.kernels.name_id)
     found.api.names = _names(sql, tables, found.api.name_id)
     return found
+
+
+@dataclass(frozen=True)
+class ProcessTotals:
+    """All kernels of one process in a file, whatever belongs to a step."""
+
+    kernels: int
+    kernel_ns: int
+    """Sum of durations."""
+    start_ns: int
+    end_ns: int
+
+
+def process_totals(sql: sqlite3.Connection, tables: set[str], process: int) -> ProcessTotals:
+    """One look at every row with usable times; ``process`` is ``globalPid >> 24``."""
+    if KERNELS not in tables:
+        return ProcessTotals(0, 0, 0, 0)
+    of = Columns(activity.columns(sql, KERNELS))
+    begin, end = of.time("start"), of.time("end")
+    row = sql.execute(
+        f"SELECT count(*), sum({end} - {begin}), min({begin}), max({end}) FROM {KERNELS}"
+        f" WHERE {of.process('globalPid')} = ? AND {of.usable(1)}",
+        (process,),
+    ).fetchone()
+    return ProcessTotals(*(int(value or 0) for value in row))
 
 
 @dataclass

@@ -1,0 +1,228 @@
+"""From the ranges that are the steps to rounds of them.
+
+A step lasts from the start of its range to the start of the next one, so what follows a range
+(waiting, sampling) belongs to its step, unless another range of the same level comes first: a
+prefill between two decode ranges is a stretch of its own. A range that follows nearly every step,
+and does not say that it is a prefill, is a part of the step.
+"""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass
+from itertools import pairwise
+
+import numpy as np
+
+from llmprof.analysis.steps.candidates import (
+    Candidate,
+    first_of_cycle,
+    is_operator,
+    main_thread,
+    matches,
+    outermost,
+)
+from llmprof.analysis.steps.composition import composition, phase_of
+from llmprof.plaintext import one_line
+from llmprof.records import RoundRecord, StepLabel, StepPhase
+from llmprof.runfile.trace.ranges import RangeRows
+from llmprof.runfile.trace.rows import Ints
+
+PAUSE = 10
+"""A pause between two ranges of so many median steps ends a round."""
+PART = 0.8
+"""A range of another text that follows this share of the steps is a part of them."""
+
+
+@dataclass(frozen=True)
+class Stretch:
+    """One step, or what lies between two."""
+
+    start_ns: int
+    end_ns: int
+    label: StepLabel
+
+
+@dataclass(frozen=True)
+class Marked:
+    """The steps of one process."""
+
+    process: int
+    tid: int
+    rounds: tuple[tuple[Stretch, ...], ...]
+    taken: int
+    left_out: tuple[str, ...]
+    parts: tuple[str, ...]
+    """Texts of ranges between two that are counted in."""
+    overlapping: int = 0
+    """Ranges that begin before the one before has ended."""
+
+
+def mark(ranges: RangeRows, pattern: str, candidate: Candidate | None = None) -> list[Marked]:
+    """Rounds of every process that has ranges of the pattern; empty where none fits.
+
+    Args:
+        candidate: that the pattern is of, where it was chosen by itself.
+    """
+    rows = matching(ranges, pattern)
+    made = []
+    for process in np.unique(ranges.process[rows]).tolist():
+        own = rows[ranges.process[rows] == process]
+        made.append(_of_process(ranges, own, int(process), candidate))
+    return made
+
+
+def matching(ranges: RangeRows, pattern: str) -> Ints:
+    """Rows of the ranges that a glob fits."""
+    fits = np.array([matches(domain, text, pattern) for domain, text in ranges.texts] or [False])
+    return np.flatnonzero(fits[ranges.text]) if len(ranges) else np.empty(0, np.int64)
+
+
+def _of_process(ranges: RangeRows, rows: Ints, process: int, candidate: Candidate | None) -> Marked:
+    mine = main_thread(ranges, rows)
+    tid = int(ranges.tid[mine[0]])
+    left = []
+    elsewhere = int(np.count_nonzero(ranges.tid[rows] != tid))
+    inside = len(rows) - elsewhere - len(mine)
+    if elsewhere:
+        threads = ", ".join(map(str, np.unique(ranges.tid[rows[ranges.tid[rows] != tid]])[:5]))
+        left.append(
+            f"{elsewhere} such ranges of thread {threads} are not taken as steps (those of thread"
+            f" {tid} are); kernels that they launched count all the same"
+        )
+    if inside:
+        left.append(f"{inside:,} ranges inside another one of the same pattern")
+    if candidate is not None and candidate.cycle:
+        first = first_of_cycle(ranges, mine, candidate.cycle)
+        begins = np.array([text == first for _, text in ranges.texts])[ranges.text[mine]]
+        left.append(
+            f"{int(np.count_nonzero(~begins)):,} ranges that follow"
+            f" {one_line(first, 60)} within its step"
+        )
+        mine = mine[begins]
+    overlapping = int(np.count_nonzero(ranges.start_ns[mine][1:] < ranges.end_ns[mine][:-1]))
+    separators, parts = _between(ranges, mine, process, tid)
+    rounds = _rounds(ranges, mine, separators, overlapping > 0)
+    return Marked(process, tid, rounds, len(mine), tuple(left), parts, overlapping)
+
+
+def _between(
+    ranges: RangeRows, mine: Ints, process: int, tid: int
+) -> tuple[dict[int, list[int]], tuple[str, ...]]:
+    """(step → rows of ranges behind it that are steps of another sort, texts of its parts)."""
+    taken = np.zeros(len(ranges), bool)
+    taken[mine] = True
+    start, end = ranges.start_ns[mine], ranges.end_ns[mine]
+    rest = np.flatnonzero((ranges.process == process) & (ranges.tid == tid) & ~taken)
+    behind = np.searchsorted(start, ranges.start_ns[rest], "right") - 1
+    until = np.searchsorted(start, ranges.end_ns[rest], "left") - 1
+    free = (behind >= 0) & (behind == until) & (behind < len(mine) - 1)
+    free[free] &= ranges.start_ns[rest[free]] >= end[behind[free]]
+    rest = rest[free]
+    works = np.array([not is_operator(text) for _, text in ranges.texts])
+    rest = outermost(ranges, rest[works[ranges.text[rest]]])
+    if not len(rest):
+        return {}, ()
+    behind = np.searchsorted(start, ranges.start_ns[rest], "right") - 1
+    separators: dict[int, list[int]] = {}
+    parts: list[str] = []
+    texts = ranges.text[rest]
+    shape = {int(t): _shape(ranges.texts[int(t)][1]) for t in np.unique(texts)}
+    steps_with: dict[str, set[int]] = {}
+    for row, step in zip(texts.tolist(), behind.tolist(), strict=True):
+        steps_with.setdefault(shape[row], set()).add(step)
+    for name, steps in steps_with.items():
+        other = phase_of(name) in ("prefill", "mixed")
+        if len(steps) >= PART * (len(mine) - 1) and not other:
+            parts.append(name)
+    for at, step in zip(rest.tolist(), behind.tolist(), strict=True):
+        if shape[int(ranges.text[at])] not in parts:
+            separators.setdefault(step, []).append(at)
+    return separators, tuple(parts)
+
+
+def _shape(text: str) -> str:
+    """Formats say in their numbers what a step is; elsewhere numbers only count."""
+    if composition(text) is not None:
+        return text
+    return "".join("*" if c.isdigit() else c for c in text[:200])
+
+
+def _rounds(
+    ranges: RangeRows, mine: Ints, separators: dict[int, list[int]], overlap: bool
+) -> tuple[tuple[Stretch, ...], ...]:
+    start, end = ranges.start_ns[mine].tolist(), ranges.end_ns[mine].tolist()
+    text = [ranges.texts[int(t)][1] for t in ranges.text[mine]]
+    distance = [b - a for a, b in pairwise(start)]
+    typical = max(1.0, float(np.median(distance))) if distance else 1.0
+    pauses = [max(0, b - a) for a, b in zip(end, start[1:], strict=False)]
+    usual = round(float(np.median(pauses))) if pauses else 0
+    rounds: list[list[Stretch]] = [[]]
+    for n in range(len(mine)):
+        label = labelled(text[n], "decode")
+        last = n + 1 == len(mine)
+        then = [] if last else [*separators.get(n, [])]
+        stop = ranges.start_ns[then[0]] if then else (start[n + 1] if not last else None)
+        paused = not last and not then and start[n + 1] - end[n] > PAUSE * typical
+        if stop is None or paused:
+            stop = start[n] + round(typical) if overlap else end[n] + usual
+            if not last:
+                stop = min(stop, start[n + 1])
+        rounds[-1].append(Stretch(start[n], int(stop), label))
+        if then:
+            rounds[-1] += _stretches(ranges, then, start[n + 1])
+        if paused:
+            rounds.append([])
+    return tuple(tuple(part) for part in rounds if part)
+
+
+def _stretches(ranges: RangeRows, rows: list[int], end_ns: int) -> list[Stretch]:
+    """Of ranges between two steps, up to the next one; those of no known sort are one stretch."""
+    made: list[Stretch] = []
+    begins = [int(ranges.start_ns[row]) for row in rows]
+    for row, begin, until in zip(rows, begins, [*begins[1:], end_ns], strict=True):
+        label = labelled(ranges.texts[int(ranges.text[row])][1], "other")
+        if made and label.phase == made[-1].label.phase == "other":
+            made[-1] = Stretch(made[-1].start_ns, until, made[-1].label)
+        else:
+            made.append(Stretch(begin, until, label))
+    return made
+
+
+def labelled(text: str, otherwise: StepPhase) -> StepLabel:
+    """What the text says, in a format or in words."""
+    found = composition(text)
+    phase = found.phase if found is not None else phase_of(text)
+    return StepLabel(phase or otherwise, text, found)
+
+
+def round_of(
+    stretches: tuple[Stretch, ...], whole: RoundRecord, number: int, index: int, tid: int
+) -> RoundRecord:
+    """A round of stretches that follow one another.
+
+    Args:
+        whole: the round of the same process without steps.
+    """
+    stamps: array[int] = array("q", [stretch.start_ns for stretch in stretches])
+    stamps.append(stretches[-1].end_ns)
+    return RoundRecord(
+        round_id=number,
+        engine_id=whole.engine_id,
+        pass_name="traced",
+        index=index,
+        pid=whole.pid,
+        tid=tid,
+        start_ns=stamps[0],
+        prefill_start_ns=stamps[0],
+        stamps_ns=stamps,
+        end_ns=stamps[-1],
+        complete=True,
+        steps_from="marked",
+        labels=labels_of(stretches),
+    )
+
+
+def labels_of(stretches: tuple[Stretch, ...]) -> tuple[StepLabel, ...]:
+    """Of every stretch."""
+    return tuple(stretch.label for stretch in stretches)

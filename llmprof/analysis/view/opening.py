@@ -1,0 +1,296 @@
+"""Opening a recorded file: its small rows, and which stretches of it are the steps.
+
+A run that llmprof drove has its steps. For any other file they are its ranges, where some explain
+the work, or else what repeats in the device's own work. What was taken, on what it rests, and what
+was left out goes into the run's data, so that every reader can say it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from llmprof.analysis.steps.candidates import Candidate, best, judged
+from llmprof.analysis.steps.detect import detect
+from llmprof.analysis.steps.events import events_of
+from llmprof.analysis.steps.found import described, stretches
+from llmprof.analysis.steps.marked import Marked, mark, matching, round_of
+from llmprof.errors import UsageError
+from llmprof.plaintext import one_line
+from llmprof.records import (
+    AUTO_STEPS,
+    EngineInfo,
+    Missing,
+    RoundRecord,
+    RunData,
+    StepChoice,
+    StepsFound,
+    Warned,
+)
+from llmprof.runfile.foreign.tables import add_engine, add_whole_round
+from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.trace.ranges import RangeRows
+
+Offered = tuple[Candidate, ...]
+"""Ranges that were not taken, the best first."""
+DETECTED = 2_000_000
+"""Kernels of a process that steps are looked for in, from its first on."""
+
+
+def open_run(path: Path, choice: StepChoice = AUTO_STEPS) -> RunData:
+    """The small rows of a file, with its steps.
+
+    Raises:
+        RunFileError: it cannot be read.
+        UsageError: the pattern matches no range, or the run knows its steps itself.
+    """
+    with RunFileReader(path) as reader:
+        data = reader.run_data()
+        if not has_steps_to_find(data):
+            if choice != AUTO_STEPS:
+                option = "--step-range" if choice.pattern else "--steps"
+                raise UsageError(
+                    f"{option} is for files that llmprof did not drive:"
+                    " a run of llmprof has its steps"
+                )
+            return data
+        opened = _Opened(reader, data, choice).data
+        _add_sampled_rounds(opened, reader.sampled_devices())
+        return opened
+
+
+def has_steps_to_find(data: RunData) -> bool:
+    """Was the program driven by somebody else: opened from another profiler, or recorded?"""
+    return data.info.source != "driven"
+
+
+def _add_sampled_rounds(data: RunData, devices: list[tuple[int, int]]) -> None:
+    """Where a GPU's counters were sampled meanwhile, the longest traced round is a sampled one too.
+
+    The counters are the GPU's: of one that several processes used, nobody's bandwidth can be told.
+    """
+    for round_id, device in devices:
+        users = [
+            e for e in data.engines if e.info is not None and e.info.device == f"cuda:{device}"
+        ]
+        if len(users) != 1:
+            who = ", ".join(e.label for e in users) or "nobody"
+            reason = f"GPU {device} was used by {who}: its counters are nobody's own"
+            data.missing += [Missing(e.label, "pm", reason) for e in users]
+            continue
+        traced = data.rounds_of(users[0].engine_id, "traced")
+        if traced:
+            longest = max(traced, key=lambda r: r.steps)
+            data.rounds.append(replace(longest, round_id=round_id, pass_name="sampled", index=0))
+
+
+def step_candidates(path: Path) -> list[Candidate]:
+    """Ranges that could be the steps, the best guess first; empty for a run of llmprof."""
+    with RunFileReader(path) as reader:
+        if not has_steps_to_find(reader.run_data()):
+            return []
+        return judged(reader.ranges(), reader.launches())
+
+
+class _Opened:
+    """A file that llmprof did not make, with its steps looked up."""
+
+    def __init__(self, reader: RunFileReader, data: RunData, choice: StepChoice) -> None:
+        self.data, self._reader = data, reader
+        # The untraced second run of a recorded program has steps already.
+        self._stamped = [r for r in data.rounds if r.steps_from != "none"]
+        self._whole = [r for r in data.rounds if r.steps_from == "none"]
+        data.info.environment["step_range"] = None
+        if choice.how == "none":
+            self._none("steps were not asked for (--steps none)", ())
+        elif choice.how == "detect" and not choice.pattern:
+            self._detect({})
+        else:
+            self._by_ranges(choice)
+
+    def _by_ranges(self, choice: StepChoice) -> None:
+        ranges = self._reader.ranges()
+        if self.data.info.source == "recorded":
+            # Not the ranges that llmprof made of the second run's rounds.
+            ranges = ranges.of([p.process for p in self.data.processes])
+        found = judged(ranges, self._reader.launches())
+        candidate = None if choice.pattern else best(found)
+        pattern = choice.pattern or (candidate.pattern if candidate else "")
+        if choice.pattern and not len(matching(ranges, pattern)):
+            there = ", ".join(one_line(c.pattern, 60) for c in found[:5]) or "no NVTX range"
+            raise UsageError(f"--step-range {one_line(pattern)}: no such range; there are: {there}")
+        offered = tuple(c for c in found if c is not candidate)[:4]
+        if not pattern:
+            hint = "no range explains the work" if found else "the file has no NVTX ranges"
+            if choice.how == "ranges":
+                self._none(hint, offered)
+            else:
+                self._detect({"ranges": hint}, offered)
+            return
+        if candidate is None:
+            candidate = next((c for c in found if c.pattern == pattern), None)
+        self.data.info.environment["step_range"] = pattern
+        self._mark(ranges, mark(ranges, pattern, candidate), pattern, candidate, offered)
+        if ranges.cut:
+            text = f"only the first {len(ranges):,} ranges were looked at"
+            self.data.warnings.append(Warned("run", text))
+
+    def _mark(
+        self,
+        ranges: RangeRows,
+        marked: list[Marked],
+        pattern: str,
+        candidate: Candidate | None,
+        offered: Offered,
+    ) -> None:
+        data = self.data
+        marked = self._owned(marked, pattern)
+        stepping = {one.process for one in marked}
+        rounds: list[RoundRecord] = []
+        for one in marked:
+            whole = next(r for r in self._whole if r.pid == one.process)
+            label = data.engines[whole.engine_id].label
+            for index, part in enumerate(one.rounds):
+                rounds.append(round_of(part, whole, len(rounds) + 1, index, one.tid))
+            data.steps_found[whole.engine_id] = _marked_words(one, pattern, candidate, offered)
+            self._tell(label, one, pattern)
+        for whole in self._whole:
+            if whole.pid not in stepping:
+                rounds.append(replace(whole, round_id=len(rounds) + 1))
+                why = f"this process has no range {one_line(pattern, 60)}"
+                data.steps_found[whole.engine_id] = StepsFound(
+                    "none", why, candidates=_words(offered)
+                )
+        self._put(rounds)
+
+    def _owned(self, marked: list[Marked], pattern: str) -> list[Marked]:
+        """Each with an engine: that of its process, or a new one. An engine may schedule in one
+        process and compute in others: where all ranges are in one process without any work, its
+        steps are given to those that do the work."""
+        data = self.data
+        busy = [r.pid for r in self._whole]
+        homeless = [one for one in marked if one.process not in busy]
+        if not homeless:
+            return marked
+        wanted = [one.process for one in homeless]
+        labels = self._reader.process_labels([*busy, *wanted])
+        workers = ", ".join(labels[process] for process in busy)
+        if busy and len(marked) == 1:
+            (main,) = homeless
+            text = (
+                f"the ranges {one_line(pattern, 60)} are in {labels[main.process]}, which ran"
+                f" nothing on a GPU; they are taken as the steps of {workers}, whose work it is"
+            )
+            data.warnings.append(Warned("run", text))
+            return [replace(main, process=process) for process in busy]
+        if data.info.source == "recorded":  # it says itself which processes are engines
+            return [one for one in marked if one.process in busy]
+        for one in homeless:  # only the host's part of it is in the file
+            engine = add_engine(data, one.process, labels[one.process], EngineInfo(device="cpu"))
+            first, last = one.rounds[0][0].start_ns, one.rounds[-1][-1].end_ns
+            add_whole_round(data, engine, one.process, (first, last))
+            self._whole.append(data.rounds[-1])
+            if busy:
+                text = f"its process ran nothing on a GPU; GPU work is in {workers}"
+                data.warnings.append(Warned(engine.label, text))
+        for whole in self._whole:
+            engine = data.engines[whole.engine_id]
+            engine.label = engine.name = labels.get(whole.pid, engine.label)
+        return marked
+
+    def _tell(self, label: str, one: Marked, pattern: str) -> None:
+        """Warnings of one process."""
+        if len(one.rounds) > 1:
+            longest = max(len(part) for part in one.rounds)
+            self.data.warnings.append(
+                Warned(
+                    label,
+                    f"pauses part the {one.taken} ranges {one_line(pattern, 60)} into"
+                    f" {len(one.rounds)} rounds; the longest, {longest} steps, is shown",
+                )
+            )
+        for text in one.left_out:
+            self.data.warnings.append(Warned(label, f"left out of the steps: {text}"))
+
+    def _detect(self, hints: dict[str, str], offered: Offered = ()) -> None:
+        data = self.data
+        rounds: list[RoundRecord] = []
+        for whole in self._whole:
+            rows = self._reader.trace_rows(whole, DETECTED, calls=False)
+            events = events_of(rows)
+            found = detect(events)
+            words = described(found)
+            if hints:
+                words = replace(words, words=f"{hints['ranges']}; {words.words}")
+            words = replace(words, candidates=(*_words(offered), *words.candidates)[:6])
+            data.steps_found[whole.engine_id] = words
+            label = data.engines[whole.engine_id].label
+            if found.evidence is None:
+                rounds.append(replace(whole, round_id=len(rounds) + 1))
+                self._no_steps(label, words, offered)
+                continue
+            parts = stretches(events, found)
+            for index, part in enumerate(parts):
+                made = round_of(part, whole, len(rounds) + 1, index, 0)
+                rounds.append(replace(made, steps_from="detected"))
+            if rows.complete_ns is not None:
+                text = f"steps were looked for in its first {DETECTED:,} kernels only"
+                data.warnings.append(Warned(label, text))
+            if len(parts) > 1:
+                longest = max(len(part) for part in parts)
+                text = f"pauses part its steps into {len(parts)} rounds; the longest, {longest}"
+                data.warnings.append(Warned(label, f"{text} steps, is shown"))
+        self._put(rounds)
+
+    def _none(self, why: str, offered: Offered) -> None:
+        for whole in self._whole:
+            words = StepsFound("none", why, candidates=_words(offered))
+            self.data.steps_found[whole.engine_id] = words
+            self._no_steps(self.data.engines[whole.engine_id].label, words, offered)
+
+    def _put(self, rounds: list[RoundRecord]) -> None:
+        first = max((r.round_id for r in self._stamped), default=0) + 1
+        made = [replace(r, round_id=first + n) for n, r in enumerate(rounds)]
+        self.data.rounds[:] = [*self._stamped, *made]
+
+    def _no_steps(self, label: str, words: StepsFound, offered: Offered) -> None:
+        there = ", ".join(one_line(c.pattern, 60) for c in offered[:3])
+        hint = f"; choose some with --step-range: {there}" if there else ""
+        text = f"no steps are known, so totals only: {words.words}{hint}"
+        self.data.warnings.append(Warned(label, text))
+
+
+def _words(offered: Offered) -> tuple[str, ...]:
+    return tuple(candidate.words for candidate in offered)
+
+
+def _marked_words(
+    one: Marked, pattern: str, candidate: Candidate | None, offered: Offered
+) -> StepsFound:
+    words = f"{one.taken:,} NVTX ranges {one_line(pattern, 60)} of thread {one.tid}"
+    evidence: list[tuple[str, str | int | float]] = [
+        ("pattern", one_line(pattern, 200)),
+        ("ranges", one.taken),
+        ("thread", one.tid),
+    ]
+    if candidate is not None and candidate.inside is not None and candidate.reach is not None:
+        words += (
+            f", {candidate.inside:.1%} of the launches inside, {candidate.reach:.0%} of all"
+            " launches from the first to the last"
+        )
+        evidence += [
+            ("inside", round(candidate.inside, 4)),
+            ("reach", round(candidate.reach, 4)),
+            ("regular", round(candidate.regular, 4)),
+        ]
+    if candidate is not None and candidate.cycle:
+        words += f"; {candidate.cycle} texts come round, a step is one turn"
+    if one.overlapping:
+        words += (
+            f"; {one.overlapping:,} overlap the one before, so a step lasts from one start to the"
+            " next"
+        )
+    if one.parts:
+        names = ", ".join(one_line(part, 40) for part in one.parts[:4])
+        words += f"; {names} between two is counted in"
+    return StepsFound("marked", words, tuple(evidence), one.left_out, _words(offered))
