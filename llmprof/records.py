@@ -11,6 +11,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llmprof.step_records import StepLabel, StepsFound, StepsFrom
+
 PassName = Literal["timing", "traced", "sampled"]
 """``timing``: nothing attached, the reported numbers. ``traced``: tracers attached. ``sampled``:
 rounds while the parent samples the GPU's counters, kernels traced or not (``BandwidthLevel``)."""
@@ -28,11 +30,6 @@ BandwidthLevel = Literal["kernels", "steps", "off"]
 """What PM samples are taken beside: ``kernels``: sampled rounds record kernels too, so that the
 bandwidth of each can be told; ``steps``: one sampled round with nothing attached."""
 Provenance = Literal["measured", "modelled"]
-StepsFrom = Literal["driven", "marked", "detected", "none"]
-"""How the steps of a round are known: our own loop stamped them; an engine's ranges say so; they
-were found in the device's own work; they are not known."""
-StepPhase = Literal["decode", "prefill", "mixed", "verify", "other"]
-"""What a step is for. ``mixed``: prompts and decoding in one; ``verify``: of drafted tokens."""
 
 
 @dataclass(frozen=True)
@@ -174,67 +171,6 @@ class CpuUse:
     throttled_ns: int = 0
 
 
-@dataclass(frozen=True)
-class Composition:
-    """What a step computes, as its engine wrote it. ``None``: the name does not say."""
-
-    phase: StepPhase
-    engine: str
-    context_requests: int | None = None
-    """Requests whose prompt is computed."""
-    generation_requests: int | None = None
-    """Requests that get their next token."""
-    context_tokens: int | None = None
-    generation_tokens: int | None = None
-    """Query tokens; more than the requests where drafts are verified."""
-    kv_tokens: int | None = None
-    """KV positions, summed over all requests."""
-    attention_pairs: int | None = None
-    """Sum over the requests of query tokens × KV positions."""
-
-    @property
-    def new_tokens(self) -> int | None:
-        """Tokens that the step decodes: one a request; of drafts, how many hold is not known."""
-        return None if self.phase == "verify" else self.generation_requests
-
-
-@dataclass(frozen=True)
-class StepLabel:
-    """One step of a round that llmprof did not drive. ``text`` is untrusted."""
-
-    phase: StepPhase
-    text: str = ""
-    composition: Composition | None = None
-
-
-@dataclass(frozen=True)
-class StepChoice:
-    """What the user wants to be the steps of a file that llmprof did not drive."""
-
-    how: Literal["auto", "ranges", "detect", "none"] = "auto"
-    """``auto``: ranges where some explain the work, else detected ones."""
-    pattern: str | None = None
-    """Glob over the texts of ranges (``--step-range``)."""
-
-
-AUTO_STEPS = StepChoice()
-
-
-@dataclass(frozen=True)
-class StepsFound:
-    """How the steps of one engine are known, and on what that rests. Texts are printable."""
-
-    source: StepsFrom
-    words: str
-    """One line: which ranges, or which repeat; where there are no steps, why."""
-    evidence: tuple[tuple[str, str | int | float], ...] = ()
-    """Name → value, in the order to be shown."""
-    left_out: tuple[str, ...] = ()
-    """What was not taken for a step, how much of it, and why."""
-    candidates: tuple[str, ...] = ()
-    """What else could be the steps."""
-
-
 @dataclass
 class RoundRecord:
     """One prefill and N decode steps of one engine.
@@ -267,22 +203,6 @@ class RoundRecord:
     steps_from: StepsFrom = "driven"
     labels: tuple[StepLabel, ...] = ()
     """One a step where they are of several kinds; none: each is a decode step."""
-
-    @property
-    def counted(self) -> list[bool]:
-        """Of every step, is it one that means and medians are over? The decode steps, or where
-        there is none the most frequent phase."""
-        if not self.labels:
-            return [True] * self.steps
-        return [label.phase == self.main_phase for label in self.labels]
-
-    @property
-    def main_phase(self) -> StepPhase:
-        """Of the steps that count."""
-        phases = [label.phase for label in self.labels if label.phase != "other"]
-        if not phases or "decode" in phases:
-            return "decode"
-        return max(sorted(set(phases)), key=phases.count)
 
     @property
     def prefill_end_ns(self) -> int | None:

@@ -20,8 +20,15 @@ from llmprof.cli.gate import Gate, parse_gate
 from llmprof.cli.opening import open_one
 from llmprof.cli.step_choice import step_choice
 from llmprof.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, RunFileError, UsageError
-from llmprof.records import AUTO_STEPS, Maybe, RunData, StepChoice
+from llmprof.records import (
+    Maybe,
+    RunData,
+)
 from llmprof.runfile.reader import RunFileReader
+from llmprof.step_records import (
+    AUTO_STEPS,
+    StepChoice,
+)
 
 _LABELLED = re.compile(r"(.*?\.(?:sqlite|nsys-rep|json\.gz|json|gz)):(.*)", re.DOTALL)
 

@@ -24,7 +24,14 @@ from llmprof.errors import (
     LlmprofError,
     UsageError,
 )
-from llmprof.records import AUTO_STEPS, EngineRecord, RunState, StepChoice
+from llmprof.records import (
+    EngineRecord,
+    RunState,
+)
+from llmprof.step_records import (
+    AUTO_STEPS,
+    StepChoice,
+)
 
 
 def run(arguments: argparse.Namespace) -> int:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import argparse
 
 from llmprof.errors import UsageError
-from llmprof.records import StepChoice
+from llmprof.step_records import (
+    StepChoice,
+)
 
 
 def step_choice(arguments: argparse.Namespace) -> StepChoice:

@@ -17,7 +17,10 @@ from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, UsageError
 from llmprof.newfiles import hidden_beside, publish
 from llmprof.plaintext import one_line
-from llmprof.records import AUTO_STEPS, StepChoice
+from llmprof.step_records import (
+    AUTO_STEPS,
+    StepChoice,
+)
 
 Progress = Callable[[str, float | None], None]
 """(what is done now, share 0–1 or ``None`` where it is not known)."""

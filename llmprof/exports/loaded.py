@@ -10,7 +10,13 @@ from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import Report, build
 from llmprof.analysis.view.traced import RunTrace, load_trace
 from llmprof.exports.formats import Progress
-from llmprof.records import RunData, StepChoice, Unavailable
+from llmprof.records import (
+    RunData,
+    Unavailable,
+)
+from llmprof.step_records import (
+    StepChoice,
+)
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmprof.exports.formats import Progress
-from llmprof.records import StepChoice
 from llmprof.runfile.copying import copy_file, merge_files
+from llmprof.step_records import (
+    StepChoice,
+)
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:

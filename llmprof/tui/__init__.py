@@ -6,7 +6,10 @@ import os
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from llmprof.records import AUTO_STEPS, StepChoice
+from llmprof.step_records import (
+    AUTO_STEPS,
+    StepChoice,
+)
 
 if TYPE_CHECKING:
     from llmprof.analysis.view.snapshot import SnapshotSource

@@ -22,7 +22,10 @@ from llmprof.errors import (
     LlmprofError,
 )
 from llmprof.newfiles import first_free
-from llmprof.records import AUTO_STEPS, StepChoice
+from llmprof.step_records import (
+    AUTO_STEPS,
+    StepChoice,
+)
 from llmprof.tui.commands import Palette, RunCommands
 from llmprof.tui.dialogs import Choose, ConfirmStop
 from llmprof.tui.drawing import palette

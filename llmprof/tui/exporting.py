@@ -7,7 +7,9 @@ from pathlib import Path
 
 from llmprof.config import check_target, locked
 from llmprof.exports.formats import FORMATS, default_output, export_runs
-from llmprof.records import StepChoice
+from llmprof.step_records import (
+    StepChoice,
+)
 
 
 def choices(source: Path) -> Mapping[str, tuple[str, str]]:

@@ -11,7 +11,9 @@ from textual.message import Message
 from llmprof.analysis.view.live import RunDataSource
 from llmprof.analysis.view.opening import open_run, step_candidates
 from llmprof.errors import LlmprofError
-from llmprof.records import StepChoice
+from llmprof.step_records import (
+    StepChoice,
+)
 from llmprof.tui.drawing.cells import clean
 from llmprof.tui.drawing.numbers import duration
 

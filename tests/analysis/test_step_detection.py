@@ -17,8 +17,11 @@ from llmprof.analysis.steps.events import Events, events_of
 from llmprof.analysis.steps.found import stretches
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
-from llmprof.records import StepChoice
 from llmprof.runfile.reader import RunFileReader
+from llmprof.step_records import (
+    StepChoice,
+    counted,
+)
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"
 
@@ -187,7 +190,11 @@ def test_a_file_without_ranges_gets_its_steps(tmp_path: Path) -> None:
     assert found.source == "detected" and "no NVTX ranges" in found.words
     (record,) = data.rounds
     assert record.steps_from == "detected"
-    decode = [s for s, counts in zip(record.stamps_ns, record.counted, strict=False) if counts]
+    decode = [
+        s
+        for s, counts in zip(record.stamps_ns, counted(record.labels, record.steps), strict=False)
+        if counts
+    ]
     assert decode == truth[: len(decode)] and len(decode) >= 11
     report = RunTrace(path, data).engines[0].kernels
     assert report.method == "time"

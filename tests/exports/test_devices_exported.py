@@ -20,7 +20,9 @@ from llmprof.exports.json.report import to_document
 from llmprof.exports.text import csv_tables
 from llmprof.exports.text.table import render
 from llmprof.exports.timeline.tracks import Slice, events
-from llmprof.records import AUTO_STEPS
+from llmprof.step_records import (
+    AUTO_STEPS,
+)
 from llmprof.tui.drawing.cells import text_of
 from llmprof.tui.drawing.glyphs import UNICODE
 from llmprof.tui.timeline.page import layout

@@ -21,9 +21,14 @@ from llmprof.analysis.steps.candidates import matches
 from llmprof.analysis.view.opening import open_run, step_candidates
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.errors import LlmprofError, RunFileError, UsageError
-from llmprof.records import StepChoice, Unavailable
+from llmprof.records import (
+    Unavailable,
+)
 from llmprof.runfile.foreign.nsys_rep import readable
 from llmprof.runfile.reader import RunFileReader
+from llmprof.step_records import (
+    StepChoice,
+)
 
 NSYS = shutil.which("nsys")
 

@@ -20,11 +20,17 @@ from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import build
 from llmprof.analysis.view.traced import RunTrace, all_warnings
 from llmprof.exports.json.report import to_document
-from llmprof.records import RunData, StepChoice, Unavailable
+from llmprof.records import (
+    RunData,
+    Unavailable,
+)
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace import chunks, overview
 from llmprof.runfile.trace import reader as trace_reader
 from llmprof.runfile.trace.overview import Cells, walk
+from llmprof.step_records import (
+    StepChoice,
+)
 
 PID = GLOBAL >> 24
 H100 = Path(__file__).parents[1] / "fixtures" / "h100_graph.sqlite"

@@ -14,7 +14,12 @@ from llmprof.analysis.view.report import build
 from llmprof.analysis.view.traced import EngineTrace, RunTrace, all_warnings
 from llmprof.exports.json import schema
 from llmprof.exports.json.report import to_document
-from llmprof.records import RunData, StepChoice
+from llmprof.records import (
+    RunData,
+)
+from llmprof.step_records import (
+    StepChoice,
+)
 
 
 class Opened:

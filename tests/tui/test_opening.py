@@ -16,8 +16,10 @@ from llmprof.analysis.view import traced
 from llmprof.analysis.view.live import RunDataSource
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
-from llmprof.records import StepChoice
 from llmprof.runfile.trace import chunks
+from llmprof.step_records import (
+    StepChoice,
+)
 from llmprof.tui.app import LlmprofApp
 from llmprof.tui.dialogs import Choose
 from llmprof.tui.drawing.canvas import Canvas

@@ -41,8 +41,18 @@ from llmprof.analysis.device.sweep import (
     sums,
 )
 from llmprof.plaintext import one_line
-from llmprof.records import Composition, Maybe, RoundRecord, StepLabel, Unavailable
+from llmprof.records import (
+    Maybe,
+    RoundRecord,
+    Unavailable,
+)
 from llmprof.runfile.trace.rows import Ints, TraceRows
+from llmprof.step_records import (
+    Composition,
+    StepLabel,
+    main_phase,
+)
+from llmprof.step_records import counted as counted_steps
 
 Dim = tuple[int, int, int]
 Spans = tuple[Ints, Ints]
@@ -248,7 +258,7 @@ def prepare(
     whole = max(every, key=lambda timeline: int(timeline.busy_ns().sum()))
     counted = None
     if attribution.unavailable is None and record.labels:
-        counted = np.array(record.counted, bool)
+        counted = np.array(counted_steps(record.labels, record.steps), bool)
     devices = tuple(timeline.only(counted) for timeline in every)
     laid = devices[every.index(whole)]
     categories = categorise(dict(enumerate(work.names)), engine, rules)
@@ -286,7 +296,7 @@ def kernel_report(traced: TracedRound) -> KernelReport:
         if laid.counted is not None:
             inside &= np.concatenate([[False], laid.counted])[np.maximum(traced.work.step, 0)]
         steps, per_step = _steps(traced), laid.count
-        scope = f"{per_step} {_phase(traced)} step{'s' * (per_step > 1)}"
+        scope = f"{per_step} {main_phase(traced.labels)} step{'s' * (per_step > 1)}"
         if laid.counted is not None:
             scope += f" of {laid.steps}"
         found = _by_kind(traced, steps)
@@ -326,12 +336,6 @@ def kernel_report(traced: TracedRound) -> KernelReport:
         unattributed_kernels=attribution.lost_kernels,
         unattributed_ns=attribution.lost_ns,
     )
-
-
-def _phase(traced: TracedRound) -> str:
-    """Of the steps that count."""
-    of = {label.phase for label, one in zip(traced.labels, traced.counted, strict=False) if one}
-    return of.pop() if len(of) == 1 else "decode"
 
 
 def _by_kind(

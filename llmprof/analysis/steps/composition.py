@@ -28,7 +28,10 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from llmprof.records import Composition, StepPhase
+from llmprof.step_records import (
+    Composition,
+    StepPhase,
+)
 
 LONGEST = 2_000
 """Characters of a text that are looked at."""

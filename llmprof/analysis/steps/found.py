@@ -7,7 +7,11 @@ import numpy as np
 from llmprof.analysis.steps.detect import Detection
 from llmprof.analysis.steps.events import Events
 from llmprof.analysis.steps.marked import PAUSE, Stretch
-from llmprof.records import StepLabel, StepPhase, StepsFound
+from llmprof.step_records import (
+    StepLabel,
+    StepPhase,
+    StepsFound,
+)
 
 LONGER = 1.2
 """A cycle with so many times the work of a decode step is a prefill, if it is none."""

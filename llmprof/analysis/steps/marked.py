@@ -24,9 +24,15 @@ from llmprof.analysis.steps.candidates import (
 )
 from llmprof.analysis.steps.composition import composition, phase_of
 from llmprof.plaintext import one_line
-from llmprof.records import RoundRecord, StepLabel, StepPhase
+from llmprof.records import (
+    RoundRecord,
+)
 from llmprof.runfile.trace.ranges import RangeRows
 from llmprof.runfile.trace.rows import Ints
+from llmprof.step_records import (
+    StepLabel,
+    StepPhase,
+)
 
 PAUSE = 10
 """A pause between two ranges of so many median steps ends a round."""

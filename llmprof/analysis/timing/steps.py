@@ -15,6 +15,7 @@ from statistics import median
 from llmprof.analysis.timing.conditions import gpu_index, missing_reason
 from llmprof.analysis.timing.stats import Distribution, Estimate, distribution, estimate
 from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable
+from llmprof.step_records import counted
 
 NS = 1e9
 
@@ -111,8 +112,8 @@ def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:
         index=record.index,
         complete=record.complete,
         start_ns=record.start_ns - data.origin_ns,
-        steps=sum(record.counted),
-        tokens=sum(record.counted) * batch,
+        steps=len(_counted(record)),
+        tokens=len(_counted(record)) * batch,
         ttft_ns=ttft_ns,
         decode_ns=decode_ns,
         step_ns=_counted(record) if record.synchronous else (),
@@ -125,7 +126,9 @@ def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:
 def _counted(record: RoundRecord) -> tuple[int, ...]:
     """Latencies of the steps that count: all of a round that llmprof drove."""
     every = step_latencies(record.stamps_ns)
-    return tuple(ns for ns, counts in zip(every, record.counted, strict=True) if counts)
+    return tuple(
+        ns for ns, counts in zip(every, counted(record.labels, record.steps), strict=True) if counts
+    )
 
 
 def step_latencies(stamps_ns: Sequence[int]) -> tuple[int, ...]:

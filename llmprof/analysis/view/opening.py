@@ -18,18 +18,20 @@ from llmprof.analysis.steps.marked import Marked, mark, matching, round_of
 from llmprof.errors import UsageError
 from llmprof.plaintext import one_line
 from llmprof.records import (
-    AUTO_STEPS,
     EngineInfo,
     Missing,
     RoundRecord,
     RunData,
-    StepChoice,
-    StepsFound,
     Warned,
 )
 from llmprof.runfile.foreign.tables import add_engine, add_whole_round
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace.ranges import RangeRows
+from llmprof.step_records import (
+    AUTO_STEPS,
+    StepChoice,
+    StepsFound,
+)
 
 Offered = tuple[Candidate, ...]
 """Ranges that were not taken, the best first."""

@@ -7,9 +7,8 @@ called ``short_name``.
 
 from __future__ import annotations
 
-from array import array
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from statistics import mean, median
@@ -40,13 +39,13 @@ from llmprof.analysis.timeline.axis import RunLanes
 from llmprof.analysis.timeline.build import build_lane
 from llmprof.analysis.timing.steps import engine_steps
 from llmprof.analysis.view.report import Report
+from llmprof.analysis.view.traced_round import cut_words, longest, shortened
 from llmprof.records import (
     LOST_RECORDS,
     EngineRecord,
     Maybe,
     RoundRecord,
     RunData,
-    StepsFound,
     Unavailable,
     Warned,
 )
@@ -56,12 +55,12 @@ from llmprof.runfile.trace.chunks import Advance, silent
 from llmprof.runfile.trace.overview import Cells, walk
 from llmprof.runfile.trace.reader import ProcessTotals
 from llmprof.runfile.trace.rows import ApiRows
+from llmprof.step_records import DRIVEN
 
 MAX_KERNELS = 1_000_000
 """Of one run file that are analysed one by one; a longer trace is cut at a step."""
 LEAST_KERNELS = 100_000
 """Of one engine, however many there are."""
-DRIVEN = StepsFound("driven", "llmprof drove the engine and stamped every step")
 PENDING = Unavailable("the kernels are being read")
 
 Tell = Callable[[str, float | None], None]
@@ -136,10 +135,10 @@ class EngineTrace:
             self.round = Unavailable(no_kernels)
             return
         if rows.complete_ns is not None:
-            whole, record = record, _shortened(record, rows.complete_ns)
+            whole, record = record, shortened(record, rows.complete_ns)
             self.record = record
             rows = rows.until(record.end_ns)
-            self.cut = _cut(whole, record, limit)
+            self.cut = cut_words(whole, record, limit)
             self.cells = Cells(
                 record.pid,
                 record.end_ns,
@@ -248,7 +247,7 @@ class RunTrace:
                 EngineTrace(
                     label=engine.label,
                     engine=engine.name,
-                    record=_longest(data, engine, reader),
+                    record=longest(data, engine, reader),
                     reader=reader,
                     clock_error_ns=max(
                         (c.error_ns for c in data.clocks if c.engine_id == engine.engine_id),
@@ -285,7 +284,7 @@ class RunTrace:
             EngineTrace(
                 label=engine.label,
                 engine=engine.name,
-                record=_longest(data, engine),
+                record=longest(data, engine),
                 reader=None,
                 clock_error_ns=0,
                 rules=(),
@@ -374,39 +373,6 @@ class RunTrace:
                 if trace is wanted:
                     return timing_step_ns(data, engine.label, trace)
         return Unavailable(f"no traced steps of {wanted.label}")
-
-
-def _longest(
-    data: RunData, engine: EngineRecord, reader: RunFileReader | None = None
-) -> RoundRecord | None:
-    """The traced round with the most steps, of those in which a device worked.
-
-    Marks of a file that llmprof did not drive may lie where nothing ran; then a shorter round shows
-    more.
-    """
-    rounds = data.rounds_of(engine.engine_id, "traced")
-    if reader is not None and len(rounds) > 1 and data.info.source != "driven":
-        worked = [r for r, n in zip(rounds, reader.work_in(rounds), strict=True) if n]
-        rounds = worked or rounds
-    return max(rounds, key=lambda record: record.steps, default=None)
-
-
-def _shortened(record: RoundRecord, end_ns: int) -> RoundRecord:
-    """Only the steps that ended by ``end_ns``; a round without steps ends there."""
-    kept = array("q", (stamp for stamp in record.stamps_ns if stamp <= end_ns))
-    labels = record.labels[: max(0, len(kept) - 1)]
-    return replace(record, stamps_ns=kept, end_ns=kept[-1] if kept else end_ns, labels=labels)
-
-
-def _cut(whole: RoundRecord, kept: RoundRecord, limit: int) -> str:
-    if not whole.steps:
-        return f"the first {limit:,} kernels are analysed, there are more"
-    if not kept.steps:
-        return f"its first step has more than {limit:,} kernels: too many to analyse"
-    return (
-        f"kernels are analysed for the first {kept.steps:,} of {whole.steps:,} steps:"
-        f" there are more than {limit:,}"
-    )
 
 
 def timing_step_ns(data: RunData, label: str, trace: EngineTrace) -> Maybe:

@@ -17,7 +17,12 @@ from llmprof.analysis.view.traced import EngineTrace
 from llmprof.exports.formats import Progress
 from llmprof.exports.json.report import to_document
 from llmprof.exports.loaded import Loaded, load
-from llmprof.records import StepChoice, Unavailable
+from llmprof.records import (
+    Unavailable,
+)
+from llmprof.step_records import (
+    StepChoice,
+)
 
 MARK = "/*DATA*/"
 STEPS = 3

@@ -8,7 +8,9 @@ from pathlib import Path
 from llmprof.exports.formats import Progress
 from llmprof.exports.json.report import SCHEMA_VERSION, to_document, to_text
 from llmprof.exports.loaded import load
-from llmprof.records import StepChoice
+from llmprof.step_records import (
+    StepChoice,
+)
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:

@@ -9,7 +9,9 @@ from llmprof.analysis.device.kernels import KernelReport, StepGpu
 from llmprof.analysis.device.step_kinds import Outlier, StepGroup
 from llmprof.analysis.view.traced import EngineTrace
 from llmprof.plaintext import one_line
-from llmprof.records import Composition
+from llmprof.step_records import (
+    Composition,
+)
 
 Document = dict[str, Any]
 

@@ -10,7 +10,9 @@ from llmprof.analysis.host.frames import label
 from llmprof.exports.formats import Progress
 from llmprof.exports.stacks.rows import Stacks, engine_stacks
 from llmprof.plaintext import one_line
-from llmprof.records import StepChoice
+from llmprof.step_records import (
+    StepChoice,
+)
 
 UNIT = 1000
 """A whole sample weighs this much: weights are integers, and a sample may lie partly in a gap."""

@@ -11,7 +11,14 @@ from llmprof.errors import UsageError
 from llmprof.exports.formats import Progress, silent
 from llmprof.exports.loaded import read_data
 from llmprof.plaintext import one_line
-from llmprof.records import AUTO_STEPS, HostFrame, StepChoice, Unavailable
+from llmprof.records import (
+    HostFrame,
+    Unavailable,
+)
+from llmprof.step_records import (
+    AUTO_STEPS,
+    StepChoice,
+)
 
 Selection = Literal["all", "gaps"]
 """``all``: every decode step. ``gaps``: only while the GPU was idle in them."""

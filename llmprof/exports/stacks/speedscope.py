@@ -12,7 +12,9 @@ from llmprof.analysis.host.frames import label
 from llmprof.exports.formats import Progress
 from llmprof.exports.stacks.rows import Stacks, engine_stacks
 from llmprof.plaintext import one_line
-from llmprof.records import StepChoice
+from llmprof.step_records import (
+    StepChoice,
+)
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:

@@ -12,7 +12,12 @@ from typing import Any
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import Loaded, load
 from llmprof.plaintext import one_line
-from llmprof.records import StepChoice, Unavailable
+from llmprof.records import (
+    Unavailable,
+)
+from llmprof.step_records import (
+    StepChoice,
+)
 
 _DEVICE = (
     "device", "primary", "busy_ns", "idle_ns", "other_processes_ns", "busy_ms_per_step",

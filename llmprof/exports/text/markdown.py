@@ -10,7 +10,13 @@ from llmprof.analysis.view.traced import EngineTrace, all_warnings
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import Loaded, load
 from llmprof.plaintext import one_line
-from llmprof.records import Maybe, StepChoice, Unavailable
+from llmprof.records import (
+    Maybe,
+    Unavailable,
+)
+from llmprof.step_records import (
+    StepChoice,
+)
 
 KERNELS = 15
 

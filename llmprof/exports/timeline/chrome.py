@@ -10,7 +10,9 @@ from typing import Any, TextIO
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import read_data
 from llmprof.exports.timeline.tracks import Point, Slice, Track, events
-from llmprof.records import StepChoice
+from llmprof.step_records import (
+    StepChoice,
+)
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:

@@ -9,7 +9,9 @@ from typing import Any
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import read_data
 from llmprof.exports.timeline.tracks import Point, Slice, Track, events
-from llmprof.records import StepChoice
+from llmprof.step_records import (
+    StepChoice,
+)
 
 _SEQUENCE = 1
 _CLEARED, _NEEDS = 1, 2

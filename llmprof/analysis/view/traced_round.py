@@ -1,0 +1,42 @@
+"""Which round of an engine is analysed, and how much of it."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import replace
+
+from llmprof.records import EngineRecord, RoundRecord, RunData
+from llmprof.runfile.reader import RunFileReader
+
+
+def longest(
+    data: RunData, engine: EngineRecord, reader: RunFileReader | None = None
+) -> RoundRecord | None:
+    """The traced round with the most steps, of those in which a device worked.
+
+    Marks of a file that llmprof did not drive may lie where nothing ran; then a shorter round shows
+    more.
+    """
+    rounds = data.rounds_of(engine.engine_id, "traced")
+    if reader is not None and len(rounds) > 1 and data.info.source != "driven":
+        worked = [r for r, n in zip(rounds, reader.work_in(rounds), strict=True) if n]
+        rounds = worked or rounds
+    return max(rounds, key=lambda record: record.steps, default=None)
+
+
+def shortened(record: RoundRecord, end_ns: int) -> RoundRecord:
+    """Only the steps that ended by ``end_ns``; a round without steps ends there."""
+    kept = array("q", (stamp for stamp in record.stamps_ns if stamp <= end_ns))
+    labels = record.labels[: max(0, len(kept) - 1)]
+    return replace(record, stamps_ns=kept, end_ns=kept[-1] if kept else end_ns, labels=labels)
+
+
+def cut_words(whole: RoundRecord, kept: RoundRecord, limit: int) -> str:
+    if not whole.steps:
+        return f"the first {limit:,} kernels are analysed, there are more"
+    if not kept.steps:
+        return f"its first step has more than {limit:,} kernels: too many to analyse"
+    return (
+        f"kernels are analysed for the first {kept.steps:,} of {whole.steps:,} steps:"
+        f" there are more than {limit:,}"
+    )
