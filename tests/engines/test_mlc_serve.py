@@ -20,7 +20,7 @@ from mlc_files import decode, load
 
 from llmprof.engines.mlc import engine as mlc_engine
 from llmprof.engines.mlc.serve_drive import import_mlc
-from llmprof.errors import EngineFailure, MissingPackage, ModelError, UsageError
+from llmprof.errors import EngineFailure, MissingPackage, ModelError, OutOfMemory, UsageError
 from llmprof.models.mlc import synth as mlc_synth
 from llmprof.models.mlc.metadata import parse_metadata
 
@@ -244,3 +244,8 @@ def test_the_command_runs_it(
     report = json.loads(done.stdout)
     assert [e["info"]["drive"] for e in report["engines"]] == ["serve", "vm"]
     assert report["agreement"][0]["common_prefix"] == 13
+
+
+def test_a_kv_cache_that_does_not_fit(folder: Path, engine_of: str) -> None:
+    with pytest.raises(OutOfMemory, match=r"need \d+ MiB, \d+ MiB are free on cpu"):
+        load(folder, lib=str(folder / "tiny.so"), drive="serve", kv_tokens="400000000")

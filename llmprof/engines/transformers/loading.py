@@ -15,7 +15,7 @@ from llmprof.engines.base import LoadRequest, Progress
 from llmprof.errors import MissingPackage, ModelError, UsageError
 from llmprof.models.gguf.reader import GgufWeights
 from llmprof.models.huggingface.config import config_json, weights_id
-from llmprof.models.huggingface.files import all_bf16, weight_files
+from llmprof.models.huggingface.files import all_bf16, harmless, read_tensors, weight_files
 from llmprof.models.locate import ModelRef, read_json
 from llmprof.models.presets import EMBEDDING, HEAD, PRESETS, LlamaConfig
 from llmprof.models.weights import held_id
@@ -154,10 +154,10 @@ def _from_folder(transformers: Any, ref: ModelRef, asked: Asked, progress: Progr
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
-    _check_report(folder, report)
+    files, notes = weight_files(folder)
+    _check_report(folder, report, files)
     if not quantised:
         module = module.to(asked.device)
-    files, notes = weight_files(folder)
     method = _quantisation(quantised)
     return Loaded(
         module.eval(),
@@ -179,11 +179,14 @@ def _quantisation(stated: Any) -> str:
     return one_line(str(getattr(method, "value", method)), 40)
 
 
-def _check_report(folder: Path, report: dict[str, Any]) -> None:
+def _check_report(folder: Path, report: dict[str, Any], files: list[Path]) -> None:
     """A tensor that the module lacks or the file has for nothing makes another model of it."""
     shown = one_line(str(folder))
     missing, unused = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
     unused = [name for name in unused if not _UNUSED.search(name)]
+    if unused:
+        tensors = read_tensors(files)
+        unused = [name for name in unused if not harmless(name, tensors)]
     if missing:
         raise ModelError(f"{shown}: no tensor {_few(missing)}; transformers would make it up")
     if report.get("mismatched_keys"):
