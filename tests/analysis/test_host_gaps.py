@@ -36,7 +36,7 @@ FRAMES = {
     1: HostFrame(1, "Engine.decode_step", "/opt/plugin/engine.py", 40, "x = self.forward(x)"),
     2: HostFrame(2, "Linear.forward", f"{PACKAGES}/torch/nn/modules/linear.py", 125, ""),
     3: HostFrame(3, "Engine.pick", "/opt/plugin/engine.py", 50, "return logits.argmax().item()"),
-    4: HostFrame(4, "Engine.detokenise", "/opt/plugin/engine.py", 60, "text += table[token]"),
+    4: HostFrame(4, "Engine.detokenise", "/opt/plugin/engine.py", 60, "text += piece(token)"),
     5: HostFrame(5, "Engine.nap", "/opt/plugin/engine.py", 70, "time.sleep(0.001)"),
     6: HostFrame(6, "spin", "/opt/plugin/rival.py", 7, "n = n * 7"),
     7: HostFrame(7, "ranged_round", "/opt/x/llmprof/worker/rounds.py", 80, ""),
@@ -122,6 +122,10 @@ def test_one_native_call_is_not_resolved() -> None:
     # Less than half of the samples in it: the rest tells what the engine does.
     mixed = host_of(made, {0: (4,), 900_000: (3,), 1_500_000: (6,)})
     assert isinstance(mixed, HostTrace) and mixed.one_call is None
+    # Arithmetic is no call: "n = n * 7" is the body of a loop, computing on the host.
+    loop = host_of(made, {0: (6,)})
+    assert isinstance(loop, HostTrace) and loop.one_call is None
+    assert loop.report.kinds_ms_per_step == {"host": pytest.approx(2.0)}
     # Native frames were sampled: they say what the call does.
     assert one_call(host.samples) is None  # by now of kind native
     few = host_of(make_trace(1, burst(0, 100, 10_000), STEP), {0: (4,)}, every=200_000)
