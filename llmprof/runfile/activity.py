@@ -26,6 +26,8 @@ KINDS: dict[str, int | None] = {
 }
 """Table of device work that is no kernel → its kind, ``None``: its own copyKind."""
 
+_FAR_NS = 1 << 62
+"""146 years: no time of a trace is further from 0."""
 _STREAM = {"start", "end", "deviceId", "streamId"}
 _DEVICES = ("deviceId", "cuDeviceId", "gpu", "gpuId")
 _NO_WORK = re.compile(
@@ -117,13 +119,14 @@ class Columns:
         into what begins at ``from_ns``: tracers write 0 for a time that they do not know."""
         kinds = "('integer', 'real')"
         numbers = f'typeof(start) IN {kinds} AND typeof("end") IN {kinds}'
+        numbers += f' AND start > -{_FAR_NS} AND "end" < {_FAR_NS}'
         late = f' AND NOT (start = 0 AND ("end" = 0 OR "end" > {from_ns}))' if from_ns > 0 else ""
         return f'({numbers} AND "end" >= start{late})'
 
     def _whole(self, name: str) -> str:
         column = quoted(name)
-        # INTEGER affinity stores a whole REAL as an integer already.
-        if "INT" in self.there[name]:
+        # INTEGER affinity stores a whole REAL as an integer; a time may have a fraction even so.
+        if "INT" in self.there[name] and name not in ("start", "end"):
             return column
         whole = f"CAST(round({column}) AS INTEGER)"
         return f"CASE typeof({column}) WHEN 'real' THEN {whole} ELSE {column} END"

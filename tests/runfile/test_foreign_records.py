@@ -42,7 +42,7 @@ def test_lost_records_make_idle_an_upper_bound(file: Path) -> None:
         )  # fmt: skip
     opened = Opened(file)
     assert "80 of 200 launches have no record" in opened.kernels.idle_at_most
-    assert "Nsight Systems says: Not all CUDA events" in opened.warnings
+    assert "the file says: Not all CUDA events" in opened.warnings
     assert "≤ " in render(opened.report, 100, opened.trace)
     causes = opened.first.causes
     assert not isinstance(causes, Unavailable) and causes.verdict.startswith("at most ")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Protocol
 
@@ -14,6 +13,7 @@ from llmprof.analysis.host.stacks import HostTrace
 from llmprof.analysis.timeline.axis import Floats, Lane, RoundKey, Series, Track, track_of
 from llmprof.analysis.timeline.host import HostLane
 from llmprof.analysis.timeline.lod import Curve, LaneWork
+from llmprof.analysis.timing.conditions import gpu_index
 from llmprof.records import EngineRecord, RoundRecord, RunData, Unavailable
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace.overview import Cells
@@ -104,14 +104,8 @@ def _track(record: RoundRecord, trace: TracedEngine) -> Track | None:
     return track_of(record)
 
 
-def _device(engine: EngineRecord) -> int:
-    """Index of the device that the engine says it runs on."""
-    found = re.search(r":(\d+)$", engine.info.device if engine.info else "")
-    return int(found[1]) if found else 0
-
-
 def _nvml(data: RunData, engine: EngineRecord) -> Iterator[Series]:
-    samples = [s for s in data.gpu_samples if s.device == _device(engine)]
+    samples = [s for s in data.gpu_samples if s.device == (gpu_index(engine) or 0)]
     for name, unit, field in (("SM clock", "MHz", "sm_clock_mhz"), ("power", "W", "power_w")):
         known = [(s.timestamp_ns, getattr(s, field)) for s in samples]
         pairs = [(at, float(value)) for at, value in known if value is not None]

@@ -50,12 +50,14 @@ class Conditions:
 
 
 def gpu_index(engine: EngineRecord) -> int | None:
-    """N of an engine on ``cuda:N``; ``None`` on a CPU or before the engine has loaded."""
+    """N of an engine on ``cuda:N``, the first of one on ``cuda:N,M``; ``None`` on a CPU or before
+    the engine has loaded."""
     device = engine.info.device if engine.info else ""
-    kind, _, number = device.partition(":")
+    kind, _, numbers = device.partition(":")
     if kind != "cuda":
         return None
-    return int(number) if number.isdigit() else 0
+    number = numbers.partition(",")[0]
+    return int(number) if number.isdecimal() else 0
 
 
 def missing_reason(data: RunData, scopes: Iterable[str], word: str) -> str | None:

@@ -151,7 +151,7 @@ def _kernel(
 
 
 def _copy(track: Track, rows: CopyRows, i: int, start: int, end: int) -> Slice:
-    name = COPY_NAMES.get(int(rows.kind[i]), "[memcpy]")
+    name = {**COPY_NAMES, **rows.names}.get(int(rows.kind[i]), "[memcpy]")
     return Slice(track, start, end, name, "copy", {"bytes": int(rows.bytes[i])})
 
 

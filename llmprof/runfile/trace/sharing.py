@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -11,12 +11,13 @@ from llmprof.runfile import activity
 from llmprof.runfile.activity import KERNELS, Columns
 from llmprof.runfile.database import quoted
 from llmprof.runfile.foreign.processes import devices_of, gpu_numbers
-from llmprof.runfile.trace.chunks import stretches
+from llmprof.runfile.trace.chunks import size, stretches
 from llmprof.runfile.trace.rows import Ints
 
 Spans = tuple[Ints, Ints]
 """(start, end), disjoint and ascending, ns."""
 _CHUNK = 1 << 13
+_SCANNED, _SAMPLED, _PARTS = 4_000_000, 1 << 18, 1 << 10
 
 
 def other_processes(
@@ -79,10 +80,23 @@ def _merged(spans: Ints) -> Ints:
     return np.stack([spans[opens, 0], ends[last]], axis=1)
 
 
+def _looked_at(sql: sqlite3.Connection, table: str) -> Iterator[tuple[int, int]]:
+    """First and last rowid of the stretches that are looked at."""
+    rows = size(sql, table)
+    if rows <= _SCANNED:
+        yield from ((first, last) for first, last, _ in stretches(sql, table))
+        return
+    low = int(sql.execute(f"SELECT min(rowid) FROM {quoted(table)}").fetchone()[0])
+    for part in range(_PARTS):
+        first = low + part * (rows - _SAMPLED // _PARTS) // (_PARTS - 1)
+        yield first, first + _SAMPLED // _PARTS - 1
+
+
 def count_work(
     sql: sqlite3.Connection, tables: set[str], process: int, windows: Sequence[tuple[int, int]]
 ) -> list[int]:
-    """Rows of device work of the process that begin in each stretch of time."""
+    """Rows of device work of the process that begin in each stretch of time; of a large table, of
+    ``_SAMPLED`` rows all over it."""
     starts = np.array([start for start, _ in windows], np.int64)
     ends = np.array([end for _, end in windows], np.int64)
     counts = np.zeros(len(windows), np.int64)
@@ -97,7 +111,7 @@ def count_work(
         )
         cursor = sql.cursor()
         cursor.row_factory = None
-        for first, last, _ in stretches(sql, table):
+        for first, last in _looked_at(sql, table):
             rows = cursor.execute(query, (first, last, process)).fetchall()
             begun = np.sort(np.array([row[0] for row in rows], np.int64))
             counts += np.searchsorted(begun, ends) - np.searchsorted(begun, starts)
