@@ -61,6 +61,7 @@ def to_document(report: Report, data: RunData, trace: RunTrace | Unavailable) ->
             "state": info.state,
             "message": info.message,
             "schedule": info.schedule,
+            "source": info.source,
             "trace_level": info.trace_level,
             "t0_utc": _iso(info.t0_utc_ns),
             "command": list(info.command),
