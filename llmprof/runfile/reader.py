@@ -35,11 +35,12 @@ from llmprof.runfile.activity import KERNELS
 from llmprof.runfile.codec import RowError, from_column, from_row
 from llmprof.runfile.foreign import facts, processes
 from llmprof.runfile.foreign.recorded import add_traced_rounds, sampled_devices
-from llmprof.runfile.foreign.source import Source, read_source
+from llmprof.runfile.foreign.source import TORCH, Source, read_source
 from llmprof.runfile.foreign.tables import RANGES, read_foreign
 from llmprof.runfile.nvtx import OpTotal, self_times
 from llmprof.runfile.opening import OpenFile, damaged
 from llmprof.runfile.trace.chunks import Advance, silent
+from llmprof.runfile.trace.host_ranges import recorded_stacks
 from llmprof.runfile.trace.host_rows import HostRows, read_samples
 
 if TYPE_CHECKING:
@@ -292,7 +293,8 @@ class RunFileReader:
         with self._reading():
             tables = self._tables()
             if not {"LLMPROF_HOST_ROUND", "COMPOSITE_EVENTS", "SAMPLING_CALLCHAINS"} <= tables:
-                return None
+                torch = "LLMPROF_RUN" not in tables and read_source(self._sql, tables).format
+                return recorded_stacks(self._sql, tables, record) if torch == TORCH else None
             rounds = self._records(HostRound, "LLMPROF_HOST_ROUND")
             # A recorded program was sampled all along: its rounds are made when it is read.
             numbers = (record.round_id, schema.HOST_ROUNDS + record.engine_id)
@@ -306,9 +308,14 @@ class RunFileReader:
     def _require_run(self) -> None:
         kind, name = self.kind(), one_line(str(self.path))
         if kind == "other":
-            raise RunFileError(
-                f"{name}: an SQLite file, but neither a run of llmprof nor an nsys export"
+            with self._reading():
+                rocpd = any(table.startswith("rocpd_") for table in self._tables())
+            what = (
+                "a rocpd database of rocprofv3, which is not read: record with --output-format json"
+                if rocpd
+                else "an SQLite file, but neither a run of llmprof nor an nsys export"
             )
+            raise RunFileError(f"{name}: {what}")
         with self._reading():
             rows = self._sql.execute(
                 "SELECT value FROM META_DATA_EXPORT WHERE name = 'LLMPROF_SCHEMA_VERSION'"

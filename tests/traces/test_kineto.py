@@ -263,3 +263,31 @@ def test_events_of_any_shape_cost_nothing(tmp_path: Path) -> None:
     ]  # fmt: skip
     data, path = opened(tmp_path, kineto.document(odd + kineto.steps()))
     assert len(rows(data, path).kernels) >= 18
+
+
+def test_operators_and_python_functions_are_exact_host_stacks(tmp_path: Path) -> None:
+    """A function of 700 of 1000 µs a step is on 70 % of the stacks, an operator in it innermost."""
+    events = kineto.steps(6)
+    for n in range(6):
+        begin = kineto.BASE_US + 1000.0 * n
+        events += [
+            kineto.event("python_function", "model.py(12): forward", begin + 100, 700.0, 77, 77),
+            kineto.event("cpu_op", "aten::slow", begin + 200, 350.0, 77, 77),
+            kineto.event("python_function", "idle.py(1): wait", begin, 1000.0, 77, 99),
+        ]
+    data, path = opened(tmp_path, kineto.document(events))
+    (record,) = data.rounds
+    with RunFileReader(path) as reader:
+        found = reader.host_rows(record)
+    assert found is not None
+    main = [s for s in found.samples if s.tid == 77]
+    names = {number: frame.function for number, frame in found.frames.items()}
+    inside = [s for s in main if "forward" in {names[f] for f in s.stack}]
+    innermost = [s for s in inside if names[s.stack[0]] == "aten::slow"]
+    moments = (record.end_ns - record.start_ns) / found.sampled.tick_ns
+    assert len(inside) / moments == pytest.approx(0.7, abs=0.02)
+    assert len(innermost) / moments == pytest.approx(0.35, abs=0.02)
+    forward = next(f for f in found.frames.values() if f.function == "forward")
+    assert (forward.file, forward.line) == ("model.py", 12)
+    assert {s.tid for s in found.samples} == {77, 99}
+    assert RunTrace(path, data).engines[0].host is not None
