@@ -1,4 +1,8 @@
-"""Progress of a headless run on stderr: a bar in a terminal, only trouble in a pipe."""
+"""Progress of a headless run on stderr: a bar in a terminal, only trouble in a pipe.
+
+One carriage return a line: tqdm and rich keep a thread beside the measurement, and estimate a time
+left from one row of equal steps, which several engines' rounds are not.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """The plain-text summary of ``llmprof --headless``: one row an engine, then words.
 
 Columns stand in bands. Bands that do not fit beside each other are stacked, each with the engines'
-names again, so the numbers stay aligned at any width.
+names again, so the numbers stay aligned at any width. Neither rich's nor tabulate's tables have
+bands, and a headless run imports no rich.
 """
 
 from __future__ import annotations
