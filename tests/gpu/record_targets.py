@@ -71,7 +71,8 @@ class Steps:
         self.profile = profile
         self.found: dict[str, Any] = {}
 
-    def run(self, phase: str, step: Any, count: int = STEPS) -> None:
+    def run(self, phase: str, step: Any, count: int = STEPS, mark: bool = True) -> None:
+        """``mark=False``: the step marks its own parts."""
         for _ in range(3):
             step()
         torch.cuda.synchronize()
@@ -79,9 +80,11 @@ class Steps:
         if self.profile is None:
             torch.cuda.nvtx.range_push(f"phase {phase}")
             for i in range(count):
-                torch.cuda.nvtx.range_push(f"decode {i}")
+                if mark:
+                    torch.cuda.nvtx.range_push(f"decode {i}")
                 step()
-                torch.cuda.nvtx.range_pop()
+                if mark:
+                    torch.cuda.nvtx.range_pop()
             torch.cuda.nvtx.range_pop()
         else:
             from torch.profiler import ProfilerActivity, profile
@@ -207,14 +210,17 @@ def generate(steps: Steps) -> None:
             torch.cuda.nvtx.range_push(f"decode {count[0]}")
             count[0] += 1
 
+        def after(*_: Any) -> None:
+            torch.cuda.nvtx.range_pop()  # its depth, returned by a hook, would be the output
+
         model.register_forward_pre_hook(before)
-        model.register_forward_hook(lambda *_: torch.cuda.nvtx.range_pop())
+        model.register_forward_hook(after)
 
     def whole() -> None:
         model.generate(ids, **arguments)
         torch.cuda.synchronize()
 
-    steps.run("generate", whole, 1)
+    steps.run("generate", whole, 1, mark=False)
     steps.end()
 
 
