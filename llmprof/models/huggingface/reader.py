@@ -103,7 +103,7 @@ class SafetensorsWeights:
         if not (self.config.tie_word_embeddings and HEAD in self._shard_of):
             return
         head, table = self._tensor(HEAD), self._tensor(EMBEDDING)
-        if table is not None and head.shape == table.shape and bool((head == table).all()):
+        if table is not None and head.equal(table.to(head.dtype)):
             return
         self.config = replace(self.config, tie_word_embeddings=False)
         self.notes.append(

@@ -21,6 +21,8 @@ from llmprof.plaintext import one_line
 OURS = "llmprof"
 """Key in the cache file's metadata of what llmprof says about weights that it wrote."""
 _SAMPLE = 4096
+_SMALL = 64 << 20
+"""Bytes up to which all of them go into an id."""
 
 
 @dataclass(frozen=True)
@@ -75,14 +77,19 @@ class MlcWeights:
         return one_line(known, 200) if isinstance(known, str) else self._sampled_id()
 
     def _sampled_id(self) -> str:
-        """Names, shapes, and the first bytes of every parameter."""
+        """Names, shapes, and all values of a small folder; of a large one the first, the middle and
+        the last bytes of every parameter."""
         digest = hashlib.sha256()
+        small = sum(stored.n_bytes for stored in self.stored.values()) <= _SMALL
         for name in sorted(self.stored):
             stored = self.stored[name]
             digest.update(f"{name} {stored.shape} {stored.dtype}\n".encode("utf-8", "replace"))
+            size, last = stored.n_bytes, max(0, stored.n_bytes - _SAMPLE)
+            places = [(0, size)] if small else [(at, _SAMPLE) for at in (0, last // 2, last)]
             with stored.file.open("rb") as file:
-                file.seek(stored.start)
-                digest.update(file.read(min(_SAMPLE, stored.n_bytes)))
+                for at, count in places:
+                    file.seek(stored.start + at)
+                    digest.update(file.read(min(count, size - at)))
         return f"mlc-{digest.hexdigest()[:24]}"
 
     def check_fits(self, library: MlcMetadata, vocab_size: int, shown_library: str) -> None:
