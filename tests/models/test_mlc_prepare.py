@@ -245,3 +245,16 @@ def test_mlc_sees_rope_where_it_looks_for_it(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps(document))
     with pytest.raises(ModelError, match="no linear rope scaling"):
         open_source(folder)
+
+
+def test_an_id_sees_every_value(tmp_path: Path) -> None:
+    from llmprof.models.mlc.weights import open_weights
+
+    ids = set()
+    for place in (None, 0, 5000, 9999):
+        values = np.zeros(10000, np.float32)
+        if place is not None:
+            values[place] = 1
+        folder = mlc_files.write_folder(tmp_path / str(place), {"w": values}, weights_id=None)
+        ids.add(open_weights(folder).weights_id)
+    assert len(ids) == 4
