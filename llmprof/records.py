@@ -203,6 +203,8 @@ class RoundRecord:
     steps_from: StepsFrom = "driven"
     labels: tuple[StepLabel, ...] = ()
     """One a step where they are of several kinds; none: each is a decode step."""
+    other_tids: tuple[int, ...] = ()
+    """Threads of the process with steps of their own: what they launched is not of this round."""
 
     @property
     def prefill_end_ns(self) -> int | None:

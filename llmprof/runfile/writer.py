@@ -44,7 +44,7 @@ _INFO, _WARNING = 1, 2
 """``DIAGNOSTIC_EVENT.severity``."""
 
 
-_NOT_WRITTEN = ("stamps_ns", "steps_from", "labels")
+_NOT_WRITTEN = ("stamps_ns", "steps_from", "labels", "other_tids")
 
 
 class RunFileWriter:

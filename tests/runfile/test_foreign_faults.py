@@ -210,7 +210,7 @@ def test_two_processes_on_one_gpu(file: Path) -> None:
         assert sum(times.values()) == causes.total_ns
         assert times["other process"] == pytest.approx(20 * 4_800_000, rel=0.01)
         assert kernels.devices[0].other_processes_ns == times["other process"]
-        assert "idle is this process's" in "".join(engine.warnings)
+        assert "idle is the engine's, not the GPU's" in "".join(engine.warnings)
     opened.document()
 
 
@@ -234,6 +234,26 @@ def test_ranges_of_another_thread_are_told(file: Path) -> None:
             start = 103 * MS + i * 10 * MS
             made.range(start, start + 9 * MS, f"decode {i}", tid=5001)
     assert "19 such ranges of thread 5001 are not taken as steps" in Opened(file).warnings
+
+
+def test_work_of_another_threads_steps_is_not_counted(file: Path) -> None:
+    """Two threads with a loop each, by turns on one GPU: busy for 4 ms a step, not 8."""
+    with Capture(file) as made:
+        made.process()
+        for k in (0, 1):
+            for i in range(20 - k):
+                start = 100 * MS + i * 10 * MS + k * 5 * MS
+                made.range(start, start + 9 * MS, f"decode {i}", tid=5000 + k)
+                launch = made.call(start + 1000, start + 9000, tid=5000 + k)
+                name = f"void of_thread{k}(float*)"
+                made.kernel(start + 10_000, start + 4_010_000, name, correlation=launch)
+    opened = Opened(file)
+    assert opened.busy_idle == (4.0, 6.0) and opened.kernels.kernels_per_step == 1
+    assert {k.short_name for k in opened.kernels.kernels} == {"of_thread0"}
+    assert "19 kernels and copies that thread 5001 launched are left out" in opened.warnings
+    assert opened.kernels.idle_at_most == ""
+    assert opened.kernels.devices[0].other_processes_ns == 19 * 4 * MS
+    assert "idle is the engine's, not the GPU's" in opened.warnings
 
 
 def test_processes_of_one_name_all_carry_their_pid(file: Path) -> None:

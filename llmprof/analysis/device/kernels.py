@@ -33,6 +33,7 @@ from llmprof.analysis.device.step_kinds import (
 )
 from llmprof.analysis.device.sweep import (
     WHOLE_GRAPH_NAME,
+    Spans,
     Timeline,
     Work,
     collect,
@@ -55,7 +56,6 @@ from llmprof.step_records import (
 from llmprof.step_records import counted as counted_steps
 
 Dim = tuple[int, int, int]
-Spans = tuple[Ints, Ints]
 
 NOT_SPLIT = Unavailable(
     "CUDA graphs were traced as a whole: which kernels ran is not known"
@@ -119,7 +119,7 @@ class DeviceReport:
     """Over the scope."""
     idle_ns: int | Unavailable
     other_processes_ns: int | Unavailable
-    """Of ``idle_ns``: other processes worked on the device."""
+    """Of ``idle_ns``: other processes, or threads with steps of their own, worked on the device."""
     busy_ms_per_step: Maybe
     """Median over the steps, like ``idle_ms_per_step``."""
     idle_ms_per_step: Maybe
@@ -189,7 +189,8 @@ class TracedRound:
     """Label → category."""
     quality: Quality
     other_processes: dict[int, Spans]
-    """Device → when other processes worked on it: (start, end), ns."""
+    """Device → when work that is not the engine's was on it: (start, end), ns. Of other processes,
+    and of threads with steps of their own."""
     labels: tuple[StepLabel, ...]
     """``RoundRecord.labels``."""
 

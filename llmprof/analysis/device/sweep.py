@@ -9,7 +9,7 @@ under a second.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -18,6 +18,8 @@ from numpy.typing import NDArray
 from llmprof.runfile.activity import GRAPH, SET
 from llmprof.runfile.trace.rows import CopyRows, Ints, KernelRows, TraceRows
 
+Spans = tuple[Ints, Ints]
+"""(start, end) of pieces of work, ns; in no order, they may overlap."""
 WHOLE_GRAPH_NAME = "[CUDA graph, traced as a whole]"
 COPY_NAMES = {
     GRAPH: WHOLE_GRAPH_NAME,
@@ -185,7 +187,7 @@ def cut(start: Ints, end: Ints, bounds_ns: Ints) -> tuple[Ints, Ints, Ints, Ints
     return origin[there], begin[there], finish[there], step[there]
 
 
-def covered_ns(spans: Sequence[tuple[Ints, Ints]], start: Ints, end: Ints) -> Ints:
+def covered_ns(spans: Sequence[Spans], start: Ints, end: Ints) -> Ints:
     """ns of each stretch that lie in at least one of the (start, end) spans."""
     if not spans:
         return np.zeros(len(start), np.int64)
@@ -207,6 +209,18 @@ def covered_ns(spans: Sequence[tuple[Ints, Ints]], start: Ints, end: Ints) -> In
         return found
 
     return upto(end) - upto(start)
+
+
+def merged_spans(parts: Iterable[Mapping[int, Spans]]) -> dict[int, Spans]:
+    """By device: the spans of all parts, one list behind the other."""
+    found: dict[int, list[Spans]] = {}
+    for part in parts:
+        for device, spans in part.items():
+            found.setdefault(device, []).append(spans)
+    return {
+        device: (np.concatenate([s for s, _ in spans]), np.concatenate([e for _, e in spans]))
+        for device, spans in found.items()
+    }
 
 
 def sums(index: Ints, values: Ints, length: int) -> Ints:

@@ -66,7 +66,7 @@ WORDS: Mapping[Cause, str] = {
     "gil": "the host waited for the GIL, which another Python thread held",
     "host": "the host computed (sampling, detokenising, Python)",
     "device": "the device's own way from one kernel to the next; the work was there",
-    "other process": "another process used the GPU meanwhile",
+    "other process": "another process (or another thread's loop) used the GPU meanwhile",
     "other GPU": "another GPU of the engine was at work, this one had to wait for it",
     "unknown": "no call and no sample says",
 }

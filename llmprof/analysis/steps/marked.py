@@ -62,6 +62,8 @@ class Marked:
     """Texts of ranges between two that are counted in."""
     overlapping: int = 0
     """Ranges that begin before the one before has ended."""
+    other_tids: tuple[int, ...] = ()
+    """Other threads with such ranges."""
 
 
 def mark(ranges: RangeRows, pattern: str, candidate: Candidate | None = None) -> list[Marked]:
@@ -90,11 +92,12 @@ def _of_process(ranges: RangeRows, rows: Ints, process: int, candidate: Candidat
     left = []
     elsewhere = int(np.count_nonzero(ranges.tid[rows] != tid))
     inside = len(rows) - elsewhere - len(mine)
+    others = tuple(int(t) for t in np.unique(ranges.tid[rows]) if t != tid)
     if elsewhere:
-        threads = ", ".join(map(str, np.unique(ranges.tid[rows[ranges.tid[rows] != tid]])[:5]))
+        threads = ", ".join(map(str, others[:5]))
         left.append(
             f"{elsewhere} such ranges of thread {threads} are not taken as steps (those of thread"
-            f" {tid} are); kernels that they launched count all the same"
+            f" {tid} are)"
         )
     if inside:
         left.append(f"{inside:,} ranges inside another one of the same pattern")
@@ -109,7 +112,7 @@ def _of_process(ranges: RangeRows, rows: Ints, process: int, candidate: Candidat
     overlapping = int(np.count_nonzero(ranges.start_ns[mine][1:] < ranges.end_ns[mine][:-1]))
     separators, parts = _between(ranges, mine, process, tid)
     rounds = _rounds(ranges, mine, separators, overlapping > 0)
-    return Marked(process, tid, rounds, len(mine), tuple(left), parts, overlapping)
+    return Marked(process, tid, rounds, len(mine), tuple(left), parts, overlapping, others)
 
 
 def _between(

@@ -153,7 +153,8 @@ class _Opened:
             whole = next(r for r in self._whole if r.pid == one.process)
             label = data.engines[whole.engine_id].label
             for index, part in enumerate(one.rounds):
-                rounds.append(round_of(part, whole, len(rounds) + 1, index, one.tid))
+                made = round_of(part, whole, len(rounds) + 1, index, one.tid)
+                rounds.append(replace(made, other_tids=one.other_tids))
             data.steps_found[whole.engine_id] = _marked_words(one, pattern, candidate, offered)
             self._tell(label, one, pattern)
         for whole in self._whole:

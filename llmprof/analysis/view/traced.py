@@ -26,6 +26,7 @@ from llmprof.analysis.device.kernels import (
     prepare,
 )
 from llmprof.analysis.device.pairing import Pairing, pair_kernels
+from llmprof.analysis.device.sweep import merged_spans
 from llmprof.analysis.device.waterfall import (
     StepParts,
     Waterfall,
@@ -39,7 +40,7 @@ from llmprof.analysis.timeline.axis import RunLanes
 from llmprof.analysis.timeline.build import build_lane
 from llmprof.analysis.timing.steps import engine_steps
 from llmprof.analysis.view.report import Report
-from llmprof.analysis.view.traced_round import cut_words, longest, shortened
+from llmprof.analysis.view.traced_round import cut_words, longest, of_threads, shortened
 from llmprof.records import (
     LOST_RECORDS,
     EngineRecord,
@@ -130,7 +131,7 @@ class EngineTrace:
         if reader is None:
             self.round = PENDING
             return
-        rows = reader.trace_rows(record, limit, advance)
+        rows, theirs, self.warnings = of_threads(reader.trace_rows(record, limit, advance), record)
         if not (len(rows.kernels) or len(rows.copies)):
             self.round = Unavailable(no_kernels)
             return
@@ -154,11 +155,12 @@ class EngineTrace:
         self.api_rows = rows.api
         self._rows = rows
         attribution = attribute(rows, record, clock_error_ns)
-        others = reader.other_processes(record) if shared else {}
+        shared_with = reader.other_processes(record) if shared else {}
+        others = merged_spans([shared_with, theirs])
         self.round = prepare(rows, record, attribution, engine, rules, lost, others)
         if self.cells is not None:
             self.cells.device = self.round.laid.device
-        self.warnings = (*self.round.quality.warnings, *self._sharing(self.round))
+        self.warnings += (*self.round.quality.warnings, *self._sharing(self.round))
 
     def _sharing(self, traced: TracedRound) -> Iterator[str]:
         """Idle time of this process in which the device was another's."""
@@ -167,8 +169,9 @@ class EngineTrace:
             idle = int((timeline.wall_ns() - timeline.busy_ns()).sum())
             if taken:
                 yield (
-                    f"other processes use GPU {timeline.device} too: idle is this process's, not"
-                    f" the GPU's; their work fills {taken / idle:.0%} of it"
+                    f"work that is not this engine's (other processes, other threads) is on GPU"
+                    f" {timeline.device} too: idle is the engine's, not the GPU's; that work fills"
+                    f" {taken / idle:.0%} of it"
                 )
 
     @cached_property

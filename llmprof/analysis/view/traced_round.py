@@ -5,8 +5,12 @@ from __future__ import annotations
 from array import array
 from dataclasses import replace
 
+import numpy as np
+
+from llmprof.analysis.device.sweep import Spans, merged_spans
 from llmprof.records import EngineRecord, RoundRecord, RunData
 from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.trace.rows import TraceRows
 
 
 def longest(
@@ -39,4 +43,36 @@ def cut_words(whole: RoundRecord, kept: RoundRecord, limit: int) -> str:
     return (
         f"kernels are analysed for the first {kept.steps:,} of {whole.steps:,} steps:"
         f" there are more than {limit:,}"
+    )
+
+
+def of_threads(
+    rows: TraceRows, record: RoundRecord
+) -> tuple[TraceRows, dict[int, Spans], tuple[str, ...]]:
+    """Without what threads launched that have steps of their own; when that ran, by device; and
+    what is said of it."""
+    if not record.other_tids:
+        return rows, {}, ()
+    threads = ", ".join(map(str, record.other_tids[:5]))
+    if not len(rows.api):
+        text = f"kernels that thread {threads} launched count too: the file has no calls to tell by"
+        return rows, {}, (text,)
+    mine, theirs = rows.split_threads(record.other_tids)
+    gone = len(theirs.kernels) + len(theirs.copies)
+    if not gone:
+        return rows, {}, ()
+    spans = merged_spans(
+        {
+            int(n): (part.start_ns[part.device == n], part.end_ns[part.device == n])
+            for n in np.unique(part.device)
+        }
+        for part in (theirs.kernels, theirs.copies)
+    )
+    return (
+        mine,
+        spans,
+        (
+            f"{gone} kernels and copies that thread {threads} launched are left out: it has steps"
+            " of its own",
+        ),
     )

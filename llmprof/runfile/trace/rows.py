@@ -123,8 +123,36 @@ class TraceRows:
             complete_ns=end_ns,
         )
 
+    def split_threads(self, tids: tuple[int, ...]) -> tuple[TraceRows, TraceRows]:
+        """Without the calls of these threads and the work that they launched (by correlation), and
+        those alone."""
+        theirs = np.isin(self.api.tid, tids)
+        launched = np.unique(self.api.correlation[theirs])
+        launched = launched[launched != 0]
+        kernels = np.isin(self.kernels.correlation, launched)
+        copies = np.isin(self.copies.correlation, launched)
+        parts = [
+            replace(
+                self,
+                kernels=_kept(self.kernels, kernels == alone),
+                copies=_kept(self.copies, copies == alone),
+                api=_kept(self.api, theirs == alone),
+            )
+            for alone in (False, True)
+        ]
+        return parts[0], parts[1]
+
 
 Rows = TypeVar("Rows", KernelRows, CopyRows, ApiRows)
+
+
+def _kept(rows: Rows, mask: NDArray[np.bool_]) -> Rows:
+    kept = {}
+    for f in fields(rows):
+        column = getattr(rows, f.name)
+        if f.name != "names" and len(column) == len(mask):
+            kept[f.name] = column[mask]
+    return replace(rows, **kept)
 
 
 def _until(rows: Rows, end_ns: int) -> Rows:
