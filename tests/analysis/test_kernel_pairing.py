@@ -8,10 +8,10 @@ import kineto_factory as kineto
 import pytest
 
 from llmprof.analysis.device.pairing import Pairing, family, pair_kernels
+from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.exports.text.pairing_table import render
 from llmprof.records import Unavailable
-from llmprof.runfile.reader import RunFileReader
 from llmprof.traces.opened import readable
 
 
@@ -29,9 +29,7 @@ def report(path: Path, names: dict[str, float], steps: int = 4, ranges: bool = T
             events.append(kineto.event("kernel", name, begin + 20 + 80 * i, us, 0, 7, device=0,
                                        stream=7, correlation=number))  # fmt: skip
     read = readable(kineto.write(path, kineto.document(events)))
-    with RunFileReader(read) as reader:
-        data = reader.run_data()
-    return RunTrace(read, data).engines[0].kernels
+    return RunTrace(read, open_run(read)).engines[0].kernels
 
 
 @pytest.fixture(autouse=True)
@@ -69,6 +67,7 @@ def test_names_pair_first_then_families_within_a_category(tmp_path: Path) -> Non
     assert (found.a_ns, found.b_ns) == (34_500, 49_500)
     assert sum(r.delta_ns for r in found.rows) == found.b_ns - found.a_ns
     assert found.rows[0].label == "product"  # the largest change
+    assert (found.a_elsewhere_ns, found.b_elsewhere_ns) == (0, 0)
     text = "\n".join(render(found))
     assert "Kernel time ms a step: A 0.035, B 0.050" in text or "A 0.034, B 0.049" in text
 
@@ -82,6 +81,30 @@ def test_without_steps_everything_is_compared_and_that_is_said(tmp_path: Path) -
     assert found.why_not == "no decode steps are known of A"
     assert (found.a_ns, found.b_ns) == (4 * 34_500, 4 * 49_500)
     assert "everything that was traced is compared" in "\n".join(render(found))
+
+
+def test_work_that_was_launched_before_the_steps_is_told_apart(tmp_path: Path) -> None:
+    """Kernels of an earlier step still run: busy time of this one, but none of its kernels."""
+    events = kineto.steps(4)
+    for n in range(4):
+        values = {"device": 0, "stream": 9, "correlation": 90_000 + n}
+        begin = kineto.BASE_US + 1000.0 * n + 500
+        events.append(kineto.event("kernel", "flash_fwd_kernel", begin, 40.0, 0, 9, **values))
+    # One across a border: work is then given to steps by launches, not by time.
+    values = {"device": 0, "stream": 9, "correlation": 99_000}
+    events.append(
+        kineto.event("kernel", "my_own_thing", kineto.BASE_US + 990, 20.0, 0, 9, **values)
+    )
+    read = readable(kineto.write(tmp_path / "x.json", kineto.document(events)))
+    report_ = RunTrace(read, open_run(read)).engines[0].kernels
+    assert not isinstance(report_, Unavailable)
+    found = pair_kernels(report_, report_)
+    assert isinstance(found, Pairing)
+    assert found.per_step
+    assert found.a_ns == 3 * 10_500
+    # 3 × 40 + 20 µs in four steps: on the device the last step ends with its own last kernel.
+    assert found.a_elsewhere_ns == 35_000
+    assert "whose launch is not in them" in "\n".join(render(found))
 
 
 def test_nothing_to_pair_says_why() -> None:

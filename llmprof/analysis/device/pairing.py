@@ -98,6 +98,9 @@ class Pairing:
     """Why they are not a step's; empty where they are."""
     a_ns: float
     b_ns: float
+    a_elsewhere_ns: float
+    """The device was busy so much longer in A's steps, with work that was not launched in them."""
+    b_elsewhere_ns: float
     rows: tuple[PairedKernels, ...]
     """The largest change first."""
 
@@ -144,12 +147,15 @@ def pair_kernels(
             [k for label, ks in theirs.items() if label not in mine for k in ks],
         )
     rows.sort(key=lambda r: (-abs(r.delta_ns), r.category, r.label))
+    a_ns, b_ns = sum(r.a_ns for r in rows), sum(r.b_ns for r in rows)
     lacking = " and ".join(n for n, s in (("A", steps_a), ("B", steps_b)) if not s)
     return Pairing(
         per_step=known,
         why_not="" if known else f"no decode steps are known of {lacking}",
-        a_ns=sum(r.a_ns for r in rows),
-        b_ns=sum(r.b_ns for r in rows),
+        a_ns=a_ns,
+        b_ns=b_ns,
+        a_elsewhere_ns=_elsewhere(a, steps_a, a_ns) if known else 0.0,
+        b_elsewhere_ns=_elsewhere(b, steps_b, b_ns) if known else 0.0,
         rows=tuple(rows),
     )
 
@@ -209,6 +215,13 @@ def _row(
     a_names, a_ns, a_count = left.sums(a)
     b_names, b_ns, b_count = right.sums(b)
     return PairedKernels(category, how, label, a_names, b_names, a_ns, b_ns, a_count, b_count)
+
+
+def _elsewhere(report: KernelReport, steps: int, paired_ns: float) -> float:
+    """Busy time of a step beyond the durations of its kernels: that was other work."""
+    if isinstance(report.busy_ns, Unavailable):
+        return 0.0
+    return max(0.0, report.busy_ns / steps - paired_ns)
 
 
 def _steps(report: KernelReport) -> int:

@@ -141,6 +141,8 @@ def pairing_document(found: Pairing | Unavailable) -> Document:
         "per_step_reason": found.why_not or None,
         "a_ns": found.a_ns,
         "b_ns": found.b_ns,
+        "a_elsewhere_ns": found.a_elsewhere_ns,
+        "b_elsewhere_ns": found.b_elsewhere_ns,
         "paired_share": found.paired_share,
         "rows": [asdict(row) for row in found.rows],
     }

@@ -8,6 +8,8 @@ from llmprof.records import Unavailable
 
 ROWS = 12
 NAME = 34
+LEAST_SHARE = 0.02
+"""Of the kernel time: less is not worth a line."""
 
 
 def render(pairing: Pairing | Unavailable) -> list[str]:
@@ -22,6 +24,12 @@ def render(pairing: Pairing | Unavailable) -> list[str]:
     ]
     if pairing.why_not:
         lines.append(f"  {one_line(pairing.why_not)}: everything that was traced is compared")
+    for side, busy in (("A", pairing.a_elsewhere_ns), ("B", pairing.b_elsewhere_ns)):
+        if busy > LEAST_SHARE * max(pairing.a_ns, pairing.b_ns):
+            lines.append(
+                f"  in {side}'s steps the device was busy {busy / 1e6:.3f} ms more, with work whose"
+                " launch is not in them"
+            )
     lines.append(f"  {what:<24} {'A':>9} {'B':>9} {'change':>9}  kernels")
     lines += [
         f"  {one_line(row.category, 24):<24} {_ms(row.a_ns, row.a_names)}"
