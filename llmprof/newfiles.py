@@ -7,6 +7,8 @@ creating it, and finished work is put in its place without overwriting what stan
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import os
 import shutil
 import tempfile
@@ -73,6 +75,30 @@ def publish(part: Path, target: Path) -> None:
     except BaseException:
         target.unlink(missing_ok=True)
         raise
+
+
+@contextmanager
+def alone(lock: Path) -> Iterator[None]:
+    """Nobody else is in this block with the same lock file, which stays; it ends with the process.
+
+    Where the file system has no locks, nobody is kept out.
+
+    Raises:
+        BlockingIOError: somebody is.
+        OSError: the file cannot be made.
+    """
+    number = os.open(lock, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise
+        except OSError as why:
+            if why.errno not in (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+        yield
+    finally:
+        os.close(number)
 
 
 def write_whole(target: Path, text: str) -> None:

@@ -12,7 +12,7 @@ import pytest
 
 from llmprof.errors import UsageError
 from llmprof.models.new_folder import new_folder
-from llmprof.newfiles import first_free, hidden_beside, publish, write_whole
+from llmprof.newfiles import alone, first_free, hidden_beside, publish, write_whole
 
 
 def take(folder: str) -> str:
@@ -53,6 +53,37 @@ def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
         write_whole(target, text)
         assert target.read_text() == text
     assert [p.name for p in tmp_path.iterdir()] == ["setup.json"]
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    lock = tmp_path / "x.lock"
+    with alone(lock):
+        code = (
+            "import sys; from pathlib import Path; from llmprof.newfiles import alone\n"
+            "with alone(Path(sys.argv[1])): pass"
+        )
+        other = subprocess.run([sys.executable, "-c", code, str(lock)], capture_output=True)
+        assert b"BlockingIOError" in other.stderr
+    with alone(lock):
+        pass
+
+
+def test_two_who_make_one_model_of_mlc(tmp_path: Path) -> None:
+    from llmprof.models.mlc.prepare import _alone
+
+    lock = tmp_path / "x.lock"
+    code = (
+        "import sys; from pathlib import Path; from llmprof.newfiles import alone\n"
+        "with alone(Path(sys.argv[1])): print('in', flush=True); input()"
+    )
+    command = [sys.executable, "-c", code, str(lock)]
+    with subprocess.Popen(command, stdin=-1, stdout=-1) as other:
+        assert other.stdout is not None and other.stdout.readline() == b"in\n"
+        with pytest.raises(UsageError, match="another llmprof makes the same model"), _alone(lock):
+            pass
+        other.communicate(b"\n")
+    with _alone(lock):
+        pass
 
 
 def test_a_model_folder_that_came_meanwhile_stays(tmp_path: Path) -> None:

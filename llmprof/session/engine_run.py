@@ -100,6 +100,13 @@ class EngineRun:
         from llmprof.session.nsys_capture import capture_path, command, nvtx_version
 
         target = capture_path(self.plan.output, self.record.label)
+        if target.exists():
+            # nsys would write over it.
+            raise EngineFailure(
+                f"{self.record.label}: {one_line(str(target))} exists already: remove it or use -o"
+                " with another name",
+                "input",
+            )
         return command(self.plan.capture, target, nvtx_version(self.record.python))
 
     def end_captured(self) -> None:

@@ -45,7 +45,7 @@ ACTIONS = {
     "widest-gap": "Timeline: widest gap of the step",
     "search": "Search kernels (timeline), filter them (compare)",
     "align": "Timeline: align by step or by time",
-    "round": "Timeline: next round",
+    "round": "Steps, timeline: next round",
     "streams": "Timeline: a row a stream",
     "whole": "Timeline: show all",
     "sort": "Compare: next order of kernels",

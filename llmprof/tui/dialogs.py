@@ -40,7 +40,7 @@ _PAGES: Final[Mapping[str, Sequence[tuple[tuple[str, ...], str]]]] = {
         (("widest-gap", "widest-gap-back"), "widest gap of the step, the next"),
         (("item-back", "item-next"), "previous, next kernel or gap"),
         (("search", "match-next", "match-back"), "search kernels; next, before"),
-        (("align", "round", "streams"), "by step or time; round; streams"),
+        (("align", "round", "streams"), "by step or time; round (on steps too); streams"),
     ),
     "compare": (
         (("sort", "search"), "order of kernels; filter by name"),

@@ -11,7 +11,7 @@ from llmprof.tui.drawing.cells import Row, Span, clean, fit, row, rule, spread
 from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.numbers import elapsed
 from llmprof.tui.host import page as host_page
-from llmprof.tui.live import busy, cards, gpu, latency, pages
+from llmprof.tui.live import busy, cards, gpu, latency, pages, rounds
 from llmprof.tui.live.phase import progress_bar
 from llmprof.tui.opening import Reading
 from llmprof.tui.timeline import page as timeline_page
@@ -99,7 +99,8 @@ def steps(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     top = cards.engines(lanes, width, height, glyphs)
     left = height - len(top)
     least = 1 + len(lanes)
-    panel = gpu.panel(snapshot, width, glyphs, max(1, left - least))
+    focus = snapshot.engines[view.focused(snapshot)].label if snapshot.engines else ""
+    panel = gpu.panel(snapshot, width, glyphs, max(1, left - least), focus)
     left -= len(panel)
     wanted = min(_LOG_ROWS, 1 + len(snapshot.log)) if height >= _LOG_FROM else 0
     strips = busy.section(snapshot, view, width)
@@ -108,6 +109,7 @@ def steps(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     left -= len(strips)
     room = max(least, left - wanted)
     over = snapshot.state != "running"
+    lanes = rounds.chosen(lanes, view)
     chart = latency.section(lanes, view.scale, width, room, glyphs, over=over)
     left -= len(chart)
     log = _log(snapshot, view, width, left)

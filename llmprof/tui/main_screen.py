@@ -20,6 +20,7 @@ from llmprof.tui.dialogs import Ask, HelpScreen
 from llmprof.tui.drawing.canvas import Canvas
 from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.frame import body, header
+from llmprof.tui.live import rounds
 from llmprof.tui.opening import TraceRead, read
 from llmprof.tui.timeline import nav
 from llmprof.tui.timeline.page import layout
@@ -249,6 +250,10 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self._move(lambda now, view: nav.whole(view))
 
     def action_round(self, way: int) -> None:
+        """The next round: of the steps page, or of the timeline's axis."""
+        if self.view.page == "steps":
+            self.set_view(rounds.turned(self.view, way))
+            return
         self._move(lambda now, view: nav.other_round(now, view, way))
 
     def action_streams(self) -> None:

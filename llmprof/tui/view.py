@@ -73,6 +73,8 @@ class View:
     """Show the engine in focus alone."""
     paused: bool = False
     scale: Scale = "auto"
+    round: int | None = None
+    """Timing round on the steps page, from 0; ``None``: the current or the last one."""
     trace: RunTrace | Unavailable | None = None
     """``None``: not asked for yet."""
     reading: Reading | None = None

@@ -225,8 +225,15 @@ def test_verdict_words() -> None:
     b = StepParts("b", 4, 2_710_000, {"idle": 690_000, "attention": 2_020_000})
     fall = waterfall(a, b)
     assert isinstance(fall, Waterfall)
-    assert verdict_words(fall) == "−0.31 ms idle, +0.02 ms attention"
-    assert verdict_words(fall, limit=1) == "−0.31 ms idle"
+    text = "a takes 0.29 ms more a step than b: 0.31 ms idle, −0.02 ms attention"
+    assert verdict_words(fall) == text == verdict_words(waterfall(b, a))
+    timed = timing_waterfall(a, b, 3_000_000, 2_710_000)
+    assert "0.31 ms idle (modelled)" in verdict_words(timed)
+    assert "steps 1–4 of a round, there 0.90× as long" in timed.note
+    assert "takes as long a step as" in verdict_words(
+        waterfall(a, StepParts("c", 4, 3_000_000, {"idle": 900_000, "attention": 2_100_000}))
+    )
+    assert verdict_words(fall, limit=1).endswith("than b: 0.31 ms idle")
     same = waterfall(a, a)
     assert isinstance(same, Waterfall)
     assert verdict_words(same) == "no category differs by 0.005 ms"

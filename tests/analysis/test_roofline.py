@@ -14,6 +14,7 @@ from rundata_factory import (
     run_data,
     run_info,
     two_engines,
+    workload,
 )
 
 from llmprof.analysis.bandwidth.roofline import Bandwidth, bandwidth
@@ -41,6 +42,19 @@ def test_modelled_bytes_are_weights_and_kv_at_the_mean_context() -> None:
     # prompt 10, 4 steps: positions 11, 12, 13, 14 → 12.5 in the mean
     assert found.bytes_per_step == 1_000_000 + 1_000 * 12.5
     assert found.modelled_gb_s == pytest.approx(1_012_500 / 10e6)
+
+
+def test_gb_s_and_tok_s_of_a_row_are_of_the_same_time() -> None:
+    """A step of 40 ms among three of 10 ms is in both, or in neither."""
+    rounds = [decode_round(0, 0, [10, 10, 40, 10])]
+    for batch in (1, 3):
+        info = run_info(workload=workload(batch=batch).to_dict())
+        data = run_data([engine(0, "torch", info=engine_info())], rounds, info=info)
+        steps = engine_steps(data, data.engines[0])
+        found = bandwidth(data, data.engines[0], steps)
+        steps_s = steps.tok_s.value / batch
+        assert steps_s == pytest.approx(4 / 0.07)
+        assert found.modelled_gb_s == pytest.approx(found.bytes_per_step * steps_s / 1e9)
 
 
 def test_a_cpu_has_no_peak_unless_a_copy_was_measured() -> None:

@@ -1,6 +1,7 @@
 """How much of the memory bandwidth does decoding use: modelled and measured, never mixed.
 
-*Modelled*: bytes that a decode step must read / its median time. The bytes are the weights at their
+*Modelled*: bytes that a decode step must read × steps a second, those of ``tok_s``: whole rounds,
+so that tok/s and GB/s of one row stand for the same time. The bytes are the weights at their
 packed size, read once for the whole batch, and each sequence's K and V. Activations and logits are
 left out: for batch-1 decoding they are some 0.1 % of the weights.
 *Measured*: NVML GPM's share of cycles in which DRAM was busy × peak (Hopper and newer).
@@ -47,10 +48,11 @@ class Bandwidth:
 def bandwidth(data: RunData, engine: EngineRecord, steps: EngineSteps) -> Bandwidth:
     """Bandwidth of one engine's timing pass."""
     size = bytes_per_step(data, engine, steps.rounds)
-    if isinstance(size, Unavailable) or isinstance(steps.step_ns, Unavailable):
-        modelled: Maybe = size if isinstance(size, Unavailable) else steps.step_ns
+    rate = steps.tok_s.value
+    if isinstance(size, Unavailable) or isinstance(rate, Unavailable):
+        modelled: Maybe = size if isinstance(size, Unavailable) else rate
     else:
-        modelled = size / steps.step_ns  # bytes/ns = GB/s
+        modelled = size * rate / (workload_number(data, "batch") or 1) / 1e9
     peak, source = _peak(data, engine)
     busy = _dram_busy(data, engine)
     return Bandwidth(

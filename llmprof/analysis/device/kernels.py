@@ -121,7 +121,7 @@ class DeviceReport:
     other_processes_ns: int | Unavailable
     """Of ``idle_ns``: other processes, or threads with steps of their own, worked on the device."""
     busy_ms_per_step: Maybe
-    """Median over the steps, like ``idle_ms_per_step``."""
+    """Mean over the steps, like ``idle_ms_per_step``."""
     idle_ms_per_step: Maybe
     kernels: int
     """Over the scope, like ``copies``."""
@@ -144,10 +144,12 @@ class KernelReport:
     """Decode steps that the totals are over; 0: steps are not known."""
     steps: tuple[StepGpu, ...] | Unavailable
     wall_ms_per_step: Maybe
-    """Medians over the steps, from here on."""
+    """Means over the steps, so busy + idle = step; the idle time of an engine is this one number
+    wherever it is shown, unless it says otherwise."""
     busy_ms_per_step: Maybe
     idle_ms_per_step: Maybe
     kernels_per_step: Maybe
+    """Median, like ``launches_per_step``."""
     launches_per_step: Maybe
     busy_ns: int | Unavailable
     """Over the scope."""
@@ -313,11 +315,11 @@ def kernel_report(traced: TracedRound) -> KernelReport:
         scope=scope,
         step_count=per_step,
         steps=steps,
-        wall_ms_per_step=_median(counted, "wall_ns", 1e6),
-        busy_ms_per_step=_median(steps, "busy_ns", 1e6),
-        idle_ms_per_step=_median(steps, "idle_ns", 1e6),
-        kernels_per_step=NOT_SPLIT if traced.not_split else _median(counted, "kernels", 1),
-        launches_per_step=_median(counted, "launches", 1),
+        wall_ms_per_step=_mean_ms(counted, "wall_ns"),
+        busy_ms_per_step=_mean_ms(steps, "busy_ns"),
+        idle_ms_per_step=_mean_ms(steps, "idle_ns"),
+        kernels_per_step=NOT_SPLIT if traced.not_split else _median(counted, "kernels"),
+        launches_per_step=_median(counted, "launches"),
         busy_ns=busy if doubt is None else doubt,
         idle_ns=int(laid.wall_ns().sum()) - busy if doubt is None else doubt,
         idle_at_most=traced.quality.at_most,
@@ -357,18 +359,18 @@ def _device(traced: TracedRound, timeline: Timeline, inside: NDArray[np.bool_]) 
     mine = inside & (work.device == timeline.device)
     busy, wall = timeline.busy_ns(), timeline.wall_ns()
     others = int(others_ns(traced, timeline).sum()) if doubt is None else doubt
-    middle_busy, middle_wall = busy, wall
+    counted_busy, counted_wall = busy, wall
     if timeline.counted is not None:
-        middle_busy, middle_wall = busy[timeline.counted], wall[timeline.counted]
-    middle_idle = middle_wall - middle_busy
+        counted_busy, counted_wall = busy[timeline.counted], wall[timeline.counted]
+    counted_idle = counted_wall - counted_busy
     return DeviceReport(
         device=timeline.device,
         primary=timeline is traced.laid,
         busy_ns=int(busy.sum()) if doubt is None else doubt,
         idle_ns=int(wall.sum() - busy.sum()) if doubt is None else doubt,
         other_processes_ns=others,
-        busy_ms_per_step=float(np.median(middle_busy)) / 1e6 if why is None else why,
-        idle_ms_per_step=float(np.median(middle_idle)) / 1e6 if why is None else why,
+        busy_ms_per_step=float(np.mean(counted_busy)) / 1e6 if why is None else why,
+        idle_ms_per_step=float(np.mean(counted_idle)) / 1e6 if why is None else why,
         kernels=int(np.count_nonzero(mine & work.is_kernel)),
         copies=int(np.count_nonzero(mine & ~work.is_kernel)),
         step_busy_ns=tuple(busy.tolist()) if why is None else why,
@@ -398,10 +400,16 @@ def _overlaps(work: Work, bounds_ns: Ints) -> NDArray[np.bool_]:
     return inside
 
 
-def _median(steps: tuple[StepGpu, ...] | Unavailable, field: str, unit: float) -> Maybe:
+def _median(steps: tuple[StepGpu, ...] | Unavailable, field: str) -> Maybe:
     if isinstance(steps, Unavailable):
         return steps
-    return float(np.median([getattr(s, field) for s in steps if s.counted])) / unit
+    return float(np.median([getattr(s, field) for s in steps if s.counted]))
+
+
+def _mean_ms(steps: tuple[StepGpu, ...] | Unavailable, field: str) -> Maybe:
+    if isinstance(steps, Unavailable):
+        return steps
+    return float(np.mean([getattr(s, field) for s in steps if s.counted])) / 1e6
 
 
 def _steps(traced: TracedRound) -> tuple[StepGpu, ...]:

@@ -5,10 +5,16 @@ from __future__ import annotations
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import reduce
 from itertools import islice
+from operator import or_
 from pathlib import Path
 
-from llmprof.analysis.timing.conditions import missing_reason
+from llmprof.analysis.timing.conditions import (
+    gpu_index,
+    missing_reason,
+    samples_while_decoding,
+)
 from llmprof.analysis.timing.stats import distribution
 from llmprof.analysis.timing.steps import step_latencies
 from llmprof.analysis.view.report import EngineReport, Report
@@ -220,21 +226,33 @@ def _gpus(data: RunData, unavailable: str) -> tuple[GpuView, ...]:
         reason = unavailable or missing_reason(data, ("run",), "nvml") or "no GPU was recorded"
         return (GpuView(None, None, unavailable=one_line(reason)),)
     views = []
-    samples = data.gpu_samples
-    timed = [r for r in data.rounds if r.pass_name == "timing"]
-    if data.info.state != "running" and timed:
-        # What the GPU did while it was timed, not the idling at the end of the run.
-        first, last = timed[0].start_ns, max(r.end_ns for r in timed)
-        samples = [s for s in samples if first <= s.timestamp_ns <= last] or samples
+    over = data.info.state != "running"
     for device in data.gpu_devices:
-        newest = (s for s in reversed(samples) if s.device == device.index)
+        newest = (s for s in reversed(data.gpu_samples) if s.device == device.index)
         history = tuple(islice(newest, HISTORY))[::-1]
         latest: GpuSample | None = history[-1] if history else None
+        # What the GPU did while it was timed: at the end of a run it idles, or was traced.
+        decoding = _decoding(data, device.index) if over else ()
+        seen = [s.throttle_mask for _, rows in decoding for s in rows]
         missing = tuple(
             (one_line(row.name.removeprefix("nvml.")), one_line(row.reason))
             for row in data.missing
             if row.scope == f"gpu{device.index}"
         )
-        throttle = throttle_names(latest.throttle_mask or 0) if latest else ()
-        views.append(GpuView(device, latest, history, throttle, missing=missing))
+        mask = (latest.throttle_mask or 0) if latest else 0
+        if seen:
+            mask = reduce(or_, (m or 0 for m in seen))
+        throttle = throttle_names(mask)
+        views.append(GpuView(device, latest, history, decoding, throttle, missing=missing))
     return tuple(views)
+
+
+def _decoding(data: RunData, device: int) -> tuple[tuple[str, tuple[GpuSample, ...]], ...]:
+    found = []
+    for engine in data.engines:
+        rounds = data.rounds_of(engine.engine_id)
+        if gpu_index(engine) == device and rounds:
+            rows = samples_while_decoding(data.gpu_samples, rounds, device)
+            if rows:
+                found.append((engine.label, tuple(rows[-HISTORY:])))
+    return tuple(found)

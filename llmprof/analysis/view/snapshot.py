@@ -50,7 +50,7 @@ class EngineView:
     itl_p99_ms: Maybe = NOT_YET
     itl_max_ms: Maybe = NOT_YET
     bandwidth_gb_s: Maybe = NOT_YET
-    """Modelled: bytes read per step / median step time."""
+    """Modelled: bytes read a step × steps a second of ``tok_s``."""
     roofline_share: Maybe = NOT_YET
     """``bandwidth_gb_s`` / peak bandwidth, 0–1."""
     joule_per_token: Maybe = NOT_YET
@@ -69,6 +69,8 @@ class GpuView:
     latest: GpuSample | None
     history: tuple[GpuSample, ...] = ()
     """Oldest first, at most 240."""
+    decoding: tuple[tuple[str, tuple[GpuSample, ...]], ...] = ()
+    """Of a run that is over: (engine, its samples while it decoded in the timing pass)."""
     throttle: tuple[str, ...] = ()
     """Names of the active throttle reasons."""
     unavailable: str = ""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import wrap
 
 from llmprof.analysis.bandwidth.pm_steps import CONTRADICTION
 from llmprof.analysis.device.categories import IDLE
 from llmprof.analysis.device.kernels import KernelReport
-from llmprof.analysis.device.waterfall import StepParts, verdict_words
+from llmprof.analysis.device.waterfall import StepParts, Waterfall, verdict_words
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.exports.text import steps_table
 from llmprof.plaintext import one_line, shortened, told_apart
@@ -29,14 +30,14 @@ def sections(trace: RunTrace | Unavailable, width: int) -> dict[str, list[str]]:
             f"Steps of {one_line(engine.label, LABEL)}": steps_table.lines(engine, width)
             for engine in trace.engines
         },
-        "Traced decode steps (medians)": _gpu(reports),
+        "Traced decode steps (means)": _gpu(reports),
         "Mean traced step by category, ms": _categories([e for e, _ in reports], width),
     }
     for engine, report in reports:
         found[f"Kernels of {shortened(engine.label, LABEL)}"] = _kernels(report, width)
     for engine in trace.engines:
         found[f"Operators of {shortened(engine.label, LABEL)}, self time"] = _operators(engine)
-    found["Waterfall"] = _words(trace)
+    found["Waterfall"] = _words(trace, width)
     found["DRAM, measured by PM sampling against modelled, mean over the decode steps"] = [
         line for engine in trace.engines for line in _dram(engine)
     ]
@@ -152,16 +153,21 @@ def _dram(engine: EngineTrace) -> list[str]:
     ]
 
 
-def _words(trace: RunTrace) -> list[str]:
-    lines = []
+def _words(trace: RunTrace, width: int) -> list[str]:
+    lines: list[str] = []
     for fall in trace.falls:
         chosen = fall.traced if isinstance(fall.timing, Unavailable) else fall.timing
         if isinstance(chosen, Unavailable):
             continue
-        names = f"{shortened(fall.a, LABEL)} → {shortened(fall.b, LABEL)}"
-        lines.append(f"  {names}: {chosen.delta_ns / 1e6:+.2f} ms a step: {verdict_words(chosen)}")
-        lines.append(f"    {chosen.provenance}: {one_line(chosen.note)}")
+        for indent, text in (("  ", verdict_words(chosen)), ("    ", _basis(chosen))):
+            lines += wrap(
+                one_line(text), width, initial_indent=indent, subsequent_indent=f"{indent}  "
+            )
     return lines
+
+
+def _basis(fall: Waterfall) -> str:
+    return f"{fall.provenance}: {fall.note}"
 
 
 def _ms(value: Maybe) -> str:

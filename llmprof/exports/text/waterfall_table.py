@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmprof.analysis.device.waterfall import Waterfall, verdict_words
+from llmprof.analysis.device.waterfall import Waterfall, part_name, verdict_words
 from llmprof.analysis.view.traced import Fall
 from llmprof.plaintext import one_line, told_apart
 from llmprof.records import Unavailable
@@ -15,7 +15,7 @@ def render(fall: Fall) -> list[str]:
     chosen = fall.traced if isinstance(fall.timing, Unavailable) else fall.timing
     if isinstance(chosen, Unavailable):
         return [f"  no waterfall: {one_line(chosen.reason)}"]
-    return [f"  {verdict_words(chosen)}", "", *_table(chosen), f"  {_basis(chosen)}"]
+    return [f"  {one_line(verdict_words(chosen))}", "", *_table(chosen), f"  {_basis(chosen)}"]
 
 
 def _table(fall: Waterfall) -> list[str]:
@@ -28,7 +28,7 @@ def _table(fall: Waterfall) -> list[str]:
         bar = "#" * round(BAR * abs(p.delta_ns) / largest)
         sign = "-" if p.delta_ns < 0 else "+"
         lines.append(
-            f"  {one_line(p.category, 24):<24} {p.a_ns / 1e6:{width_a}.3f}"
+            f"  {one_line(part_name(fall, p), 24):<24} {p.a_ns / 1e6:{width_a}.3f}"
             f" {p.b_ns / 1e6:{width_b}.3f} {p.delta_ns / 1e6:+9.3f} {(sign + bar) if bar else ''}"
         )
     lines.append(

@@ -8,7 +8,8 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ from llmprof.models.mlc.source import (
     open_source,
     remember_source,
 )
+from llmprof.newfiles import alone
 from llmprof.plaintext import one_line
 
 GET_MLC = (
@@ -112,7 +114,7 @@ def prepare(request: MlcRequest, told: Told, say: Callable[[str], None]) -> MlcP
         limits += [] if value is None else [f"--{name.replace('_', '-')}", str(value)]
     check_kept(source, folder, request.quantization)
     kept = []
-    with linked(source, request.artifacts) as seen:
+    with _alone(logs / f"{stem}.lock"), linked(source, request.artifacts) as seen:
         steps = (
             _Step(
                 "gen_config",
@@ -158,6 +160,23 @@ def prepare(request: MlcRequest, told: Told, say: Callable[[str], None]) -> MlcP
             if made is not step.product:
                 made.rename(step.product)
     return MlcPrepared(folder, library, tuple(kept))
+
+
+@contextmanager
+def _alone(lock: Path) -> Iterator[None]:
+    """Two at once would write the same files.
+
+    Raises:
+        UsageError: another llmprof is at it.
+    """
+    try:
+        with alone(lock):
+            yield
+    except BlockingIOError:
+        raise UsageError(
+            f"another llmprof makes the same model there ({one_line(str(lock))} is locked);"
+            " wait for it, or name another --artifact-path"
+        ) from None
 
 
 def _check_python(python: str) -> None:

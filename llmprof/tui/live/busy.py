@@ -27,7 +27,7 @@ def section(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     lanes = view.lanes(snapshot)
     name = min(max(len(clean(lane.engine.label)) for lane in lanes), width // 4) + 3
     title = row(Span("a traced step", "strong"))
-    note = row(Span("medians · more on timeline and compare", "dim"))
+    note = row(Span("means · more on timeline and compare", "dim"))
     out = [rule(title, note, width, view.glyphs.track)]
     for lane in lanes:
         engine = engines.get(clean(lane.engine.label))

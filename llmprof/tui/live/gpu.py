@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from statistics import median
 from typing import Final
 
 from llmprof.analysis.view.snapshot import GpuView, Snapshot
@@ -62,7 +63,11 @@ def _seen(gpu: GpuView, read: Read) -> bool:
 
 
 def current(gpu: GpuView, read: Read) -> float | None:
-    """The newest value: most samples lack those that NVML refreshes slowly."""
+    """The newest value: most samples lack those that NVML refreshes slowly. The median of a run
+    that is over."""
+    if gpu.decoding:
+        there = [v for s in gpu.history if (v := read(s)) is not None]
+        return median(there) if there else None
     samples = [*gpu.history, *([gpu.latest] if gpu.latest else [])]
     return next((v for s in reversed(samples) if (v := read(s)) is not None), None)
 
@@ -99,13 +104,17 @@ def strip(gpu: GpuView, meter: Meter, width: int, glyphs: Glyphs) -> str:
     return held
 
 
-def panel(snapshot: Snapshot, width: int, glyphs: Glyphs, room: int) -> list[Row]:
-    """At most ``room`` rows; one line where there is nothing to measure."""
+def panel(snapshot: Snapshot, width: int, glyphs: Glyphs, room: int, focus: str = "") -> list[Row]:
+    """At most ``room`` rows; one line where there is nothing to measure.
+
+    Args:
+        focus: label of an engine; of a run that is over, its timing rounds are shown.
+    """
     gpus = snapshot.gpus
     if not gpus:
         return [_none("no sample yet", width, glyphs)]
     if len(gpus) == 1:
-        return _one(gpus[0], snapshot, width, glyphs, room)
+        return _one(gpus[0], snapshot, width, glyphs, room, focus)
     right = row(Span(f"{len(gpus)} devices", "dim"))
     out = [rule(row(Span("GPUs", "strong")), right, width, glyphs.track)]
     out += [_short(gpu, width) for gpu in gpus[: max(1, room - 1)]]
@@ -118,12 +127,18 @@ def _none(why: str, width: int, glyphs: Glyphs) -> Row:
     return fit(row(Span("GPU  ", "strong"), Span(f"n/a: {clean(why)}", "dim")), width)
 
 
-def _one(gpu: GpuView, snapshot: Snapshot, width: int, glyphs: Glyphs, room: int) -> list[Row]:
+def _one(
+    gpu: GpuView, snapshot: Snapshot, width: int, glyphs: Glyphs, room: int, focus: str
+) -> list[Row]:
     if gpu.unavailable or gpu.device is None:
         return [_none(gpu.unavailable or "no device", width, glyphs)]
     if gpu.latest is None and not gpu.history:
         return [_none(f"{gpu.device.name}: no sample yet", width, glyphs)]
     title = row(Span(f"GPU {gpu.device.index} ", "strong"), Span(clean(gpu.device.name), "dim"))
+    if gpu.decoding:
+        label, samples = next((d for d in gpu.decoding if d[0] == focus), gpu.decoding[0])
+        gpu = replace(gpu, history=samples, latest=samples[-1])
+        title = (*title, Span(f" · {clean(label)}, timing rounds, medians", "dim"))
     out = [rule(title, _throttle(gpu), width, glyphs.track)]
     columns = max(1, min(4, width // _NARROWEST))
     each = width // columns

@@ -156,7 +156,7 @@ def section(
     for lane, top in zip(lanes, limits, strict=True):
         out.append(_label(lane, width, glyphs))
         out.extend(_plot(lane, top, cells, tall, width, glyphs))
-    return out + ([_x_axis(cells, width - _AXIS)] if axis else [])
+    return out + ([_x_axis(cells, width - _AXIS, most if over else None)] if axis else [])
 
 
 def _heading(
@@ -248,14 +248,14 @@ def _inline(lane: Lane, top: float, cells: Cells, width: int, glyphs: Glyphs) ->
     return spread((*name, *line), last, width)
 
 
-def _x_axis(cells: Cells, width: int) -> Row:
-    """Step numbers under the first column and about every 20th."""
+def _x_axis(cells: Cells, width: int, most: int | None) -> Row:
+    """Step numbers under the first column and about every 20th, up to the last step ``most``."""
     apart = next(n for n in (1, 2, 5, 10, 20) if n * cells.wide >= 20 or n == 20)
     text = "1"
     for number in range(apart, width + 1, apart):
         at = (number - 1) * cells.wide
         mark = str(number * cells.steps)
-        if at + len(mark) > width:
+        if at + len(mark) > width or (most is not None and number * cells.steps > most):
             break
         if at > len(text):
             text = text.ljust(at) + mark

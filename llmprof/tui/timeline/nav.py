@@ -205,8 +205,11 @@ def fit(now: Scene, view: TimelineView) -> TimelineView:
 
 
 def out(now: Scene, view: TimelineView) -> TimelineView:
-    """One level up: from an item to its step, from a step to the whole."""
+    """One level up: from an item to its step, from a step to the whole, from another round to the
+    traced one."""
     chosen = view.selected
+    if chosen is None and view.window is None:
+        return replace(view, key=None)
     if chosen is None:
         return whole(view)
     if chosen.item is not None or chosen.gap is not None:

@@ -57,6 +57,10 @@ class Layout:
         return lane, (left + right) // 2
 
 
+_WIDE: Final = 100
+"""Below this an engine's name needs the room."""
+
+
 @dataclass
 class _Legend:
     """What is in view, ns of all lanes."""
@@ -177,7 +181,7 @@ def _title(now: Scene, view: View, chart: int, width: int, note: str = "") -> Ro
     start, end = now.window
     timeline = view.timeline
     if timeline.align == "time":
-        what = "by time · whole run"
+        what = "by time" if timeline.window else "by time · whole run"
     else:
         key = timeline.key if timeline.key in now.lanes.keys else now.lanes.keys[0]
         what = f"by step · {_round_name(key)}"
@@ -238,7 +242,17 @@ def _lane(
         seen: tuple[int, int] | None = work.within(int(times[0]), int(times[-1]))
         if mine.cells is not None and times[-1] > mine.cells.start_ns:
             seen = None  # those in cells are not counted
-        facts = _facts(spent, inside, seen, f"GPU {work.device}" if mine.others else "GPU")
+        device = f"GPU {work.device}" if mine.others else "GPU"
+        facts = _facts(spent, inside, seen, device)
+        # Of the step that fills the view, exactly, without the air around it: the numbers that the
+        # inspector and the compare page have of that step.
+        if (step := _step_in_view(now)) is not None and traced is not None and step <= traced.steps:
+            bounds = traced.bounds_ns[step : step + 2]
+            exact = np.array([[int(c.between(bounds)[0])] for c in work.curves.values()], np.int64)
+            seen = work.within(int(bounds[0]), int(bounds[1]))
+            of_step = f"step {step} · {device}" if step else f"prefill · {device}"
+            of_step = of_step if width >= _WIDE else device
+            facts = _facts(exact, np.diff(bounds), seen, of_step)
         bars = timeline_rows.bars(spent, names, edges, tall, glyphs)
         out += [("bars", row(Span(" " * GUTTER), *line)) for line in bars]
         letters = timeline_rows.letters(spent, names, inside, glyphs)
@@ -267,7 +281,7 @@ def _facts(spent: Ints, inside: Ints, items: tuple[int, int] | None, device: str
     """Of what is in view; ``items`` ``None``: not all of them are known."""
     wall, busy = int(inside.sum()), int(spent.sum())
     if not wall:
-        return row(Span("not traced here", "dim"))
+        return row(Span("nothing traced in view", "dim"))
     share = 100 * busy / wall
     idle = max(0, wall - busy)
     return row(
@@ -286,9 +300,7 @@ def _axis(now: Scene, view: View, edges: Ints, width: int) -> Row:
     origin, name = 0, "time"
     slots = getattr(now.axis, "slots", None)
     if slots is not None:
-        step = int(np.searchsorted(slots, (start + end) // 2, "right")) - 1
-        step = min(max(step, 0), len(slots) - 2)
-        length = int(slots[step + 1] - slots[step])
+        step, length = _middle_step(slots, start, end)
         origin = int(slots[step]) if (end - start) < 1.5 * length else int(now.axis.home[0])
         name = f"in step {step}" if (end - start) < 1.5 * length else "from step 1"
         if step == 0 and name == "in step 0":
@@ -303,6 +315,24 @@ def _axis(now: Scene, view: View, edges: Ints, width: int) -> Row:
     return fit(
         row(Span(fit_text(name, GUTTER - 1) + " ", "dim"), Span("".join(line), "dim")), width
     )
+
+
+def _middle_step(slots: Ints, start: int, end: int) -> tuple[int, int]:
+    """The step in the middle of a window of the step axis, and the length of its slot."""
+    step = int(np.searchsorted(slots, (start + end) // 2, "right")) - 1
+    step = min(max(step, 0), len(slots) - 2)
+    return step, int(slots[step + 1] - slots[step])
+
+
+def _step_in_view(now: Scene) -> int | None:
+    """The one step that fills the view, whole; ``None`` where there are more, or a part of one."""
+    slots = getattr(now.axis, "slots", None)
+    if slots is None:
+        return None
+    start, end = now.window
+    step, length = _middle_step(slots, start, end)
+    whole = start <= int(slots[step]) and end >= int(slots[step + 1])
+    return step if whole and end - start < 1.5 * length else None
 
 
 def _tick(value: int, apart: int) -> str:

@@ -9,6 +9,7 @@ from itertools import groupby
 from typing import Final
 
 import numpy as np
+from rich.cells import cell_len
 
 from llmprof.analysis.timeline.axis import Floats, Lane, Series, StepAxis, Track
 from llmprof.analysis.timeline.lod import LaneWork
@@ -70,7 +71,7 @@ def write(cells: list[Cell], at: int, text: str, role: str) -> None:
     """Text over cells; wide characters are left out, a cell holds one column."""
     for i, char in enumerate(text):
         if 0 <= at + i < len(cells):
-            cells[at + i] = (char if len(char.encode("utf-8")) < 3 or char in "→…µ" else "?", role)
+            cells[at + i] = (char if cell_len(char) == 1 else "?", role)
 
 
 def mark(cells: list[Cell], edges: Ints, spot: tuple[int, int]) -> None:
