@@ -8,9 +8,10 @@ has the numbers of each.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -315,11 +316,11 @@ def kernel_report(traced: TracedRound) -> KernelReport:
         scope=scope,
         step_count=per_step,
         steps=steps,
-        wall_ms_per_step=_mean_ms(counted, "wall_ns"),
-        busy_ms_per_step=_mean_ms(steps, "busy_ns"),
-        idle_ms_per_step=_mean_ms(steps, "idle_ns"),
-        kernels_per_step=NOT_SPLIT if traced.not_split else _median(counted, "kernels"),
-        launches_per_step=_median(counted, "launches"),
+        wall_ms_per_step=_over(counted, "wall_ns", np.mean, 1e6),
+        busy_ms_per_step=_over(steps, "busy_ns", np.mean, 1e6),
+        idle_ms_per_step=_over(steps, "idle_ns", np.mean, 1e6),
+        kernels_per_step=NOT_SPLIT if traced.not_split else _over(counted, "kernels", np.median),
+        launches_per_step=_over(counted, "launches", np.median),
         busy_ns=busy if doubt is None else doubt,
         idle_ns=int(laid.wall_ns().sum()) - busy if doubt is None else doubt,
         idle_at_most=traced.quality.at_most,
@@ -400,16 +401,12 @@ def _overlaps(work: Work, bounds_ns: Ints) -> NDArray[np.bool_]:
     return inside
 
 
-def _median(steps: tuple[StepGpu, ...] | Unavailable, field: str) -> Maybe:
+def _over(
+    steps: tuple[StepGpu, ...] | Unavailable, field: str, of: Callable[..., Any], unit: float = 1
+) -> Maybe:
     if isinstance(steps, Unavailable):
         return steps
-    return float(np.median([getattr(s, field) for s in steps if s.counted]))
-
-
-def _mean_ms(steps: tuple[StepGpu, ...] | Unavailable, field: str) -> Maybe:
-    if isinstance(steps, Unavailable):
-        return steps
-    return float(np.mean([getattr(s, field) for s in steps if s.counted])) / 1e6
+    return float(of([getattr(s, field) for s in steps if s.counted])) / unit
 
 
 def _steps(traced: TracedRound) -> tuple[StepGpu, ...]:
