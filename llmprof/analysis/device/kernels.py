@@ -360,18 +360,15 @@ def _device(traced: TracedRound, timeline: Timeline, inside: NDArray[np.bool_]) 
     mine = inside & (work.device == timeline.device)
     busy, wall = timeline.busy_ns(), timeline.wall_ns()
     others = int(others_ns(traced, timeline).sum()) if doubt is None else doubt
-    counted_busy, counted_wall = busy, wall
-    if timeline.counted is not None:
-        counted_busy, counted_wall = busy[timeline.counted], wall[timeline.counted]
-    counted_idle = counted_wall - counted_busy
+    counted = slice(None) if timeline.counted is None else timeline.counted
     return DeviceReport(
         device=timeline.device,
         primary=timeline is traced.laid,
         busy_ns=int(busy.sum()) if doubt is None else doubt,
         idle_ns=int(wall.sum() - busy.sum()) if doubt is None else doubt,
         other_processes_ns=others,
-        busy_ms_per_step=float(np.mean(counted_busy)) / 1e6 if why is None else why,
-        idle_ms_per_step=float(np.mean(counted_idle)) / 1e6 if why is None else why,
+        busy_ms_per_step=float(np.mean(busy[counted])) / 1e6 if why is None else why,
+        idle_ms_per_step=float(np.mean((wall - busy)[counted])) / 1e6 if why is None else why,
         kernels=int(np.count_nonzero(mine & work.is_kernel)),
         copies=int(np.count_nonzero(mine & ~work.is_kernel)),
         step_busy_ns=tuple(busy.tolist()) if why is None else why,
