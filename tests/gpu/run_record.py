@@ -33,9 +33,11 @@ ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
+from llmprof.analysis.view.opening import open_run  # noqa: E402
 from llmprof.records import RecordedProcess, RoundRecord, RunData  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
 from llmprof.runfile.trace.rows import TraceRows  # noqa: E402
+from llmprof.step_records import StepChoice  # noqa: E402
 
 TARGETS = str(HERE / "record_targets.py")
 BOUND = 0.01
@@ -69,8 +71,7 @@ class Recorded:
         if not self.path.exists() or "Traceback" in self.said:
             say(False, f"{name}: no recording: exit {self.code}: {self.said[-1500:]}")
             return
-        with RunFileReader(self.path) as reader:
-            self.data = reader.run_data()
+        self.data = open_run(self.path)
         for text in (w.text for w in self.data.warnings):
             print(f"       warning: {text[:200]}", flush=True)
         left = [p.name for p in folder.iterdir() if p.name.startswith(f".{name}.")]
@@ -305,6 +306,9 @@ def loop(folder: Path) -> None:
     clock(rows, "loop")
     steps = sum(r.steps + 1 for r in run.data.rounds)
     say(steps >= 80, f"loop: steps from the ranges {steps}, rounds {len(run.data.rounds)}")
+    detected = open_run(run.path, StepChoice("detect"))
+    counts = [r.steps for r in detected.rounds]
+    print(f"       without its ranges: steps detected {counts}, of 43 + 43 and more", flush=True)
     for phase in truths[0]["phases"]:
         agree(f"loop {phase[0]}", rows, phase, seen[phase[0]], run.data.info.t0_ns)
 

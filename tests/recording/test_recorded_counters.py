@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from llmprof.analysis.view.opening import open_run
 from llmprof.records import (
     EngineInfo,
     EngineRecord,
@@ -49,8 +50,8 @@ def recorded(path: Path, engines: int) -> RunData:
             {"start": times, "end": times + 500, "dram_pct": half, "dram_read_pct": half,
              "sm_active_pct": half},
         )  # fmt: skip
+    data = open_run(path)
     with RunFileReader(path) as reader:
-        data = reader.run_data()
         for record in data.rounds_of(0, "sampled"):
             found = reader.pm_samples(record.round_id)
             assert found is not None and len(found[1].start_ns) == 20
