@@ -276,6 +276,11 @@ def _said(document: Document, events: Events) -> list[str]:
             f"a graph was being captured here: {events.launches:,} launches, only"
             f" {events.kernels:,} kernels ran; open the trace of the graph's replay for its times"
         )
+    elif not events.kernels and "cuda_profiler_range" in unread:
+        found.append(
+            "counters of single kernels (cuda_profiler_range) are in it, which are no kernel times:"
+            " profile without them"
+        )
     elif not events.kernels:
         found.append(
             "no kernel in it: a trace of the CPU only, so nothing is known of the GPU"
