@@ -14,11 +14,14 @@ from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 
 import numpy as np
+from numpy.typing import NDArray
 
-from llmprof.analysis.steps.composition import composition
+from llmprof.analysis.steps.composition import composition, phase_of
 from llmprof.plaintext import one_line
 from llmprof.runfile.trace.ranges import LaunchRows, RangeRows
 from llmprof.runfile.trace.rows import Ints
+
+Flags = NDArray[np.bool_]
 
 LEAST = 3
 """Ranges of a candidate that is taken by itself."""
@@ -97,13 +100,16 @@ def judged(ranges: RangeRows, launches: LaunchRows) -> list[Candidate]:
     order = np.argsort(shape, kind="stable")
     edges = np.searchsorted(shape[order], np.arange(len(shapes) + 1))
     found: list[tuple[Candidate, Ints]] = []
+    prompts = _prompts(ranges, shapes, shape)
     working = np.isin(ranges.process, np.unique(launches.process))
     for number, pattern in enumerate(shapes):
         rows = order[edges[number] : edges[number + 1]]
         # Of several processes one that launches work says how much is launched inside.
         mine = main_thread(ranges, rows[working[rows]] if working[rows].any() else rows)
         if len(mine) >= 2 and pattern:
-            found.append((_judge(ranges, launches, mine, pattern), mine))
+            # A prefill between two decode ranges is not for these to explain.
+            others = launches if prompts[rows[0]] else _outside(ranges, prompts, launches)
+            found.append((_judge(ranges, others, mine, pattern), mine))
     return _nested(ranges, found)
 
 
@@ -135,6 +141,30 @@ def _shapes(ranges: RangeRows) -> tuple[list[str], Ints]:
         pattern = _DIGITS.sub("*", _GLOB.sub("?", text[:400]))[:200]
         of[at] = numbers.setdefault(pattern, len(numbers))
     return list(numbers), of
+
+
+def _prompts(ranges: RangeRows, shapes: list[str], shape: Ints) -> Flags:
+    """Of every range: does its text say that it is a prefill, and no more?"""
+    said = np.array(
+        [phase_of(text) == "prefill" and not is_operator(text) for text in shapes] or [False]
+    )
+    return said[shape] if len(ranges) else np.zeros(0, bool)
+
+
+def _outside(ranges: RangeRows, prompts: Flags, launches: LaunchRows) -> LaunchRows:
+    """Launches that lie in no prefill of their process."""
+    rows = np.flatnonzero(prompts)
+    if not len(rows):
+        return launches
+    kept = np.ones(len(launches.start_ns), bool)
+    for process in np.unique(ranges.process[rows]):
+        own = outermost(ranges, rows[ranges.process[rows] == process])
+        at = np.searchsorted(ranges.start_ns[own], launches.start_ns, "right") - 1
+        inside = (at >= 0) & (launches.start_ns <= ranges.end_ns[own][np.maximum(at, 0)])
+        kept &= ~(inside & (launches.process == process))
+    if not kept.any():
+        return launches
+    return LaunchRows(launches.start_ns[kept], launches.process[kept])
 
 
 def _judge(ranges: RangeRows, launches: LaunchRows, rows: Ints, pattern: str) -> Candidate:

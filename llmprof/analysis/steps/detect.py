@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from llmprof.analysis.device.kernel_names import short_name
-from llmprof.analysis.steps.events import Events, Flags
+from llmprof.analysis.steps.events import WHOLE_GRAPH, Events, Flags
 from llmprof.analysis.steps.levels import LEAST_REPEATS, Level
 from llmprof.analysis.steps.search import Cycles, Pass, search
 from llmprof.plaintext import one_line
@@ -240,7 +240,8 @@ def _signs(
         signs.append("a copy to the host each")
     if level.sampling or _in_each(events.sampling, cycles, mine):
         signs.append("sampling each")
-    if _one_graph_each(events, cycles, mine):
+    whole = _in_each(events.what == WHOLE_GRAPH, cycles, mine)
+    if whole or _one_graph_each(events, cycles, mine):
         signs.append("one graph launch each")
     if not signs:
         return ()

@@ -15,13 +15,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from llmprof.runfile import activity
 from llmprof.runfile.trace.rows import Ints, TraceRows
 
 Flags = NDArray[np.bool_]
 Marks = NDArray[np.uint64]
 
-KERNEL, TO_HOST, TO_DEVICE, ON_DEVICE, SET = range(5)
-"""What a row of ``Events`` is."""
+KERNEL, TO_HOST, TO_DEVICE, ON_DEVICE, SET, WHOLE_GRAPH = range(6)
+"""What a row of ``Events`` is; a whole graph is one that was traced without its nodes."""
 TOKEN_BYTES = 8 << 20
 """A copy to the host up to here may carry tokens or logits (128,000 × 4 bytes × batch 16)."""
 INPUT_BYTES = 1 << 20
@@ -182,7 +183,9 @@ def events_of(rows: TraceRows, pid: int | None = None) -> Events:
     names = [k.names.get(int(i), f"kernel {i}") for i in ids]
     kind = c.kind[copied]
     what = np.select(
-        [kind == 1, kind == 2, kind == -1], [TO_DEVICE, TO_HOST, SET], default=ON_DEVICE
+        [kind == 1, kind == 2, kind == activity.SET, kind == activity.GRAPH],
+        [TO_DEVICE, TO_HOST, SET, WHOLE_GRAPH],
+        default=ON_DEVICE,
     )
     start = np.concatenate([k.start_ns[mine], c.start_ns[copied]])
     order = np.argsort(start, kind="stable")

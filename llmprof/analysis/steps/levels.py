@@ -18,6 +18,8 @@ LEAST_REPEATS = 3
 """Distances; so at least four occurrences of an anchor in a stretch that is searched."""
 LEAST_COVERAGE = 0.15
 LEAST_SCORE = 0.3
+MANY = 16
+"""Steps in a request, at least; an iteration of speculative decoding holds fewer forwards."""
 NEAR = 0.9
 """A level with this share of the best score is as good; of those the finest counts, since every
 second, fourth … step repeats as well as every one."""
@@ -86,7 +88,16 @@ def best_of(levels: list[Level]) -> Level | None:
     best = max(levels, key=lambda level: level.score, default=None)
     if best is None or best.score < LEAST_SCORE:
         return None
-    return min((x for x in levels if x.score >= NEAR * best.score), key=lambda x: x.period)
+    if not (best.token_copy or best.sampling):
+        # It may hold many steps: requests, or programs that take turns, in the same order again.
+        inner = [
+            x
+            for x in levels
+            if x.layered and (x.token_copy or x.sampling) and x.period * MANY <= best.period
+        ]
+        best = max(inner, key=lambda level: level.score, default=best)
+    near = [x for x in levels if x.score >= NEAR * best.score and x.period <= best.period]
+    return min(near, key=lambda x: x.period)
 
 
 def reference(level: Level) -> Anchor:

@@ -164,7 +164,11 @@ def _rounds(
     text = [ranges.texts[int(t)][1] for t in ranges.text[mine]]
     distance = [b - a for a, b in pairwise(start)]
     typical = max(1.0, float(np.median(distance))) if distance else 1.0
-    pauses = [max(0, b - a) for a, b in zip(end, start[1:], strict=False)]
+    pauses = [
+        max(0, b - a)
+        for n, (a, b) in enumerate(zip(end, start[1:], strict=False))
+        if n not in separators
+    ]
     usual = round(float(np.median(pauses))) if pauses else 0
     rounds: list[list[Stretch]] = [[]]
     for n in range(len(mine)):

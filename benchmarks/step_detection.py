@@ -1,0 +1,151 @@
+"""How well steps are found in device work alone, and how long that takes.
+
+    python benchmarks/step_detection.py [--events 10000000] [--seeds 3] [--file FILE ...]
+
+A table of made-up programs (``tests/support/step_factory.py``), with the names of their kernels
+and without: precision and recall of the borders of their steps, and what was refused. Then the
+recordings of an H100 in ``tests/fixtures`` with their stamps hidden, then any ``--file``: its
+ranges are hidden, and what is found is shown. Last the time for many events, beside the time in
+which numpy sorts as many numbers: the limit is 5 s on two cores, or 8 such sorts.
+"""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import sys
+import time
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+
+TESTS = Path(__file__).parents[1] / "tests"
+sys.path.insert(0, str(TESTS / "support"))
+
+import step_factory  # noqa: E402
+
+from llmprof.analysis.steps.detect import Detection, detect  # noqa: E402
+from llmprof.analysis.steps.events import Events, events_of  # noqa: E402
+from llmprof.runfile.reader import RunFileReader  # noqa: E402
+
+LIMIT_S, LIMIT_SORTS = 5.0, 8.0
+
+
+def borders(found: Detection) -> np.ndarray:
+    return np.unique(np.concatenate([found.begin, found.end]))
+
+
+def programs(seeds: int) -> tuple[float, float]:
+    """Precision and recall over all borders of all programs."""
+    right = seen = true = 0
+    print(f"{'program':<34}{'names':>7}{'rows':>8}{'steps':>7}{'precision':>11}{'recall':>8}")
+    for name in step_factory.SCENARIOS:
+        for hidden in (False, True):
+            sums, rows, why = np.zeros(3, int), 0, ""
+            for seed in range(seeds):
+                events, truth = step_factory.make(name, seed, hidden)
+                found = detect(events)
+                sums += step_factory.quality(borders(found), truth)
+                rows += len(events)
+                why = why or found.reason
+            good, got, there = sums.tolist()
+            right, seen, true = right + good, seen + got, true + there
+            print(
+                f"{name:<34}{'hidden' if hidden else 'shown':>7}{rows // seeds:>8}"
+                f"{there // seeds:>7}{good / max(1, got):>11.3f}{good / max(1, there):>8.3f}  {why}"
+            )
+    return right / max(1, seen), right / max(1, true)
+
+
+def fixtures() -> bool:
+    """Are all borders of the recordings found, and no other?"""
+    exact = True
+    for path in sorted((TESTS / "fixtures").glob("h100_*.sqlite")):
+        with RunFileReader(path) as reader:
+            data = reader.run_data()
+            for record in data.rounds:
+                if record.pass_name != "traced":
+                    continue
+                events = events_of(reader.trace_rows(record))
+                found = detect(events)
+                stamps = np.searchsorted(events.start_ns, record.stamps_ns).tolist()
+                same = borders(found).tolist() == stamps
+                exact &= same
+                label = data.engines[record.engine_id].label
+                evidence = found.evidence
+                words = found.reason if evidence is None else ", ".join(evidence.signs)
+                print(f"{path.stem} {label}: {record.steps} steps, exact: {same}; {words}")
+    return exact
+
+
+def show(path: Path) -> None:
+    """What is found in a file, its ranges hidden."""
+    with RunFileReader(path) as reader:
+        data = reader.run_data()
+        for record in data.rounds:
+            if record.pass_name == "traced":
+                found = detect(events_of(reader.trace_rows(record, calls=False)))
+                label = data.engines[record.engine_id].label
+                if found.evidence is None:
+                    print(f"{path.name} {label}: refused: {found.reason}")
+                else:
+                    print(f"{path.name} {label}: {found.evidence}")
+
+
+def many(count: int) -> Events:
+    """Programs one after the other until there are so many rows."""
+    programs = ("400 steps", "graph and eager", "continuous batching", "400 steps")
+    made = [step_factory.make(name, seed)[0] for seed, name in enumerate(programs)]
+    names: list[str] = []
+    columns: dict[str, list[np.ndarray]] = {f.name: [] for f in fields(Events)}
+    columns.pop("names")
+    now = rows = 0
+    while rows < count:
+        for part in made:
+            for key, parts in columns.items():
+                values = getattr(part, key)
+                if key in ("start_ns", "end_ns"):
+                    values = values - part.start_ns[0] + now
+                elif key == "name":
+                    values = values + 100 * made.index(part)
+                elif key == "launch":
+                    values = values + rows
+                parts.append(values)
+            now += int(part.end_ns.max() - part.start_ns[0]) + 50_000_000
+            rows += len(part)
+    for part in made:
+        names += [*part.names, *("-",) * (100 - len(part.names))]
+    joined = {key: np.concatenate(parts)[:count] for key, parts in columns.items()}
+    return Events(names=names, **joined)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--events", type=int, default=10_000_000)
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--file", type=Path, action="append", default=[])
+    arguments = parser.parse_args()
+    precision, recall = programs(arguments.seeds)
+    print(f"\nall programs: precision {precision:.4f}, recall {recall:.4f} (at least 0.99)\n")
+    exact = fixtures()
+    for path in arguments.file:
+        show(path)
+    events = many(arguments.events)
+    begin = time.perf_counter()
+    found = detect(events)
+    took = time.perf_counter() - begin
+    begin = time.perf_counter()
+    np.sort(np.random.default_rng(0).integers(0, 2**62, len(events)))
+    sort = time.perf_counter() - begin
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    print(
+        f"\n{len(events):,} events: {len(found):,} cycles in {took:.1f} s (limit {LIMIT_S:g} s),"
+        f" {took / sort:.1f} sorts (limit {LIMIT_SORTS:g}), peak {memory:.1f} GiB; {found.reason}"
+    )
+    good = precision >= 0.99 and recall >= 0.99 and exact and len(found) > 0
+    return 0 if good and (took <= LIMIT_S or took <= LIMIT_SORTS * sort) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
