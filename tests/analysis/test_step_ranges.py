@@ -200,7 +200,10 @@ def test_a_step_that_fell_off_the_graph_is_named(tmp_path: Path) -> None:
                 work(made, now, 9_800_000, 40)
             else:
                 work(made, now, 4_900_000, 40, graph=7)
-    kernels = Opened(path).kernels
+    opened = Opened(path)
+    kernels = opened.kernels
+    (lane,) = opened.trace.lanes.lanes
+    assert lane.tracks[0].kinds == ("graph",) * 7 + ("eager",) + ("graph",) * 12
     assert {g.kind: g.steps for g in kernels.groups} == {"graph": 19, "eager": 1}
     steps = kernels.steps
     assert isinstance(steps, tuple)

@@ -20,6 +20,7 @@ from llmprof.analysis.timeline.lod import Curve, LaneWork
 from llmprof.records import PassName, RoundRecord, Unavailable
 from llmprof.runfile.trace.overview import Cells
 from llmprof.runfile.trace.rows import ApiRows, Ints
+from llmprof.step_records import counted
 
 Floats = NDArray[np.float64]
 Align = Literal["step", "time"]
@@ -35,7 +36,9 @@ class Track:
     bounds_ns: Ints
     """Step ``i`` is ``bounds_ns[i]`` to ``bounds_ns[i + 1]``; steps + 2 values."""
     median_ns: float
-    """Of the decode steps; NaN without any."""
+    """Of the decode steps that count; NaN without any."""
+    kinds: tuple[str, ...] = ()
+    """Of every decode step (``step_kinds.StepKind``), where they are known and worth a word."""
 
     @property
     def steps(self) -> int:
@@ -60,7 +63,9 @@ class Track:
         return min(max(at, 0), self.steps)
 
 
-def track_of(record: RoundRecord, bounds_ns: Ints | None = None) -> Track | None:
+def track_of(
+    record: RoundRecord, bounds_ns: Ints | None = None, kinds: tuple[str, ...] = ()
+) -> Track | None:
     """``None`` for a round that ended before its first token.
 
     Args:
@@ -71,7 +76,11 @@ def track_of(record: RoundRecord, bounds_ns: Ints | None = None) -> Track | None
     if len(stamps) < 2:
         return None
     bounds = np.maximum.accumulate(np.concatenate([[record.prefill_start_ns], stamps]))
-    return Track((record.pass_name, record.index), bounds, float(np.median(np.diff(bounds)[1:])))
+    wall = np.diff(bounds)[1:]
+    counts = np.array(counted(record.labels, record.steps), bool)
+    if len(counts) == len(wall) and counts.any():
+        wall = wall[counts]
+    return Track((record.pass_name, record.index), bounds, float(np.median(wall)), kinds)
 
 
 @dataclass(frozen=True, eq=False)

@@ -100,7 +100,9 @@ def _track(record: RoundRecord, trace: TracedEngine) -> Track | None:
             # Of steps that are not analysed the stamps are known.
             beyond = np.array(record.stamps_ns[len(timeline.bounds_ns) :], np.int64)
             bounds = np.concatenate([timeline.bounds_ns, beyond])
-            return track_of(record, np.maximum.accumulate(bounds))
+            kinds = trace.round.kinds
+            told = record.steps_from != "driven" or len(set(kinds)) > 1
+            return track_of(record, np.maximum.accumulate(bounds), kinds if told else ())
     return track_of(record)
 
 

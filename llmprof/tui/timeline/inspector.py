@@ -304,6 +304,8 @@ def _step(
         rank = int(np.count_nonzero(track.wall_ns[1:] > wall)) + 1
         head.append(Span(f"  {wall / max(1.0, track.median_ns):.2f}× median", "dim"))
         head.append(Span(f" · {rank}. slowest of {track.steps}", "dim"))
+        if step <= len(track.kinds):
+            head.append(Span(f" · {track.kinds[step - 1]}", "dim"))
     facts = _means(now, track.bounds_ns[step : step + 2])
     known = " · ".join(facts)
     if work is None:

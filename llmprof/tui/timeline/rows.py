@@ -184,6 +184,8 @@ def _label(
     if left == a:
         line[a] = (glyphs.tick[1], role)
     parts = ["prefill" if number == 0 else str(number), duration(wall)]
+    if 0 < number <= len(track.kinds):
+        parts.insert(1, track.kinds[number - 1])
     if number and track.steps > 2:
         parts.append(f"{ratio:.2f}× median")
         if ratio > _OUTLIER:
