@@ -110,7 +110,8 @@ def steps(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     room = max(least, left - wanted)
     over = snapshot.state != "running"
     lanes = rounds.chosen(lanes, view)
-    chart = latency.section(lanes, view.scale, width, room, glyphs, over=over)
+    asked = lanes[0].engine.round_label if lanes and view.round is not None else ""
+    chart = latency.section(lanes, view.scale, width, room, glyphs, over=over, chosen=asked)
     left -= len(chart)
     log = _log(snapshot, view, width, left)
     # The log sits at the bottom, so that its growth moves nothing above it.

@@ -42,6 +42,8 @@ def test_every_round_can_be_shown(opened, view: View) -> None:
     assert known > 1 and f"round {known}/{known}" in text(opened, view)
     first = rounds.turned(view, 1)
     assert f"round 1/{known}" in text(opened, first)
+    small = "\n".join(text_of(line) for line in body(opened.snapshot(), first, 78, 21))
+    assert f"step latency round 1/{known}" in small
     assert rounds.turned(first, -1).round == known - 1
     lanes = rounds.chosen(view.lanes(opened.snapshot()), replace(view, round=1))
     for lane, mine in zip(lanes, view.trace.lanes.lanes, strict=True):

@@ -131,11 +131,15 @@ def section(
     glyphs: Glyphs,
     *,
     over: bool = False,
+    chosen: str = "",
 ) -> list[Row]:
     """The heading and every engine's bars in at most ``height`` rows (at least one an engine).
 
     When the run is ``over``, steps get as many cells as there are; before, they stay where they
     are as more come.
+
+    Args:
+        chosen: the round that the user asked for.
     """
     rounds = [lane.engine.step_ms for lane in lanes]
     limits, shared = tops(lanes, scale)
@@ -146,7 +150,7 @@ def section(
     size = per_cell(rounds, room)
     most = max((len(r) for r in rounds), default=0)
     cells = Cells(size, max(1, room // max(1, math.ceil(most / size))) if over else 1)
-    out = [_heading(limits, shared, cells, width, glyphs, any(rounds))]
+    out = [_heading(limits, shared, cells, width, glyphs, any(rounds), chosen)]
     if inline:
         return out + [
             _inline(lane, top, cells, width, glyphs)
@@ -160,10 +164,17 @@ def section(
 
 
 def _heading(
-    limits: Sequence[float], shared: bool, cells: Cells, width: int, glyphs: Glyphs, drawn: bool
+    limits: Sequence[float],
+    shared: bool,
+    cells: Cells,
+    width: int,
+    glyphs: Glyphs,
+    drawn: bool,
+    chosen: str,
 ) -> Row:
+    title = row(Span("step latency", "strong"), Span(f" {chosen}" if chosen else "", "dim"))
     if not drawn:
-        return rule(row(Span("step latency", "strong")), (), width, glyphs.track)
+        return rule(title, (), width, glyphs.track)
     scale = f"0–{limits[0]:g} ms" if shared and limits else "own scale each"
     cell = "1 step a cell" if cells.wide == 1 else f"{cells.wide} cells a step"
     if cells.steps > 1:
@@ -174,7 +185,7 @@ def _heading(
         Span(glyphs.outlier, "outlier"),
         Span(f" {mark}", "dim"),
     )
-    return rule(row(Span("step latency", "strong")), right, width, glyphs.track)
+    return rule(title, right, width, glyphs.track)
 
 
 def _label(lane: Lane, width: int, glyphs: Glyphs) -> Row:
