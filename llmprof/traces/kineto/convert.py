@@ -281,6 +281,8 @@ def _said(document: Document, events: Events) -> list[str]:
             "counters of single kernels (cuda_profiler_range) are in it, which are no kernel times:"
             " profile without them"
         )
+    elif not events.kernels and document.cut:
+        found.append("no kernel stands before its end: nothing is known of the GPU")
     elif not events.kernels:
         found.append(
             "no kernel in it: a trace of the CPU only, so nothing is known of the GPU"
