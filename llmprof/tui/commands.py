@@ -37,6 +37,7 @@ ACTIONS = {
     "page-text": "Page: decoded text",
     "page-log": "Page: log",
     "page-host": "Page: host stacks",
+    "page-memory": "Page: DRAM by kernel",
     "engine": "Next engine in focus",
     "pause": "Freeze the display, or go on",
     "slowest": "Timeline: slowest step, then the next",

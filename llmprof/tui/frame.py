@@ -13,6 +13,7 @@ from llmprof.tui.drawing.numbers import elapsed
 from llmprof.tui.host import page as host_page
 from llmprof.tui.live import busy, cards, gpu, latency, pages, rounds
 from llmprof.tui.live.phase import progress_bar
+from llmprof.tui.memory import page as memory_page
 from llmprof.tui.opening import Reading
 from llmprof.tui.timeline import page as timeline_page
 from llmprof.tui.view import PAGES, View
@@ -84,6 +85,8 @@ def body(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
         return timeline_page.page(snapshot, view, width, height)
     if view.page == "compare":
         return compare_page.page(snapshot, view, width)
+    if view.page == "memory":
+        return memory_page.page(snapshot, view, width, height)
     if view.page == "host":
         return host_page.page(snapshot, view, width)
     if view.page == "text":

@@ -15,7 +15,7 @@ from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.palette import accent
 from llmprof.tui.opening import Reading
 
-Page = Literal["steps", "summary", "timeline", "compare", "text", "log", "host"]
+Page = Literal["steps", "summary", "timeline", "compare", "text", "log", "host", "memory"]
 PAGES: Final[tuple[Page, ...]] = get_args(Page)
 Scale = Literal["auto", "shared", "own"]
 SCALES: Final[tuple[Scale, ...]] = ("auto", "shared", "own")

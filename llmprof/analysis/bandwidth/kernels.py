@@ -35,7 +35,7 @@ READ, WRITE = "dram_read_pct", "dram_write_pct"
 FURTHER = (READ, "sm_active_pct", WRITE, "l2_pct", "l2_hit_pct", "tensor_pct")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class KernelDram:
     """One kernel: name, launch shape and place; or several that samples cannot tell apart."""
 

@@ -7,6 +7,8 @@ from typing import Protocol
 
 import numpy as np
 
+from llmprof.analysis.bandwidth.kernels import KernelBandwidth
+from llmprof.analysis.bandwidth.reconstruct import Profiles
 from llmprof.analysis.bandwidth.sampled import SampledSteps
 from llmprof.analysis.device.kernels import TracedRound
 from llmprof.analysis.host.stacks import HostTrace
@@ -45,6 +47,8 @@ class TracedEngine(Protocol):
     @property
     def sampled(self) -> SampledSteps | Unavailable: ...
     @property
+    def dram(self) -> KernelBandwidth | Unavailable: ...
+    @property
     def cells(self) -> Cells | None: ...
 
 
@@ -68,7 +72,7 @@ def build_lane(
         traced_key=(trace.record.pass_name, trace.record.index) if trace.record else None,
         series=tuple(_nvml(data, engine)),
         step_series=tuple(_per_step(trace)),
-        samples=dict(_samples(data, rounds, reader)),
+        samples=dict(_samples(data, rounds, reader)) | _reconstructed(trace),
         host=None if isinstance(trace.host, Unavailable) else HostLane.of(trace.host),
         cells=trace.cells,
         others=others,
@@ -128,6 +132,20 @@ def _per_step(trace: TracedEngine) -> Iterator[tuple[str, str, tuple[float | Non
         if any(v is not None for v in values):
             yield "DRAM", "GB/s", values, note
             return
+
+
+def _reconstructed(trace: TracedEngine) -> dict[RoundKey, tuple[Series, ...]]:
+    """The DRAM curve within the traced steps, from the profiles of the kernels."""
+    if isinstance(trace.round, Unavailable) or isinstance(trace.dram, Unavailable):
+        return {}
+    if trace.record is None:
+        return {}
+    start, end, value = Profiles(trace.dram).curve(trace.kernel_rows)
+    if not len(start):
+        return {}
+    note = "fitted to samples of other rounds"
+    key = (trace.record.pass_name, trace.record.index)
+    return {key: (Series.of("DRAM", "GB/s", start, end, value, note),)}
 
 
 def _samples(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
-    """``engines steps kernels categories gaps devices waterfalls gpu_samples`` .csv.
+    """``engines steps kernels kernel_dram categories gaps devices waterfalls gpu_samples`` .csv.
 
     All begin with the file's name, so that several runs go into one table.
     """
@@ -37,6 +37,7 @@ def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoic
         "engines": _engines,
         "steps": _steps,
         "kernels": _kernels,
+        "kernel_dram": _kernel_dram,
         "categories": _categories,
         "gaps": _gaps,
         "devices": _devices,
@@ -112,6 +113,21 @@ def _kernels(run: Loaded) -> Iterable[dict[str, Any]]:
                     row[key] = "x".join(map(str, row[key])) if row[key] else None
                 row["count_per_step"] = kernel.count_per_step
                 yield {"engine": trace.label, **row}
+
+
+def _kernel_dram(run: Loaded) -> Iterable[dict[str, Any]]:
+    """GB is 1e9 bytes; ``profile_gb_s`` has the parts from start to end, apart by spaces."""
+    for trace in _traces(run):
+        if isinstance(trace.dram, Unavailable):
+            continue
+        for kernel in trace.dram.kernels:
+            row = {f.name: getattr(kernel, f.name) for f in fields(kernel)}
+            for key in ("grid", "block"):
+                row[key] = "x".join(map(str, row[key])) if row[key] else None
+            row["others"] = ", ".join(kernel.others)
+            row["profile_gb_s"] = " ".join(f"{v:.1f}" for v in kernel.profile_gb_s)
+            row |= row.pop("further_pct")
+            yield {"engine": trace.label, **row}
 
 
 def _categories(run: Loaded) -> Iterable[dict[str, Any]]:

@@ -54,6 +54,7 @@ def _run(run: Loaded) -> Iterator[str]:
             yield _text(f"{chosen.provenance}: {chosen.note}")
         for trace in run.trace.engines:
             yield from _kernels(trace)
+            yield from _dram(trace)
     notes = [f"{w.scope}: {w.text}" for w in all_warnings(report, run.trace)]
     notes += [f"{m.scope}: {m.name} is not available: {m.reason}" for m in report.missing]
     if notes:
@@ -102,6 +103,38 @@ def _kernels(trace: EngineTrace) -> Iterator[str]:
                 f"{k.mean_ns / 1e3:.2f}",
             ]
             for k in report.kernels[:KERNELS]
+        ),
+    )
+
+
+def _dram(trace: EngineTrace) -> Iterator[str]:
+    found = trace.dram
+    if isinstance(found, Unavailable):
+        return
+    yield from ("", f"## DRAM by kernel of {_text(trace.label)}, measured", "")
+    ceiling = _number(found.ceiling_gb_s, 0)
+    if not isinstance(found.headroom, Unavailable):
+        yield f"{_text(found.headroom.words)}."
+    yield (
+        f"A copy reaches {ceiling} GB/s, the specification says {found.spec_gb_s:.0f}."
+        f" {found.samples} samples in {found.steps} steps, R² {found.r2:.4f}."
+    )
+    yield ""
+    yield from _table(
+        ["kernel", "after", "share", "µs", "GB/s", "95 %", "of a copy", "MB", "along it, GB/s"],
+        (
+            [
+                " + ".join((k.short_name, *k.others)),
+                k.after,
+                f"{k.share:.1%}",
+                f"{k.median_ns / 1e3:.2f}",
+                _number(k.dram_gb_s, 0),
+                f"{_number(k.low_gb_s, 0)}–{_number(k.high_gb_s, 0)}",
+                "n/a" if isinstance(k.of_ceiling, Unavailable) else f"{k.of_ceiling:.0%}",
+                _number(k.mb_per_launch, 2),
+                " ".join(f"{v:.0f}" for v in k.profile_gb_s),
+            ]
+            for k in found.kernels[:KERNELS]
         ),
     )
 

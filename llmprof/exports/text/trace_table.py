@@ -38,6 +38,10 @@ def sections(trace: RunTrace | Unavailable, width: int) -> dict[str, list[str]]:
     for engine in trace.engines:
         found[f"Operators of {shortened(engine.label, LABEL)}, self time"] = _operators(engine)
     found["Waterfall"] = _words(trace, width)
+    for engine in trace.engines:
+        found[f"DRAM by kernel of {one_line(engine.label, LABEL)}, measured"] = _dram_kernels(
+            engine, width
+        )
     found["DRAM, measured by PM sampling against modelled, mean over the decode steps"] = [
         line for engine in trace.engines for line in _dram(engine)
     ]
@@ -130,6 +134,29 @@ def _operators(engine: EngineTrace) -> list[str]:
         for o in engine.operators[:TOP]
     ]
     return lines
+
+
+def _dram_kernels(engine: EngineTrace, width: int) -> list[str]:
+    found = engine.dram
+    if isinstance(found, Unavailable):
+        return []
+    name_width = max(20, min(48, width - 48))
+    lines = [] if isinstance(found.headroom, Unavailable) else [f"  {found.headroom.words}"]
+    head = f"{'share':>7} {'GB/s':>6} {'95 %':>11} {'of copy':>8} {'MB':>9}"
+    lines.append(f"  {'':<{name_width}} {head}")
+    for k in found.kernels[:TOP]:
+        low, high = (_plain(v) for v in (k.low_gb_s, k.high_gb_s))
+        of = "n/a" if isinstance(k.of_ceiling, Unavailable) else f"{k.of_ceiling:.0%}"
+        size = "n/a" if isinstance(k.mb_per_launch, Unavailable) else f"{k.mb_per_launch:.2f}"
+        lines.append(
+            f"  {one_line(k.short_name, name_width):<{name_width}} {k.share:7.1%}"
+            f" {_plain(k.dram_gb_s):>6} {f'{low}-{high}':>11} {of:>8} {size:>9}"
+        )
+    return lines
+
+
+def _plain(value: Maybe) -> str:
+    return "n/a" if isinstance(value, Unavailable) else f"{value:.0f}"
 
 
 def _dram(engine: EngineTrace) -> list[str]:

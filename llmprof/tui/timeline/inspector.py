@@ -8,6 +8,7 @@ from typing import Final
 
 import numpy as np
 
+from llmprof.analysis.bandwidth.reconstruct import Profiles
 from llmprof.analysis.host.causes import READ_NS, WORDS, GapJudge
 from llmprof.analysis.host.frames import label
 from llmprof.analysis.timeline.axis import Track
@@ -31,6 +32,7 @@ from llmprof.tui.drawing.cells import (
 )
 from llmprof.tui.drawing.marks import category_letter, category_role
 from llmprof.tui.drawing.numbers import duration, plain
+from llmprof.tui.memory.page import profile
 from llmprof.tui.timeline.nav import Scene, step_gaps
 from llmprof.tui.timeline.rows import api_name, series_of
 from llmprof.tui.view import Lane, View
@@ -124,6 +126,7 @@ def _item(
         ]
         facts += _launch(now, int(k.correlation[i]), start)
     facts += _measured(now, start)
+    facts += _dram(engine, work, item, view)
     out = [fit(head, width), fit((*lead, *bars, Span("  "), *tail), width)]
     if width_of((*lead, *bars, *tail)) + 2 > width:
         out = [fit(head, width), fit((*lead, *bars), width), fit(tail, width)]
@@ -156,6 +159,28 @@ def _measured(now: Scene, time_ns: int) -> list[str]:
         if value is not None:
             found.append(f"{series.name} {plain(value)} {series.unit}")
     return found
+
+
+def _dram(engine: EngineTrace | None, work: LaneWork, item: int, view: View) -> list[str]:
+    """Measured bandwidth of kernels of this name and shape, and the curve along them."""
+    i = int(work.kernel_row[item])
+    if engine is None or isinstance(engine.dram, Unavailable) or i < 0:
+        return []
+    found = Profiles(engine.dram).of(engine.kernel_rows, i)
+    if found is None:
+        return []
+    if isinstance(found.dram_gb_s, Unavailable):
+        return [f"DRAM n/a: {clean(found.note)}"]
+    facts = [f"DRAM {found.dram_gb_s:.0f} GB/s"]
+    if not (isinstance(found.low_gb_s, Unavailable) or isinstance(found.high_gb_s, Unavailable)):
+        facts[0] += f" ({found.low_gb_s:.0f}–{found.high_gb_s:.0f})"
+    if not isinstance(found.of_ceiling, Unavailable):
+        facts.append(f"{found.of_ceiling:.0%} of a copy")
+    if not isinstance(found.mb_per_launch, Unavailable):
+        facts.append(f"{found.mb_per_launch:.2f} MB a launch")
+    if curve := profile(found, engine.dram.spec_gb_s, _HISTOGRAM, view.glyphs):
+        facts.append(f"along it {curve}")
+    return facts
 
 
 def _around(work: LaneWork, item: int, width: int) -> Row:

@@ -1,0 +1,1 @@
+"""The page of measured DRAM bandwidth by kernel; called by the frame."""
