@@ -92,9 +92,8 @@ def main() -> None:
         print(done.stdout, end="", flush=True)
         found.append(json.loads(done.stdout))
     small, large = found
-    print(
-        f"ten times the size: {large['cpu_seconds'] / small['cpu_seconds']:.1f} times the processor time"
-    )
+    ratio = large["cpu_seconds"] / small["cpu_seconds"]
+    print(f"ten times the size: {ratio:.1f} times the processor time")
 
 
 if __name__ == "__main__":
