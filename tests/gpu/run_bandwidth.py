@@ -120,10 +120,10 @@ def child(library: str, spool: str, steps: int) -> None:
 def planted(folder: Path) -> None:
     from llmprof.analysis.bandwidth.kernels import KernelBandwidth, kernel_bandwidth
     from llmprof.analysis.device.categories import shipped_rules
+    from llmprof.ingest.traced_round import TraceImport
     from llmprof.records import EngineInfo, EngineRecord, PmRound, RoundRecord, RunInfo, Unavailable
     from llmprof.runfile.reader import RunFileReader
     from llmprof.runfile.writer import RunFileWriter
-    from llmprof.ingest.traced_round import TraceImport
     from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
     from llmprof.tracers.nvml.tracer import NvmlTracer
     from llmprof.tracers.pm.tracer import PmTracer

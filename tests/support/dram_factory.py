@@ -133,8 +133,10 @@ def _integral(start: Ints, end: Ints, kind: Ints, kinds: Sequence[Planted], edge
                 first = begin + length * part / many
                 last = first + length / many
                 knots = np.column_stack((first, last)).ravel()
-                run = np.cumsum(length / many)
-                steps = np.column_stack((run - length / many, run)).ravel()
+                # A launch that takes longer moves the same bytes.
+                moved = np.full(len(length), planted.length_ns / many)
+                run = np.cumsum(moved)
+                steps = np.column_stack((run - moved, run)).ravel()
                 total += level * np.interp(edges, knots, steps, 0, run[-1])
     return total
 

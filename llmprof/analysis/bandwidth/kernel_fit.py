@@ -43,6 +43,8 @@ STRUCTURE = 1.5
 """Held-out error against that of 3 µs parts from which the residual has structure at borders: 17
 for ExLlama v1 with one value a kernel, 1.0 where the parts are fine enough."""
 SETTLE_NS = 10_000
+VAGUE_NS, SHARP = 6_000, 1.3
+"""A shift that was found must beat shifts this far off by this ratio of held-out errors."""
 MOVED_NS = (-500, 500)
 """What the samples' clock may still be off by after the scan: part of the interval."""
 DRAWS = 60
@@ -117,7 +119,9 @@ def fit(
     samples, scans = placed
     work = _Work(activity, samples)
     if any(np.any(s.shift_ns) for s in scans):
-        work.settle()
+        why = work.settle()
+        if why is not None:
+            return why
     work.merge_alike(parent)
     return work.fitted(list(lengths_ns), scans)
 
@@ -143,13 +147,8 @@ def _placed(activity: Activity, samples: Samples) -> tuple[Samples, list[Scan]] 
 
 def _sizes(activity: Activity) -> tuple[Floats, Floats]:
     """Median duration of each group, ns, and its share in the time of all."""
-    duration = activity.end_ns - activity.start_ns
-    order = np.lexsort((duration, activity.group))
-    many = np.bincount(activity.group, minlength=activity.groups)
-    middle = np.minimum(np.cumsum(many) - many + many // 2, len(order) - 1)
-    median = np.where(many > 0, duration[order][middle], 1).astype(np.float64)
-    total = np.bincount(activity.group, duration, activity.groups)
-    return np.maximum(median, 1.0), total / max(float(total.sum()), 1.0)
+    total = np.bincount(activity.group, activity.end_ns - activity.start_ns, activity.groups)
+    return activity.median_ns, total / max(float(total.sum()), 1.0)
 
 
 class _Work:
@@ -168,15 +167,27 @@ class _Work:
         start, end = s.start_ns + move_ns, s.end_ns + move_ns
         return equations(self.activity, cut, start, end, s.dram_pct, self.block, others, every)
 
-    def settle(self) -> None:
-        """The rest of a shift that was found: coarse parts leave it uncertain by some µs."""
+    def settle(self) -> Unavailable | None:
+        """The rest of a shift that was found: coarse parts leave it uncertain by some µs.
+
+        Returns:
+            Why the shift is not known well enough.
+        """
         cut = cuts(self.median, self.share, REFERENCE_NS)
         tried = sorted(range(-SETTLE_NS, SETTLE_NS + 1, SETTLE_NS // 10), key=abs)
-        move = min(tried, key=lambda s: held_out(self._equations(cut, self.every, None, s)).mean)
+        error = {s: held_out(self._equations(cut, self.every, None, s)).mean for s in tried}
+        move = min(tried, key=lambda s: error[s])
+        beside = [error[s] for s in (move - VAGUE_NS, move + VAGUE_NS) if s in error]
+        if min(beside) < SHARP * error[move]:
+            return Unavailable(
+                "the sampler's clock was wrong, and the samples fit kernels equally well "
+                f"{VAGUE_NS / 1e3:.0f} µs off: it cannot be brought right"
+            )
         samples = self.samples
         self.samples = replace(
             samples, start_ns=samples.start_ns + move, end_ns=samples.end_ns + move
         )
+        return None
 
     def merge_alike(self, parent: Ints | None) -> None:
         """Take groups of one name and shape as one again, unless held-out samples say otherwise."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from llmprof.analysis.bandwidth.design import MOST
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
@@ -64,7 +65,9 @@ class Profiles:
                 border = rows.start_ns[chosen, None] + np.rint(length * share).astype(np.int64)
                 border = np.minimum(border, end[chosen, None])
                 edges.append(np.stack([border[:, :-1].ravel(), border[:, 1:].ravel()]))
-                levels.append(np.tile(values, len(chosen)))
+                # Each launch moves the same bytes, in its own time.
+                slower = np.clip(dram.median_ns / np.maximum(length, 1), 1 / MOST, MOST)
+                levels.append((values * slower).ravel())
         between = np.flatnonzero(known[:-1] & known[1:]) if len(rows) else np.empty(0, np.int64)
         edges.append(np.stack([end[between], rows.start_ns[between + 1]]))
         levels.append(np.full(len(between), self.idle_gb_s))
