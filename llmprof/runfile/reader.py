@@ -112,6 +112,11 @@ class RunFileReader:
         with self._reading():
             return read_launches(self._sql, self._tables())
 
+    def processes(self) -> list[int]:
+        """``globalPid >> 24`` of all that the file names; a system-wide capture names hundreds."""
+        with self._reading():
+            return [*processes.names(self._sql, self._tables())]
+
     def process_labels(self, wanted: Sequence[int]) -> dict[int, str]:
         """``globalPid >> 24`` → label, each unique among those wanted."""
         with self._reading():

@@ -137,6 +137,14 @@ def test_the_outer_step_not_the_word_inside(tmp_path: Path) -> None:
     assert opened.first.totals is not None and opened.first.totals.kernels == 20 * 22
 
 
+def test_one_range_in_an_engines_format_is_a_step(tmp_path: Path) -> None:
+    opened = Opened(capture(tmp_path / "x.sqlite", [("step[DECODE bs=32]", 10 * MS, 10)]))
+    (group,) = opened.kernels.groups
+    assert (group.steps, group.tokens, group.kernels) == (1, 32, 10)
+    alone = capture(tmp_path / "y.sqlite", [("decode", 10 * MS, 10)])
+    assert open_run(alone).rounds[0].steps == 0
+
+
 def test_layers_alone_are_a_step_a_turn(tmp_path: Path) -> None:
     path = tmp_path / "x.sqlite"
     with Capture(path) as made:

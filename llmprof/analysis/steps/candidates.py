@@ -106,7 +106,8 @@ def judged(ranges: RangeRows, launches: LaunchRows) -> list[Candidate]:
         rows = order[edges[number] : edges[number + 1]]
         # Of several processes one that launches work says how much is launched inside.
         mine = main_thread(ranges, rows[working[rows]] if working[rows].any() else rows)
-        if len(mine) >= 2 and pattern:
+        alone = len(mine) == 1 and in_format(ranges, mine)
+        if (len(mine) >= 2 or alone) and pattern:
             # A prefill between two decode ranges is not for these to explain.
             others = launches if prompts[rows[0]] else _outside(ranges, prompts, launches)
             found.append((_judge(ranges, others, mine, pattern), mine))
@@ -172,8 +173,9 @@ def _judge(ranges: RangeRows, launches: LaunchRows, rows: Ints, pattern: str) ->
     cycle = _cycle(ranges, rows)
     inside, reach = _explains(start, end, int(ranges.process[rows[0]]), launches)
     distance = np.diff(start)
-    middle = float(np.median(distance))
-    regular = float(np.mean((distance >= 0.5 * middle) & (distance <= 2 * middle)))
+    middle = float(np.median(distance)) if len(distance) else 0.0
+    near = (distance >= 0.5 * middle) & (distance <= 2 * middle)
+    regular = float(np.mean(near)) if len(distance) else 1.0
     example = ranges.texts[int(ranges.text[rows[0]])][1]
     return Candidate(
         pattern=pattern,
@@ -197,6 +199,11 @@ def _word(text: str) -> float:
         if words.search(text[:400]):
             return weight
     return _ANY
+
+
+def in_format(ranges: RangeRows, rows: Ints) -> bool:
+    """Does the first of the rows have a text in a format that an engine writes on its steps?"""
+    return composition(ranges.texts[int(ranges.text[rows[0]])][1]) is not None
 
 
 def is_operator(text: str) -> bool:
@@ -286,6 +293,7 @@ def best(found: list[Candidate]) -> Candidate | None:
     """The one to be taken without being asked; ``None``: none is sure."""
     for candidate in found:
         enough = candidate.ranges >= LEAST * max(1, candidate.cycle)
+        enough |= composition(candidate.example) is not None  # its engine says so: one is enough
         if candidate.score >= SURE and enough and candidate.explained >= LEAST_INSIDE:
             return candidate
     cycles = [

@@ -35,6 +35,8 @@ from llmprof.step_records import (
 
 Offered = tuple[Candidate, ...]
 """Ranges that were not taken, the best first."""
+HOSTS = 16
+"""Processes shown at most of a file without any work on a device and without steps."""
 DETECTED = 2_000_000
 """Kernels of a process that steps are looked for in, from its first on."""
 
@@ -57,6 +59,10 @@ def open_run(path: Path, choice: StepChoice = AUTO_STEPS) -> RunData:
                 )
             return data
         opened = _Opened(reader, data, choice).data
+        if not opened.engines and opened.info.source == "opened":
+            named = reader.processes()[:HOSTS]  # the host alone, without a step
+            for process, label in reader.process_labels(named).items():
+                add_engine(opened, process, label, EngineInfo(device="cpu"))
         _add_sampled_rounds(opened, reader.sampled_devices())
         return opened
 
@@ -123,7 +129,7 @@ class _Opened:
             raise UsageError(f"--step-range {one_line(pattern)}: no such range; there are: {there}")
         offered = tuple(c for c in found if c is not candidate)[:4]
         if not pattern:
-            hint = "no range explains the work" if found else "the file has no NVTX ranges"
+            hint = "no range explains the work" if len(ranges) else "the file has no NVTX ranges"
             if choice.how == "ranges":
                 self._none(hint, offered)
             else:

@@ -64,8 +64,6 @@ def read_foreign(sql: sqlite3.Connection, tables: set[str], path: str) -> RunDat
     data.warnings += notices.warnings(sql, tables)
     span = processes.work_span(sql, tables)
     named = processes.names(sql, tables)
-    if not devices:  # a trace of the host alone
-        devices = {process: [] for process in named}
     labels = processes.labels([*devices], named)
     numbers = processes.gpu_numbers(sql, tables, devices)
     gpus = {gpu.index: gpu.name for gpu in data.gpu_devices}
