@@ -110,7 +110,8 @@ def worker_variables(environ: Mapping[str, str], root: Path = ROOT) -> dict[str,
 
     A pool's threads spin while they wait for each other. Where another process or a quota takes a
     CPU, they spin on the CPU that the last of them needs: torch decoded 2.2 and 24 tok/s,
-    llama.cpp 9 and 83, spinning and sleeping, on two CPUs that six more processes wanted. On CPUs
+    llama.cpp 9 and 83, spinning and sleeping, on two CPUs that six more processes wanted
+    (``benchmarks/crowded_pools.py``). On CPUs
     of its own a pool is left alone, since waking takes it longer than spinning. What the user has
     set is left alone too.
     """
