@@ -20,7 +20,7 @@ import sys
 from pathlib import Path
 from llmprof.runfile.reader import RunFileReader
 with RunFileReader(Path(sys.argv[1])) as reader:
-    print(reader.run_data().rounds[0].steps)
+    print(len(reader.ranges()))
 """
 
 
