@@ -1,6 +1,10 @@
 """Screenshots of every screen at three sizes, from runs recorded on an H100.
 
-python docs/tui/make.py
+python docs/tui/make.py [RUN.sqlite]
+
+The pictures of the page memory are of a run that is too large to be kept here, recorded with
+``llmprof --engine torch:device=cuda,dtype=fp16,cuda_graph=1 --model llama2-7b``; without it they
+stay as they are.
 """
 
 from __future__ import annotations
@@ -59,8 +63,8 @@ class Replay(RunDataSource):
         return replace(found, file=Path(found.file).name)
 
 
-def replay(file: str) -> LlmprofApp:
-    with RunFileReader(ROOT / "tests" / "fixtures" / file) as reader:
+def replay(file: Path) -> LlmprofApp:
+    with RunFileReader(file) as reader:
         return LlmprofApp(Replay(reader.run_data()))
 
 
@@ -78,11 +82,15 @@ async def shot(app: LlmprofApp | SetupApp, keys: str, size: tuple[int, int], nam
 
 
 async def main() -> None:
+    given = [Path(name).resolve() for name in sys.argv[1:]]
     os.chdir("/")
     facts = Facts(FACTS.engines[:3], FACTS.models, FACTS.machine)
     for size in SIZES:
         for name, (file, keys) in SCREENS.items():
-            await shot(replay(file), keys, size, name)
+            await shot(replay(ROOT / "tests" / "fixtures" / file), keys, size, name)
+        for run in given:
+            await shot(replay(run), "8", size, "memory")
+            await shot(replay(run), "3 n enter", size, "memory-step")
         await shot(LlmprofApp(FixedSource(LIVE)), "1", size, "live")
         await shot(LlmprofApp(FixedSource(LIVE)), "1 q", size, "stop")
         await shot(SetupApp(lambda: facts, lambda _: "", Choice(), _DEFAULTS), "", size, "setup")

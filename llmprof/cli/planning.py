@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import cast, get_args
 
 from llmprof.config import Config, EngineSpec, labels, load_config, parse_engine
 from llmprof.engines.registry import BUILT_IN, check_name
@@ -15,7 +16,7 @@ from llmprof.errors import LlmprofError, ModelError, UsageError
 from llmprof.models.locate import RANDOM, ModelRef, default_model, resolve
 from llmprof.models.tokenizer import Tokenizer, load_tokenizer
 from llmprof.newfiles import first_free
-from llmprof.records import Unavailable
+from llmprof.records import BandwidthLevel, Unavailable
 from llmprof.session.plan import Plan
 from llmprof.tracers.pyspy.tracer import MAX_RATE_HZ, HostPlan, default_rate_hz
 from llmprof.workload import PROMPT_ID_FLOOR, Workload, read_ids, seeded_ids
@@ -59,7 +60,7 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
         models=tuple(_model_text(ref) for ref in refs),
         output=_output(arguments.output),
         trace_level=_setting(arguments, config, "trace", "kernels"),  # type: ignore[arg-type]
-        bandwidth=_setting(arguments, config, "bandwidth", "kernels"),  # type: ignore[arg-type]
+        bandwidth=_bandwidth(arguments, config),
         capture=_capture(arguments),
         host=_host(arguments, config),
         command=("llmprof", *arguments.argv),
@@ -79,6 +80,15 @@ def _capture(arguments: argparse.Namespace) -> str:
     if found is None:
         raise UsageError("--capture nsys: there is no nsys on PATH (install Nsight Systems)")
     return found
+
+
+def _bandwidth(arguments: argparse.Namespace, config: Config) -> BandwidthLevel:
+    asked = str(_setting(arguments, config, "bandwidth", "kernels"))
+    for level in get_args(BandwidthLevel):
+        if asked == level:
+            return cast(BandwidthLevel, level)
+    known = ", ".join(get_args(BandwidthLevel))
+    raise UsageError(f"[run] bandwidth = {asked!r} in the config file; known: {known}")
 
 
 def _host(arguments: argparse.Namespace, config: Config) -> HostPlan:

@@ -60,6 +60,19 @@ def test_a_round_gives_samples_on_the_monotonic_clock(library: str) -> None:
     assert set(samples.sm_active_pct) == {50.0}
 
 
+def test_further_counters_are_there_or_have_a_reason(library: str) -> None:
+    tracer = PmTracer(0, 200_000, [library], further=True)
+    samples = sampled(tracer, 0.1)
+    refused = tracer.facts["refused"]
+    tracer.close()
+    names = {"dram_write_pct", "l2_pct", "l2_hit_pct", "tensor_pct"}
+    assert samples.further.keys() | refused.keys() == names
+    assert not samples.further.keys() & refused.keys()
+    assert all(len(column) == len(samples.start_ns) for column in samples.further.values())
+    assert all(refused.values())
+    assert set(samples.dram_pct) == {20.0, 80.0}
+
+
 def test_rounds_share_one_process_and_start_empty(library: str) -> None:
     tracer = PmTracer(0, 1_000_000, [library])
     first = sampled(tracer, 0.05)

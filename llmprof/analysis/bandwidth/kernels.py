@@ -370,16 +370,29 @@ TARGET = 0.95
 """Of what a copy reaches: the fp16 lm_head of a 7B model gets there on an H100 but for its ends."""
 
 
+LEAST_MB = 0.5
+"""Of a launch that reads weights: the reduction behind a product split in K reads next to none."""
+
+
+def saved_ns(kernel: KernelDram, step_ns: float) -> float | None:
+    """ns a step that a product with weights would save at ``TARGET`` of the ceiling; ``None``: it
+    is no such product, or its bandwidth is not known."""
+    of, size = kernel.of_ceiling, kernel.mb_per_launch
+    if isinstance(of, Unavailable) or isinstance(size, Unavailable):
+        return None
+    if kernel.category not in PRODUCTS or size < LEAST_MB:
+        return None
+    return kernel.share * step_ns * max(0.0, 1 - of / TARGET)
+
+
 def _headroom(
     kernels: Sequence[KernelDram], ceiling: Maybe, step_ns: float
 ) -> Headroom | Unavailable:
     if isinstance(ceiling, Unavailable):
         return ceiling
-    mine = [k for k in kernels if k.category in PRODUCTS]
-    known = [(k.share, v) for k in mine if not isinstance(v := k.of_ceiling, Unavailable)]
-    time = sum(share for share, _ in known)
-    if not time:
+    mine = [(k, saved) for k in kernels if (saved := saved_ns(k, step_ns)) is not None]
+    if not mine:
         return Unavailable("no product with weights is known among the kernels")
-    saved = sum(share * max(0.0, 1 - v / TARGET) for share, v in known)
-    mean = sum(share * v for share, v in known) / time
-    return Headroom(mean, TARGET, step_ns, saved * step_ns)
+    known = [(k.share, v) for k, _ in mine if not isinstance(v := k.of_ceiling, Unavailable)]
+    mean = sum(share * v for share, v in known) / sum(share for share, _ in known)
+    return Headroom(mean, TARGET, step_ns, sum(saved for _, saved in mine))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
-from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram
+from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram, saved_ns
 from llmprof.analysis.view.snapshot import Snapshot
 from llmprof.analysis.view.traced import EngineTrace
 from llmprof.records import Unavailable
@@ -178,10 +178,6 @@ def _half(kernel: KernelDram) -> float | None:
 
 
 def _win(kernel: KernelDram, found: KernelBandwidth) -> str:
-    """µs a step that it would save at 95 % of the ceiling, where it is bound by DRAM at all."""
-    room = found.headroom
-    of = kernel.of_ceiling
-    if isinstance(room, Unavailable) or isinstance(of, Unavailable) or of < 0.3:
-        return ""
-    saved = kernel.share * found.step_ns * max(0.0, 1 - of / room.target)
-    return f"{saved / 1e3:.0f}"
+    """µs a step that a product with weights would save at the target."""
+    saved = saved_ns(kernel, found.step_ns)
+    return "" if saved is None else f"{saved / 1e3:.0f}"
