@@ -11,6 +11,7 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from llmprof.process_records import RankProcess, RecordedProcess
 from llmprof.step_records import StepLabel, StepsFound, StepsFrom
 
 PassName = Literal["timing", "traced", "sampled"]
@@ -125,6 +126,11 @@ class EngineInfo:
     What a kernel is for follows from its order in the step and these; ``None``: not known."""
     op_tracer: str | None = None
     """``torch`` where the operator tracer can record this engine."""
+    ranks: int = 1
+    """Processes or GPUs that compute a step together. Sizes above are one rank's."""
+    collective_bytes: dict[str, int] = field(default_factory=dict)
+    """Collective (``AllReduce``) → bytes of each one in a decode step, as nccl-tests count them;
+    empty where they are not known or not all of one size."""
 
 
 @dataclass
@@ -144,6 +150,8 @@ class EngineRecord:
     pid: int | None = None
     """Process of the timing pass."""
     traced_pid: int | None = None
+    traced_ranks: list[RankProcess] = field(default_factory=list)
+    """All processes of the traced pass, of an engine that has several."""
     load_ns: int | None = None
     warmup_steps: int | None = None
     warmup_stable: bool | None = None
@@ -346,45 +354,6 @@ class HostFrame:
     """0 for a native frame without debug information."""
     source: str
     """That line of the file, where it could be read when it was recorded; else empty."""
-
-
-@dataclass(frozen=True)
-class RecordedProcess:
-    """One process image of a recorded program: with GPU work, or NVTX ranges. Texts are untrusted.
-
-    Times are absolute CLOCK_MONOTONIC when written and ns since the run's start when read.
-    """
-
-    process: int
-    """``globalPid >> 24`` of its rows (``schema.process_number``)."""
-    engine_id: int | None
-    """``None``: no work on a GPU, so no engine."""
-    pid: int
-    parent: int
-    """Process id of its parent."""
-    label: str
-    executable: str
-    command: list[str]
-    rank: int | None
-    """``RANK``, as torchrun and others set it."""
-    started_ns: int
-    first_ns: int
-    """Start of its first activity or range."""
-    last_ns: int
-    """End of its last one."""
-    kernels: int
-    copies: int
-    """Memory copies and sets."""
-    calls: int
-    ranges: int
-    dropped: int
-    """Records that CUPTI had no buffer for."""
-    ended: bool
-    """It said goodbye; if not, it was killed, replaced itself, or left by ``_exit``."""
-    library: str
-    """The CUPTI that recorded."""
-    devices: dict[str, str] = field(default_factory=dict)
-    """CUDA ordinal of the process → UUID of the GPU, as NVML spells it."""
 
 
 @dataclass(frozen=True)

@@ -104,6 +104,12 @@ def run_parser() -> argparse.ArgumentParser:
     what.add_argument(
         "--model", help="a .gguf file, a Hugging Face folder, smollm2, or a random preset (tiny, …)"
     )
+    what.add_argument(
+        "--tp",
+        type=_positive,
+        metavar="N",
+        help="tensor parallel over N GPUs, for every engine that does not say tp= itself (1)",
+    )
     prompt = what.add_mutually_exclusive_group()
     prompt.add_argument("--prompt", metavar="TEXT", help="prompt text (needs a tokenizer)")
     prompt.add_argument("--prompt-len", type=_positive, metavar="N", help="N seeded token ids")

@@ -45,6 +45,9 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
     config = load_config()
     texts = arguments.engine or config.run.get("engine") or ["torch"]
     specs = [parse_engine(str(text), config) for text in texts]
+    if tp := _setting(arguments, config, "tp", None):
+        # An engine that cannot be split refuses the option itself, by name.
+        specs = [replace(s, options={"tp": str(tp), **s.options}) for s in specs]
     for spec in specs:
         if spec.python == _own_python():
             check_name(spec.name)

@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from llmprof.process_records import RankProcess
 from llmprof.records import EngineInfo
 
 Progress = Callable[[str, float | None], None]
@@ -34,6 +35,11 @@ class LoadRequest:
     """For random weights."""
     trace_ops: bool = False
     """The traced pass will record operators: an engine may keep its Python structure visible."""
+    trace: str | None = None
+    """Level of the traced pass; ``None`` for a worker that is only timed."""
+    spool: str | None = None
+    """Where this process' kernels are written (``tracers.cupti``). An engine that starts further
+    processes lets each write beside it (``rank_spool``)."""
 
 
 @runtime_checkable
@@ -87,3 +93,22 @@ class OpTracedEngine(Engine, Protocol):
 
     def stop_op_trace(self) -> Sequence[tuple[str, int, int, int]]:
         """``(name, start_ns, end_ns, native thread id)``, times on CLOCK_MONOTONIC."""
+
+
+@runtime_checkable
+class RankedEngine(Engine, Protocol):
+    """An engine that computes one step in several processes, a rank each. The worker is rank 0."""
+
+    def ranks(self) -> Sequence[RankProcess]:
+        """All of them, rank 0 first; one alone where the engine was not asked for more."""
+
+    def start_rank_traces(self, serial: int) -> None:
+        """Let the ranks behind 0 record round ``serial``, while the device is idle."""
+
+    def stop_rank_traces(self, serial: int) -> dict[int, str]:
+        """Rank → why its kernels of the round are missing or incomplete (empty: all there)."""
+
+
+def rank_spool(spool: str, rank: int) -> str:
+    """Where a rank behind 0 writes its kernels."""
+    return f"{spool}.rank{rank}"

@@ -20,6 +20,10 @@ MEMORY_KIND = np.array([7, 0, 1, 2, 3, 4, 5, 6], np.int64)
 """CUpti_ActivityMemoryKind (0 unknown, 1 pageable…) → nsys' ENUM_CUDA_MEM_KIND (0 pageable…)."""
 
 
+RANK_BITS = 16
+"""Above the engine's number in a correlation id: engines are few, and the id stays in 63 bits."""
+
+
 class Clock(Protocol):
     """CUPTI's clock to CLOCK_MONOTONIC (``ClockMap``)."""
 
@@ -72,11 +76,12 @@ class ActivityRows:
     Args:
         engine_id: correlation ids are made unique over the file with it (readers join by them).
         pid: process id, or process number (``schema.global_tid``).
+        rank: of the processes of one engine.
     """
 
-    def __init__(self, writer: RunFileWriter, engine_id: int, pid: int) -> None:
+    def __init__(self, writer: RunFileWriter, engine_id: int, pid: int, rank: int = 0) -> None:
         self._writer = writer
-        self._engine_id = engine_id
+        self._engine_id = engine_id | rank << RANK_BITS
         self._pid = pid
         self._names: dict[tuple[int, str], tuple[int, int, int]] = {}
         self._pointers = _Distinct()

@@ -33,12 +33,14 @@ class TraceImport:
 
     Args:
         engine_id: correlation ids are made unique over the file with it (readers join by them).
+        rank: of the processes of one engine; clocks are kept of rank 0.
     """
 
-    def __init__(self, writer: RunFileWriter, engine_id: int, pid: int) -> None:
+    def __init__(self, writer: RunFileWriter, engine_id: int, pid: int, rank: int = 0) -> None:
         self._writer = writer
         self._engine_id = engine_id
-        self._rows = ActivityRows(writer, engine_id, pid)
+        self._rank = rank
+        self._rows = ActivityRows(writer, engine_id, pid, rank)
 
     def round(self, path: Path, round_id: int) -> Imported | Unavailable:
         """Decode and write everything that belongs to ``round_id``.
@@ -56,7 +58,8 @@ class TraceImport:
                 return clock
             if isinstance(trace.layout, Unavailable):
                 return trace.layout
-            self._put_clocks(clock)
+            if not self._rank:
+                self._put_clocks(clock)
             done = Imported(error_ns=clock.error_ns)
             times = TimeCheck(clock.begin.cupti_ns, clock.end.cupti_ns)
             for found in trace.records(round_id):

@@ -34,7 +34,7 @@ def to_column(value: Any) -> SqlValue:
         return value
     if is_dataclass(value) and not isinstance(value, type):
         value = asdict(value)
-    return clean(json.dumps(value, ensure_ascii=False))
+    return clean(json.dumps(value, ensure_ascii=False, default=asdict))
 
 
 def to_row(record: Any) -> dict[str, SqlValue]:
@@ -52,7 +52,11 @@ def from_row(kind: type[T], row: Mapping[str, Any]) -> T:
         KeyError: a column is missing.
     """
     hints = _hints(cast("Any", kind))
-    optional = {f.name for f in fields(cast("Any", kind)) if f.default is not MISSING}
+    optional = {
+        f.name
+        for f in fields(cast("Any", kind))
+        if f.default is not MISSING or f.default_factory is not MISSING
+    }
     return kind(
         **{
             name: from_column(hint, row[name], name)

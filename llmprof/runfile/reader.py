@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
+from llmprof.process_records import RecordedProcess
 from llmprof.records import (
     ClockReading,
     CpuUse,
@@ -24,7 +25,6 @@ from llmprof.records import (
     Missing,
     PassName,
     PmRound,
-    RecordedProcess,
     RoundRecord,
     RunData,
     RunInfo,

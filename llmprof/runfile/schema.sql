@@ -378,6 +378,7 @@ CREATE TABLE LLMPROF_ENGINE (
   info TEXT,
   pid INTEGER,
   traced_pid INTEGER,
+  traced_ranks TEXT,
   load_ns INTEGER,
   warmup_steps INTEGER,
   warmup_stable INTEGER,

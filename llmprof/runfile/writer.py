@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
 
+from llmprof.process_records import RecordedProcess
 from llmprof.records import (
     ClockReading,
     EngineRecord,
@@ -20,7 +21,6 @@ from llmprof.records import (
     Missing,
     NvtxEvent,
     PmRound,
-    RecordedProcess,
     RoundRecord,
     RunInfo,
     RunState,
@@ -103,6 +103,8 @@ class RunFileWriter:
             for pid in (engine.pid, engine.traced_pid):
                 if pid is not None:
                     self._name_process(pid, engine.label)
+            for one in engine.traced_ranks[1:]:
+                self._name_process(one.pid, f"{engine.label} rank {one.rank}")
             engines = {**self._engines, engine.engine_id: replace(engine)}
             self._put_cuda_devices(engines, self._devices)
         self._engines = engines
@@ -404,7 +406,7 @@ class RunFileWriter:
             pid
             for e in engines.values()
             if e.info is not None and e.info.device.startswith("cuda")
-            for pid in (e.pid, e.traced_pid)
+            for pid in (e.pid, e.traced_pid, *(one.pid for one in e.traced_ranks))
             if pid is not None
         }
         rows = gpus.cuda_device_rows(devices, sorted(pids))

@@ -8,9 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from llmprof.analysis.timing.conditions import gpu_index
+from llmprof.analysis.timing.conditions import gpu_index, gpu_indices
+from llmprof.engines.base import rank_spool
 from llmprof.errors import EngineFailure
 from llmprof.plaintext import one_line
+from llmprof.process_records import RankProcess
 from llmprof.records import (
     LOST_RECORDS,
     CpuUse,
@@ -137,6 +139,7 @@ class EngineRun:
             self.record.load_ns = reply.facts["load_ns"]
         if trace is not None:
             self.record.traced_pid = self._client.pid
+            self.record.traced_ranks = [RankProcess(**rank) for rank in reply.facts["ranks"]]
         missing = reply.facts.get("unavailable", {})
         label = self.record.label
         self._recorder.missing([Missing(label, k, one_line(v)) for k, v in missing.items()])
@@ -258,11 +261,15 @@ class EngineRun:
         )
 
     def _energy(self, stamps: array[int], end_ns: int | None) -> tuple[int, int] | None:
-        """NVML's counter at both ends of decoding; ``None`` on a CPU."""
-        device = gpu_index(self.record)
-        if device is None or end_ns is None or not len(stamps):
+        """NVML's counters of all its GPUs at both ends of decoding; ``None`` on a CPU."""
+        devices = gpu_indices(self.record)
+        if not devices or end_ns is None or not len(stamps):
             return None
-        return self._energy_between(device, stamps[0], end_ns)
+        spent = [self._energy_between(device, stamps[0], end_ns) for device in devices]
+        known = [pair for pair in spent if pair is not None]
+        if len(known) < len(devices):
+            return None  # of one GPU it is not known
+        return sum(begin for begin, _ in known), sum(end for _, end in known)
 
     def _keep_operators(self, reply: Reply) -> None:
         """Write the operator ranges that came with a traced round."""
@@ -298,6 +305,26 @@ class EngineRun:
             self._recorder.warning(label, f"the trace is incomplete: {text}")
         if done.lost:
             self._recorder.missing([Missing(label, LOST_RECORDS, "; ".join(done.lost))])
+        said: dict[str, str] = {}
+        for message, _ in reply.extra:
+            if message["is"] == "tracing":
+                said.update(message.get("ranks", {}))
+        for one in self.record.traced_ranks[1:]:
+            self._keep_rank(record, one, str(said.get(str(one.rank), "")))
+
+    def _keep_rank(self, record: RoundRecord, one: RankProcess, wrong: str) -> None:
+        """Bring in the kernels of a rank behind 0; what is wrong with them is recorded."""
+        assert self._spool is not None
+        path = Path(rank_spool(str(self._spool), one.rank))
+        done = self._recorder.trace(record, path, one.pid, one.rank)
+        if isinstance(done, Unavailable):
+            reason = one_line(wrong or done.reason)
+            missing = Missing(self.record.label, f"kernels of rank {one.rank}", reason)
+            self._recorder.missing([missing])
+            return
+        for text in [*done.lost, *([one_line(wrong)] if wrong else [])]:
+            text = f"the trace of rank {one.rank} is incomplete: {text}"
+            self._recorder.warning(self.record.label, text)
 
     def _ask(self, request: dict[str, Any], on_poll: Callable[[], None] | None = None) -> Reply:
         assert self._client is not None

@@ -79,11 +79,13 @@ class Recorder:
     def operators(self, events: list[NvtxEvent]) -> None:
         self._writer.put_nvtx(events)
 
-    def trace(self, record: RoundRecord, spool: Path) -> Imported | Unavailable:
-        """Decode a traced round's spool into the file."""
+    def trace(
+        self, record: RoundRecord, spool: Path, pid: int | None = None, rank: int = 0
+    ) -> Imported | Unavailable:
+        """Decode a traced round's spool into the file; ``pid`` of a rank behind 0."""
         from llmprof.ingest.traced_round import TraceImport
 
-        importer = TraceImport(self._writer, record.engine_id, record.pid)
+        importer = TraceImport(self._writer, record.engine_id, pid or record.pid, rank)
         return importer.round(spool, record.round_id)
 
     def pm_samples(self, record: RoundRecord, device: int, samples: PmSamples) -> None:

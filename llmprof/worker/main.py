@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from llmprof.children.protocol import Channel, ChannelClosed
-from llmprof.engines.base import Engine, LoadRequest
+from llmprof.engines.base import Engine, LoadRequest, RankedEngine
 from llmprof.engines.registry import create
 from llmprof.errors import LlmprofError, MissingPackage, OutOfMemory, UsageError
 from llmprof.tracers.pyspy import metronome
@@ -70,6 +70,8 @@ class Worker:
                 max_positions=ask["max_positions"],
                 seed=ask["seed"],
                 trace_ops=self.tracers.wants_ops,
+                trace=ask.get("trace"),
+                spool=ask.get("spool"),
             ),
             self.progress,
         )
@@ -78,8 +80,10 @@ class Worker:
         self.engine = engine
         self.prompt = ask["prompt"]
         self.board = StampBoard(Path(ask["stamps"]), ask["steps"], create=False)
+        ranks = engine.ranks() if isinstance(engine, RankedEngine) else ()
         self.done(
             info=asdict(info),
+            ranks=[asdict(rank) for rank in ranks] if len(ranks) > 1 else [],
             load_ns=time.monotonic_ns() - begin,
             unavailable=self.tracers.unavailable,
         )

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmprof.engines.base import Engine, OpTracedEngine
+from llmprof.engines.base import Engine, OpTracedEngine, RankedEngine
 from llmprof.records import EngineInfo, Unavailable
 from llmprof.worker.nvtx_ranges import NoRanges, open_ranges
 from llmprof.worker.rounds import Ranges
@@ -23,7 +23,8 @@ class Found:
     ops: Sequence[tuple[str, int, int, int]] = ()
     """(name, start_ns, end_ns, thread id) of each operator."""
     facts: dict[str, Any] = field(default_factory=dict)
-    """``cupti``: what recording took, or ``{"unavailable": reason}``."""
+    """``cupti``: what recording took, or ``{"unavailable": reason}``; ``ranks``: what is wrong with
+    the records of each further rank (empty: nothing)."""
 
 
 class WorkerTracers:
@@ -70,6 +71,8 @@ class WorkerTracers:
                 self.unavailable["operators"] = "this engine's operators cannot be recorded"
 
     def begin_round(self, engine: Engine, serial: int) -> None:
+        if self._cupti is not None and isinstance(engine, RankedEngine):
+            engine.start_rank_traces(serial)
         self._begun = None if self._cupti is None else self._cupti.begin_round(serial)
         if self._ops and isinstance(engine, OpTracedEngine):
             engine.start_op_trace()
@@ -83,6 +86,8 @@ class WorkerTracers:
             if isinstance(result, Unavailable):
                 result = {"unavailable": result.reason}
             found.facts["cupti"] = result
+            if isinstance(engine, RankedEngine):
+                found.facts["ranks"] = engine.stop_rank_traces(serial)
         return found
 
     def close(self) -> None:

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 
 from llmprof.analysis.view.opening import open_run
+from llmprof.process_records import RecordedProcess
 from llmprof.records import (
     EngineInfo,
     EngineRecord,
     NvtxEvent,
     PmRound,
-    RecordedProcess,
     RunData,
     RunInfo,
 )

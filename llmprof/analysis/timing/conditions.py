@@ -60,6 +60,15 @@ def gpu_index(engine: EngineRecord) -> int | None:
     return int(number) if number.isdecimal() else 0
 
 
+def gpu_indices(engine: EngineRecord) -> list[int]:
+    """All GPUs of an engine: 0, 1 of one on ``cuda:0,1``; none on a CPU."""
+    first = gpu_index(engine)
+    if first is None or engine.info is None:
+        return []
+    words = engine.info.device.partition(":")[2].split(",")
+    return [first, *(int(word) for word in words[1:] if word.isdecimal())]
+
+
 def missing_reason(data: RunData, scopes: Iterable[str], word: str) -> str | None:
     """Why the run has no such value: the reason of the first matching ``Missing`` row."""
     wanted = set(scopes)

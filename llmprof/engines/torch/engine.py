@@ -3,50 +3,43 @@
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmprof.distribution import how_to_install
-from llmprof.engines.base import LoadRequest, Progress
-from llmprof.engines.options import Options
+from llmprof.engines.base import LoadRequest, Progress, rank_spool
 from llmprof.engines.prompts import check_prompt
-from llmprof.errors import MissingPackage, UsageError
-from llmprof.machine import default_threads
+from llmprof.engines.torch.choices import Choices, choose, thread_count
+from llmprof.errors import LlmprofError, MissingPackage, UsageError
 from llmprof.models.gguf.reader import GgufWeights
 from llmprof.models.huggingface.reader import SafetensorsWeights
 from llmprof.models.locate import ModelRef, read_json, resolve
 from llmprof.models.presets import PRESETS, LlamaConfig
-from llmprof.models.weights import WeightSource, held_id
+from llmprof.models.weights import WeightSource
+from llmprof.process_records import RankProcess
 from llmprof.records import EngineInfo
 
 if TYPE_CHECKING:
     from llmprof.engines.pytorch.ops import OpTrace
+    from llmprof.engines.torch.group import RankGroup
     from llmprof.engines.torch.loops import EagerLoop
+    from llmprof.engines.torch.shards import Shard
 
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
-
-@dataclass(frozen=True)
-class _Choices:
-    """The user's options, defaults filled in."""
-
-    device: Any
-    """``torch.device``."""
-    dtype: str
-    cuda_graph: bool
-    threads: int | None
-    synchronous: bool
+ANSWER_S = 120.0
+"""Ranks answer so soon once their device is idle."""
 
 
 class TorchEngine:
     """Options: ``device=cpu|cuda|cuda:N``, ``dtype=fp32|bf16|fp16``, ``cuda_graph=0|1``,
-    ``threads=N``, ``sync=1|0``. ``threads`` on a CPU defaults to ``machine.default_threads``.
+    ``threads=N``, ``sync=1|0``, ``tp=N``. ``threads`` on a CPU defaults to
+    ``machine.default_threads`` for all ranks together.
 
     ``sync=0`` lets the host run ahead: the next token is fed back on the device, ``decode_step``
-    returns ``None`` and ``finish_round`` waits and returns all tokens.
+    returns ``None`` and ``finish_round`` waits and returns all tokens. ``tp=N`` computes a step on
+    N GPUs (or in N processes on a CPU), this process being rank 0.
     """
 
     def __init__(self) -> None:
@@ -57,54 +50,85 @@ class TorchEngine:
         self._vocab = 0
         self._kept: list[Any] = []
         self._trace: OpTrace | None = None
+        self._group: RankGroup | None = None
+        self._ranks: list[RankProcess] = []
+        self._untraced: dict[int, str] = {}
+        self._begun: dict[int, str] = {}
 
     def load(self, request: LoadRequest, progress: Progress) -> None:
-        try:
-            import torch
-        except ImportError as why:
-            raise MissingPackage(
-                f"engine 'torch' needs torch ({why}); install it with: {how_to_install('torch')}"
-            ) from None
-        from llmprof.engines.pytorch.memory import check_fits, memory_errors, needed_bytes
+        torch = _torch()
+        chosen = choose(request.options, torch)
+        if chosen.world == 1:
+            self._load(request, chosen, None, progress)
+            return
+        from llmprof.engines.torch.group import LOAD_S, READY_S, RankGroup
+        from llmprof.engines.torch.shards import Shard, meet
 
-        chosen = _choose(request.options, torch)
-        ref = resolve(request.model)
-        source = _open(ref)
-        config = _shape(ref) if source is None else source.config
-        if request.max_positions > config.max_position_embeddings:
-            raise UsageError(
-                f"torch: {request.max_positions} positions asked for, but the context of {ref.name}"
-                f" is {config.max_position_embeddings}; shorten --prompt-len or --decode-len"
-            )
-        if (threads := _threads(chosen)) is not None:
-            torch.set_num_threads(threads)
-        dtype = getattr(torch, _DTYPES[chosen.dtype])
-        need = needed_bytes(config, dtype.itemsize, request.batch, request.max_positions)
-        check_fits("torch", need, chosen.device)
-        self._torch = torch
-        self._memory_errors = memory_errors
-        self._device = chosen.device
-        self._synchronous = chosen.synchronous
-        self._batch, self._vocab = request.batch, config.vocab_size
-        self._limit = request.max_positions
+        _config(request, chosen)  # what is wrong with the request is said before anything starts
+        self._group = group = RankGroup(chosen.world)
         try:
-            with memory_errors("torch", "the model", chosen.device), torch.inference_mode():
-                self._loop = _build(config, source, chosen, request, progress)
-        finally:
-            if source is not None:
-                source.close()
-        self._info = _describe(ref, config, source, chosen, request)
+            progress(f"starting {chosen.world - 1} more ranks", None)
+            group.tell_each({rank: self._asked(request, chosen, rank) for rank in group.pids})
+            facts = group.answers(READY_S)
+            self._ranks = [
+                RankProcess(0, os.getpid(), str(chosen.device)),
+                *(RankProcess(r, pid, str(facts[r]["device"])) for r, pid in group.pids.items()),
+            ]
+            self._untraced = {r: f["untraced"] for r, f in facts.items() if "untraced" in f}
+            meet(chosen, 0, group.rendezvous)
+            self._load(request, chosen, Shard(0, chosen.world), progress)
+            progress("waiting for the other ranks", None)
+            group.answers(LOAD_S)
+        except RuntimeError as why:
+            reason = self._reason(why)
+            self.close()
+            raise reason from None
+        except BaseException:
+            self.close()  # no rank is left behind
+            raise
+
+    def load_rank(
+        self, request: LoadRequest, rank: int, rendezvous: str, ready: Callable[[str], None]
+    ) -> None:
+        """As a rank behind 0. ``ready`` is told the device before the ranks meet."""
+        chosen = choose(request.options, _torch(), rank)
+        from llmprof.engines.torch.shards import Shard, meet
+
+        _config(request, chosen)
+        ready(str(chosen.device))
+        meet(chosen, rank, rendezvous)
+        self._load(request, chosen, Shard(rank, chosen.world), lambda what, share: None)
 
     def prefill(self, prompt_ids: Sequence[Sequence[int]]) -> Sequence[int]:
         check_prompt("torch", prompt_ids, self._batch, self._vocab, self._limit)
+        self._ready()
+        with self._whole_group():
+            if self._group is not None:
+                self._group.tell({"do": "prefill", "ids": [list(row) for row in prompt_ids]})
+            first: list[int] = self.launch_prefill(prompt_ids).tolist()
+        return first
+
+    def launch_prefill(self, prompt_ids: Sequence[Sequence[int]]) -> Any:
+        """The first tokens, on the device."""
         loop = self._ready()
         self._kept.clear()
         with self._memory_errors("torch", "the prompt", self._device), self._torch.inference_mode():
             ids = self._torch.tensor(prompt_ids, dtype=self._torch.long).to(self._device)
-            first: list[int] = loop.prefill(ids).tolist()
-        return first
+            return loop.prefill(ids)
 
     def decode_step(self) -> Sequence[int] | None:
+        if self._group is None:
+            return self._step()
+        with self._whole_group():
+            self._group.tell({"do": "step"})
+            return self._step()
+
+    def launch_step(self) -> None:
+        """One step whose tokens stay on the device."""
+        with self._torch.inference_mode():
+            self._ready().step()
+
+    def _step(self) -> Sequence[int] | None:
         with self._torch.inference_mode():
             token = self._ready().step()
             if self._synchronous:
@@ -118,24 +142,59 @@ class TorchEngine:
         """The tokens of every free-running step since ``prefill``; waits for the device."""
         if not self._kept:
             return []
-        rows: list[list[int]] = self._torch.stack(self._kept).tolist()
+        with self._whole_group():
+            rows: list[list[int]] = self._torch.stack(self._kept).tolist()
         self._kept.clear()
         return rows
+
+    def wait(self) -> None:
+        """Until the device has nothing to do."""
+        if self._device.type == "cuda":
+            self._torch.cuda.synchronize(self._device)
 
     def reset(self) -> None:
         self._kept.clear()
         self._ready().reset()
+        if self._group is not None:
+            self._group.tell({"do": "reset"})
 
     def close(self) -> None:
-        if self._loop is None:
-            return
-        self._loop = None
+        group, self._group = self._group, None
+        loop, self._loop = self._loop, None
         self._kept.clear()
-        if self._device.type == "cuda":
+        if group is not None:
+            from llmprof.engines.torch.shards import part
+
+            group.close()
+            part(on_cpu=self._info.device == "cpu")
+        if loop is not None and self._device.type == "cuda":
+            del loop
             self._torch.cuda.empty_cache()
 
     def describe(self) -> EngineInfo:
         return self._info
+
+    def ranks(self) -> Sequence[RankProcess]:
+        return self._ranks or [RankProcess(0, os.getpid(), self._info.device)]
+
+    def start_rank_traces(self, serial: int) -> None:
+        if self._group is None:
+            return
+        with self._whole_group():
+            self._group.tell({"do": "begin_trace", "serial": serial})
+            found = self._group.answers(ANSWER_S)
+        self._begun = {r: str(f["unavailable"]) for r, f in found.items()}
+
+    def stop_rank_traces(self, serial: int) -> dict[int, str]:
+        if self._group is None:
+            return {}
+        with self._whole_group():
+            self._group.tell({"do": "end_trace", "serial": serial})
+            found = self._group.answers(ANSWER_S)
+        return {
+            r: self._untraced.get(r) or self._begun.get(r) or _trace_words(facts)
+            for r, facts in found.items()
+        }
 
     def start_op_trace(self) -> None:
         from llmprof.engines.pytorch.ops import OpTrace
@@ -147,42 +206,105 @@ class TorchEngine:
         trace, self._trace = self._trace, None
         return trace.stop() if trace else []
 
+    def _load(
+        self, request: LoadRequest, chosen: Choices, shard: Shard | None, progress: Progress
+    ) -> None:
+        from llmprof.engines.pytorch.memory import check_fits, memory_errors, needed_bytes
+
+        torch = self._torch = _torch()
+        ref, source, config = _config(request, chosen)
+        held = config if shard is None else shard.config(config)
+        if (threads := thread_count(chosen)) is not None:
+            torch.set_num_threads(max(1, threads // chosen.world))
+        need = needed_bytes(held, chosen.torch_dtype.itemsize, request.batch, request.max_positions)
+        check_fits("torch", need, chosen.device)
+        self._memory_errors = memory_errors
+        self._device = chosen.device
+        self._synchronous = chosen.synchronous
+        self._batch, self._vocab = request.batch, config.vocab_size
+        self._limit = request.max_positions
+        try:
+            with memory_errors("torch", "the model", chosen.device), torch.inference_mode():
+                self._loop = _build(config, source, chosen, request, progress, shard)
+        finally:
+            if source is not None:
+                source.close()
+        from llmprof.engines.torch.describing import describe
+
+        payloads: dict[str, int] = {}
+        if shard is not None:
+            payloads = shard.payloads(config, request.batch, chosen.torch_dtype.itemsize)
+        self._info = describe(ref, config, held, source, chosen, request, payloads)
+
+    def _asked(self, request: LoadRequest, chosen: Choices, rank: int) -> dict[str, Any]:
+        assert self._group is not None
+        return {
+            "do": "load",
+            "model": request.model,
+            "options": request.options,
+            "batch": request.batch,
+            "max_positions": request.max_positions,
+            "seed": request.seed,
+            "rendezvous": self._group.rendezvous,
+            "trace": request.trace,
+            "spool": None if request.spool is None else rank_spool(request.spool, rank),
+            "spin": chosen.device.type == "cuda",
+        }
+
+    @contextmanager
+    def _whole_group(self) -> Iterator[None]:
+        """What fails because a rank is gone says that."""
+        try:
+            yield
+        except RuntimeError as why:
+            raise self._reason(why) from None
+
+    def _reason(self, why: BaseException) -> BaseException:
+        group = self._group
+        if group is None or isinstance(why, (LlmprofError, KeyboardInterrupt)):
+            return why
+        from llmprof.engines.torch.group import RankDied
+
+        return RankDied(group.why_dead) if group.wait_for_death() else why
+
     def _ready(self) -> EagerLoop:
         if self._loop is None:
             raise RuntimeError("torch: no model loaded")
         return self._loop
 
 
-def _choose(options: dict[str, str], torch: Any) -> _Choices:
-    given = Options("torch", options)
-    has_cuda = torch.cuda.is_available()
-    name = given.text("device", "cuda" if has_cuda else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
-        raise UsageError(f"torch:device={name}: expected cpu, cuda or cuda:N")
-    on_cuda = name != "cpu"
-    if on_cuda and not has_cuda:
-        raise UsageError(f"torch:device={name}: torch {torch.__version__} sees no CUDA GPU")
-    device = torch.device("cuda:0" if name == "cuda" else name)
-    if on_cuda and device.index >= torch.cuda.device_count():
-        raise UsageError(f"torch:device={name}: there are {torch.cuda.device_count()} CUDA GPUs")
-    dtype = given.text("dtype", "fp16" if on_cuda else "fp32", tuple(_DTYPES))
-    cuda_graph = given.flag("cuda_graph", False)
-    if cuda_graph and not on_cuda:
-        raise UsageError("torch:cuda_graph=1 needs device=cuda")
-    threads = given.integer("threads", None, 1)
-    synchronous = given.flag("sync", True)
-    given.done()
-    if on_cuda:
-        # Streams, graphs and the memory pool are those of the current device.
-        torch.cuda.set_device(device)
-    return _Choices(device, dtype, cuda_graph, threads, synchronous)
+def _torch() -> Any:
+    try:
+        import torch
+    except ImportError as why:
+        raise MissingPackage(
+            f"engine 'torch' needs torch ({why}); install it with: {how_to_install('torch')}"
+        ) from None
+    return torch
 
 
-def _threads(chosen: _Choices) -> int | None:
-    """The user's, or ``machine.default_threads``; ``None`` where the user's environment says."""
-    if chosen.threads is not None or os.environ.get("OMP_NUM_THREADS"):
-        return chosen.threads
-    return default_threads() if chosen.device.type == "cpu" else None
+def _trace_words(facts: dict[str, Any]) -> str:
+    if facts.get("unavailable"):
+        return str(facts["unavailable"])
+    dropped = facts.get("dropped")
+    return f"CUPTI dropped {dropped} records" if dropped else ""
+
+
+def _config(
+    request: LoadRequest, chosen: Choices
+) -> tuple[ModelRef, WeightSource | None, LlamaConfig]:
+    """The model that is asked for, opened; raises ``UsageError`` where the request does not fit."""
+    ref = resolve(request.model)
+    source = _open(ref)
+    config = _shape(ref) if source is None else source.config
+    if request.max_positions > config.max_position_embeddings:
+        raise UsageError(
+            f"torch: {request.max_positions} positions asked for, but the context of {ref.name}"
+            f" is {config.max_position_embeddings}; shorten --prompt-len or --decode-len"
+        )
+    if chosen.world > 1:
+        chosen.check_shape(config)
+    return ref, source, config
 
 
 def _open(ref: ModelRef) -> WeightSource | None:
@@ -202,16 +324,17 @@ def _shape(ref: ModelRef) -> LlamaConfig:
 def _build(
     config: LlamaConfig,
     source: WeightSource | None,
-    chosen: _Choices,
+    chosen: Choices,
     request: LoadRequest,
     progress: Progress,
+    shard: Shard | None,
 ) -> EagerLoop:
     import torch
 
     from llmprof.engines.torch.llama import TorchLlama, random_weights, stored_weights
     from llmprof.engines.torch.loops import EagerLoop, GraphLoop, cache_positions
 
-    dtype = getattr(torch, _DTYPES[chosen.dtype])
+    dtype = chosen.torch_dtype
     if source is None:
         what = "making random weights"
         read = random_weights(config, request.seed, chosen.device, dtype)
@@ -219,84 +342,18 @@ def _build(
         what, read = "loading weights", stored_weights(source, chosen.device, dtype)
     progress(what, 0.0)
     model = TorchLlama(
-        config,
-        read,
+        config if shard is None else shard.config(config),
+        read if shard is None else shard.reading(read),
         batch=request.batch,
         positions=cache_positions(request.max_positions, chosen.cuda_graph),
         device=chosen.device,
         dtype=dtype,
         rope_factors=None if source is None else source.rope_factors,
         told=lambda share: progress(what, share),
+        shard=shard,
     )
     if chosen.device.type == "cuda":
         torch.cuda.synchronize(chosen.device)
     if chosen.cuda_graph:
         return GraphLoop(model, request.max_positions, request.batch)
     return EagerLoop(model, request.max_positions)
-
-
-def _describe(
-    ref: ModelRef,
-    config: LlamaConfig,
-    source: WeightSource | None,
-    chosen: _Choices,
-    request: LoadRequest,
-) -> EngineInfo:
-    import torch
-
-    on_cuda = chosen.device.type == "cuda"
-    size = getattr(torch, _DTYPES[chosen.dtype]).itemsize
-    versions = {"torch": torch.__version__}
-    if on_cuda:
-        versions["cuda"] = str(torch.version.cuda)
-    model_format, notes = f"random {chosen.dtype}", list(source.notes if source else ())
-    if source is not None:
-        model_format = f"{source.format} as {chosen.dtype}"
-        packing = {"gguf": "GGUF", "safetensors gptq": "GPTQ"}
-        for start, word in packing.items():
-            if source.format.startswith(start):
-                notes.append(f"{word} weights are dequantised on load: a step reads {chosen.dtype}")
-    if chosen.cuda_graph:
-        notes.append(
-            "one CUDA graph for each 256 KV positions; attention reads to the bucket's end"
-        )
-    return EngineInfo(
-        versions=versions,
-        model=ref.name,
-        model_format=model_format,
-        parameters=config.parameters,
-        bits_per_weight=8.0 * size,
-        weight_bytes_per_step=config.step_parameters * size,
-        kv_bytes_per_token=config.kv_bytes_per_token(size),
-        context_limit=config.max_position_embeddings,
-        vocab_size=config.vocab_size,
-        device=str(chosen.device),
-        dtype=chosen.dtype,
-        drive="forward",
-        cuda_graph=chosen.cuda_graph if on_cuda else None,
-        synchronous=chosen.synchronous,
-        warmup_min_steps=8 if on_cuda else 2,
-        threads=None if on_cuda else torch.get_num_threads(),
-        options=dict(request.options),
-        notes=notes,
-        weights_id=held_id(source.weights_id, chosen.dtype, source.format.lower().endswith("bf16"))
-        if source
-        else None,
-        projections=_projections(config, size),
-        op_tracer=None if on_cuda else "torch",
-    )
-
-
-def _projections(config: LlamaConfig, size: int) -> dict[str, list[int]]:
-    """As ``llama.Layer`` holds them: q, k, v in one matrix, gate and up in one."""
-    hidden, inner = config.hidden_size, config.intermediate_size
-    query = config.num_attention_heads * config.head_dim
-    both = 2 * config.num_key_value_heads * config.head_dim
-    shapes = {
-        "self_attn.qkv_proj": (query + both, hidden),
-        "self_attn.o_proj": (hidden, query),
-        "mlp.gate_up_proj": (2 * inner, hidden),
-        "mlp.down_proj": (hidden, inner),
-        "lm_head": (config.vocab_size, hidden),
-    }
-    return {name: [n, k, n * k * size] for name, (n, k) in shapes.items()}

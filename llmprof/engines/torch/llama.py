@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,20 @@ from torch import Tensor
 
 from llmprof.models.presets import EMBEDDING, FINAL_NORM, HEAD, LlamaConfig, RopeScaling
 from llmprof.models.weights import WeightSource
+
+
+class Shard(Protocol):
+    """One rank's part of a model (``shards.Shard``)."""
+
+    def rows(self, weight: Tensor) -> Tensor:
+        """Its part of a matrix that is split by rows."""
+
+    def sum(self, partial: Tensor) -> Tensor:
+        """The sum over all ranks."""
+
+    def next_token(self, logits: Tensor) -> Tensor:
+        """The best token of all ranks' parts of the vocabulary, [B]."""
+
 
 ReadWeight = Callable[[str], Tensor]
 """HF name → that weight on the engine's device, in its dtype."""
@@ -107,17 +121,23 @@ class TorchLlama:
         dtype: torch.dtype,
         rope_factors: Any | None = None,
         told: Callable[[float], None] = lambda share: None,
+        shard: Shard | None = None,
     ) -> None:
         """Take every weight from ``read`` and allocate a cache of ``positions``.
 
-        ``told`` hears the share of the layers that is loaded.
+        ``told`` hears the share of the layers that is loaded. With a ``shard``, ``config`` and what
+        ``read`` gives are one rank's part.
         """
         self.config = config
         self.dtype = dtype
+        self.shard = shard
         self.embedding = read(EMBEDDING)
         self.layers = list(_layers(config, read, told))
         self.final_norm = read(FINAL_NORM)
-        self.head = self.embedding if config.tie_word_embeddings else read(HEAD)
+        if config.tie_word_embeddings:
+            self.head = self.embedding if shard is None else shard.rows(self.embedding)
+        else:
+            self.head = read(HEAD)
         shape = (batch, config.num_key_value_heads, positions, config.head_dim)
         self.cache = [
             (
@@ -149,7 +169,7 @@ class TorchLlama:
             mask: additive, [kv_length]; ``None`` where all that is read counts.
 
         Returns:
-            [B, vocabulary].
+            [B, vocabulary], of a shard its part of it.
         """
         eps = self.config.rms_norm_eps
         width = (self.config.hidden_size,)
@@ -160,8 +180,16 @@ class TorchLlama:
             x = x + self._attention(layer, cache, y, positions, cos, sin, kv_length, mask)
             y = F.rms_norm(x, width, layer.mlp_norm, eps)
             gate, up = F.linear(y, layer.gate_up).chunk(2, -1)
-            x = x + F.linear(F.silu(gate) * up, layer.down)
+            x = x + self._whole(F.linear(F.silu(gate) * up, layer.down))
         return F.linear(F.rms_norm(x[:, -1], width, self.final_norm, eps), self.head)
+
+    def next_token(self, logits: Tensor) -> Tensor:
+        """Greedy: the best token of each sequence, [B]."""
+        return logits.argmax(-1) if self.shard is None else self.shard.next_token(logits)
+
+    def _whole(self, partial: Tensor) -> Tensor:
+        """What a row-parallel projection leaves, summed over the ranks."""
+        return partial if self.shard is None else self.shard.sum(partial)
 
     def _attention(
         self,
@@ -196,7 +224,8 @@ class TorchLlama:
             values = values.repeat_interleave(group, 1)
             y = F.scaled_dot_product_attention(q, keys, values, is_causal=True)
             y = y.transpose(1, 2)
-        return F.linear(y.reshape(batch, length, heads * config.head_dim), layer.output)
+        y = y.reshape(batch, length, heads * config.head_dim)
+        return self._whole(F.linear(y, layer.output))
 
 
 def _rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

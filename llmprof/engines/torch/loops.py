@@ -32,7 +32,7 @@ class EagerLoop:
         length = ids.shape[1]
         logits = self.model.forward(ids, self.model.positions[:length], length, None)
         self.filled = length
-        self.token = logits.argmax(-1)
+        self.token = self.model.next_token(logits)
         return self.token
 
     def step(self) -> Tensor:
@@ -41,7 +41,7 @@ class EagerLoop:
         if token is None:
             raise RuntimeError("decode step before prefill")
         logits = self.model.forward(token[:, None], self.model.positions[at : at + 1], at + 1, None)
-        self.token = logits.argmax(-1)
+        self.token = self.model.next_token(logits)
         return self.token
 
     def advance(self) -> int:
@@ -94,7 +94,7 @@ class GraphLoop(EagerLoop):
         mask = torch.zeros(end, dtype=self.model.dtype, device=visible.device)
         mask.masked_fill_(~visible, float("-inf"))
         logits = self.model.forward(self._token[:, None], self._position, end, mask)
-        self._token.copy_(logits.argmax(-1))
+        self._token.copy_(self.model.next_token(logits))
         self._position.add_(1)
 
     def _capture(self, end: int) -> torch.cuda.CUDAGraph:

@@ -1,0 +1,167 @@
+"""A rank of a tensor-parallel torch engine that is not rank 0: started by ``group``, told by it.
+
+Each request is done in order. A step is answered by nothing: the ranks meet in its collectives.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmprof.children.protocol import Channel, ChannelClosed
+from llmprof.engines.base import LoadRequest
+from llmprof.errors import LlmprofError, MissingPackage, ModelError, OutOfMemory, UsageError
+from llmprof.records import Unavailable
+
+if TYPE_CHECKING:
+    from llmprof.engines.torch.engine import TorchEngine
+    from llmprof.tracers.cupti.tracer import CuptiTracer
+
+SPIN_S = 0.01
+"""On a GPU a rank asks its pipe over and over for so long before it sleeps: waking up takes tens of
+µs, which would be lateness that llmprof itself made."""
+
+
+def _kind(why: BaseException) -> str:
+    kinds: tuple[tuple[type[BaseException], str], ...] = (
+        (OutOfMemory, "oom"),
+        (MissingPackage, "missing-package"),
+        (ModelError, "model"),
+        (UsageError, "input"),
+    )
+    return next((name for kind, name in kinds if isinstance(why, kind)), "exception")
+
+
+class _Rank:
+    """State between requests."""
+
+    def __init__(self, channel: Channel) -> None:
+        self.channel = channel
+        self.engine: TorchEngine | None = None
+        self.tracer: CuptiTracer | None = None
+        self.spin = False
+
+    def load(self, ask: dict[str, Any]) -> None:
+        facts: dict[str, Any] = {}
+        if ask["spool"] is not None:
+            # Before CUDA: kinds must be on before the context and the first graph.
+            from llmprof.tracers.cupti.tracer import LEVELS, CuptiTracer
+
+            tracer = CuptiTracer(Path(ask["spool"]), LEVELS[ask["trace"]])
+            why = tracer.start()
+            if why is None:
+                self.tracer = tracer
+            else:
+                facts["untraced"] = why.reason
+        from llmprof.engines.torch.engine import TorchEngine
+
+        request = LoadRequest(
+            model=ask["model"],
+            options=ask["options"],
+            batch=ask["batch"],
+            max_positions=ask["max_positions"],
+            seed=ask["seed"],
+        )
+        engine = TorchEngine()
+        engine.load_rank(
+            request,
+            int(os.environ["RANK"]),
+            ask["rendezvous"],
+            ready=lambda device: self.done(device=device, **facts),
+        )
+        self.engine = engine
+        self.spin = ask["spin"]
+        self.done()
+
+    def prefill(self, ask: dict[str, Any]) -> None:
+        self._ready().launch_prefill(ask["ids"])
+
+    def step(self, _ask: dict[str, Any]) -> None:
+        self._ready().launch_step()
+
+    def reset(self, _ask: dict[str, Any]) -> None:
+        self._ready().reset()
+
+    def begin_trace(self, ask: dict[str, Any]) -> None:
+        self._ready().wait()
+        begun = None if self.tracer is None else self.tracer.begin_round(ask["serial"])
+        self.done(unavailable=begun.reason if isinstance(begun, Unavailable) else "")
+
+    def end_trace(self, ask: dict[str, Any]) -> None:
+        self._ready().wait()
+        if self.tracer is None:
+            self.done(unavailable="kernels of this rank were not recorded")
+            return
+        facts = self.tracer.end_round(ask["serial"])
+        if isinstance(facts, Unavailable):
+            self.done(unavailable=facts.reason)
+        else:
+            self.done(**facts)
+
+    def close(self) -> None:
+        if self.engine is not None:
+            self.engine.close()
+        if self.tracer is not None:
+            self.tracer.close()
+
+    def done(self, **facts: Any) -> None:
+        self.channel.send({"is": "done", **facts})
+
+    def next(self) -> dict[str, Any]:
+        """The next request; spinning first, where steps are short."""
+        if self.spin:
+            deadline = time.monotonic() + SPIN_S
+            while time.monotonic() < deadline:
+                received = self.channel.receive(0.0)
+                if received is not None:
+                    return received[0]
+        while True:
+            received = self.channel.receive()
+            if received is not None:
+                return received[0]
+
+    def _ready(self) -> TorchEngine:
+        if self.engine is None:
+            raise RuntimeError("no model loaded")
+        return self.engine
+
+
+def serve(read_fd: int, write_fd: int) -> None:
+    """Do what rank 0 asks until ``close``, its end, or the first failure.
+
+    The process then leaves without Python's and torch's teardown: NCCL's has been seen to hang
+    while a CUDA graph with collectives lives, and everything of value is with rank 0 already.
+    """
+    channel = Channel(read_fd, write_fd)
+    rank = _Rank(channel)
+    actions = {
+        "load": rank.load,
+        "prefill": rank.prefill,
+        "step": rank.step,
+        "reset": rank.reset,
+        "begin_trace": rank.begin_trace,
+        "end_trace": rank.end_trace,
+    }
+    code = 0
+    try:
+        while True:
+            ask = rank.next()
+            if ask["do"] == "close":
+                rank.close()
+                break
+            actions[ask["do"]](ask)
+    except ChannelClosed:
+        pass  # rank 0 is gone; nothing is left to tell
+    except BaseException as why:  # noqa: BLE001 - whatever it is, rank 0 has to hear of it
+        code = 1
+        if not isinstance(why, LlmprofError):
+            traceback.print_exc()  # stderr is the worker's log
+        text = str(why) if isinstance(why, LlmprofError) else f"{type(why).__name__}: {why}"
+        try:
+            channel.send({"is": "failed", "kind": _kind(why), "message": text})
+        except ChannelClosed:
+            pass
+    os._exit(code)
