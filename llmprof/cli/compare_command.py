@@ -148,7 +148,7 @@ def _fall(
 
 
 def _print_text(found: list[tuple[Comparison, Fall]]) -> None:
-    from llmprof.exports.text import pairing_table
+    from llmprof.exports.text import pairing_table, roles_table
     from llmprof.exports.text.waterfall_table import render
     from llmprof.plaintext import one_line
 
@@ -158,7 +158,11 @@ def _print_text(found: list[tuple[Comparison, Fall]]) -> None:
         print(one_line(pair.verdict))
         for warning in pair.warnings:
             print(f"  ! {one_line(warning)}")
-        for line in (*render(fall), *pairing_table.render(fall.kernels)):
+        for line in (
+            *render(fall),
+            *roles_table.render(fall.roles),
+            *pairing_table.render(fall.kernels),
+        ):
             print(line)
 
 

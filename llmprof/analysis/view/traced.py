@@ -26,6 +26,7 @@ from llmprof.analysis.device.kernels import (
     prepare,
 )
 from llmprof.analysis.device.pairing import Pairing, pair_kernels
+from llmprof.analysis.device.roles import RoleReport, roles_of
 from llmprof.analysis.device.sweep import merged_spans
 from llmprof.analysis.device.waterfall import (
     StepParts,
@@ -40,9 +41,18 @@ from llmprof.analysis.timeline.axis import RunLanes
 from llmprof.analysis.timeline.build import build_lane
 from llmprof.analysis.timing.steps import engine_steps
 from llmprof.analysis.view.report import Report
-from llmprof.analysis.view.traced_round import cut_words, longest, of_threads, shortened
+from llmprof.analysis.view.roles import RolePair, RoleRow, role_pairs, role_rows
+from llmprof.analysis.view.traced_round import (
+    cut_words,
+    longest,
+    of_threads,
+    shortened,
+    why_no_host,
+    why_no_kernels,
+)
 from llmprof.records import (
     LOST_RECORDS,
+    EngineInfo,
     EngineRecord,
     Maybe,
     RoundRecord,
@@ -113,6 +123,8 @@ class EngineTrace:
         """Sampled host stacks of the decode steps."""
         self.totals: ProcessTotals | None = None
         """Of the whole file, where llmprof did not drive the engine."""
+        self.info: EngineInfo | None = None
+        """What the engine said about itself."""
         self.steps_found = DRIVEN
         """How the steps are known."""
         self.sampled = sampled
@@ -179,6 +191,18 @@ class EngineTrace:
         return self.round if isinstance(self.round, Unavailable) else kernel_report(self.round)
 
     @cached_property
+    def roles(self) -> RoleReport | Unavailable:
+        """What each kernel is for."""
+        if isinstance(self.round, Unavailable):
+            return self.round
+        return roles_of(self.round, None if self.info is None else self.info.projections)
+
+    @cached_property
+    def role_rows(self) -> tuple[RoleRow, ...] | Unavailable:
+        """What a step spends on each purpose."""
+        return role_rows(self.roles, self.info, self.dram)
+
+    @cached_property
     def gaps(self) -> GapReport | Unavailable:
         if isinstance(self.round, Unavailable):
             return self.round
@@ -216,6 +240,8 @@ class Fall:
     timing: Waterfall | Unavailable
     kernels: Pairing | Unavailable
     """Kernel by kernel."""
+    roles: tuple[RolePair, ...] | Unavailable
+    """What both do for the same purpose."""
 
 
 class RunTrace:
@@ -258,8 +284,8 @@ class RunTrace:
                     ),
                     rules=rules,
                     operators=tuple(reader.nvtx_op_totals(engine.engine_id)),
-                    no_kernels=_why_no_kernels(data, engine.label),
-                    no_host=_why_no_host(data, engine.label),
+                    no_kernels=why_no_kernels(data, engine.label),
+                    no_host=why_no_host(data, engine.label),
                     sampled=sampled_steps(reader, data, engine),
                     dram=measured(engine, reader),
                     limit=limit,
@@ -272,6 +298,7 @@ class RunTrace:
                 for engine in data.engines
             )
             for engine, trace in zip(data.engines, self.engines, strict=True):
+                trace.info = engine.info
                 found = data.steps_found.get(engine.engine_id)
                 if found is not None:
                     trace.steps_found = found
@@ -301,6 +328,11 @@ class RunTrace:
         )
         made._parts = ((path, data, made.engines),)
         return made
+
+    @property
+    def runs(self) -> tuple[tuple[RunData, tuple[EngineTrace, ...]], ...]:
+        """Each run that is shown, with its engines' traces."""
+        return tuple((data, traces) for _, data, traces in self._parts)
 
     @property
     def cuts(self) -> tuple[Warned, ...]:
@@ -400,19 +432,8 @@ def fall_between(a: EngineTrace, a_step_ns: Maybe, b: EngineTrace, b_step_ns: Ma
         traced=waterfall(a.parts, b.parts),
         timing=timing_waterfall(a.parts, b.parts, a_step_ns, b_step_ns),
         kernels=pair_kernels(a.kernels, b.kernels),
+        roles=role_pairs(a.role_rows, b.role_rows),
     )
-
-
-def _why_no_kernels(data: RunData, label: str) -> str:
-    level = "kernels were not traced (--trace steps)"
-    usual = level if data.info.trace_level == "steps" else "the trace holds no kernel"
-    return data.why_missing(label, "kernels") or usual
-
-
-def _why_no_host(data: RunData, label: str) -> str:
-    usual = "host stacks were not sampled"
-    level = " (--trace steps)" if data.info.trace_level == "steps" else ""
-    return data.why_missing(label, "host") or usual + level
 
 
 def all_warnings(report: Report, trace: RunTrace | Unavailable) -> tuple[Warned, ...]:

@@ -76,3 +76,17 @@ def of_threads(
             " of its own",
         ),
     )
+
+
+def why_no_kernels(data: RunData, label: str) -> str:
+    """The reason that the run gives, or the usual one."""
+    level = "kernels were not traced (--trace steps)"
+    usual = level if data.info.trace_level == "steps" else "the trace holds no kernel"
+    return data.why_missing(label, "kernels") or usual
+
+
+def why_no_host(data: RunData, label: str) -> str:
+    """The same for host stacks."""
+    usual = "host stacks were not sampled"
+    level = " (--trace steps)" if data.info.trace_level == "steps" else ""
+    return data.why_missing(label, "host") or usual + level

@@ -23,6 +23,7 @@ from llmprof.analysis.timing.steps import RoundSteps
 from llmprof.analysis.view.report import EngineReport, Report
 from llmprof.analysis.view.traced import EngineTrace, Fall, RunTrace, all_warnings
 from llmprof.exports.json.host import host_document
+from llmprof.exports.json.roles import role_pairs_document
 from llmprof.exports.json.trace import (
     engine_trace,
     fall_document,
@@ -88,6 +89,7 @@ def comparison_document(found: Sequence[tuple[Comparison, Fall]]) -> Document:
         "pairs": [_pair(pair) for pair, _ in found],
         "waterfalls": [fall_document(fall) for _, fall in found],
         "kernel_pairs": [pairing_document(fall.kernels) for _, fall in found],
+        "role_pairs": [role_pairs_document(fall.roles) for _, fall in found],
     }
     clean: Document = _finite(document)
     return clean

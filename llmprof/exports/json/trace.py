@@ -12,6 +12,7 @@ from llmprof.analysis.device.kernels import DeviceReport, KernelReport
 from llmprof.analysis.device.pairing import Pairing
 from llmprof.analysis.device.waterfall import Waterfall, verdict_words
 from llmprof.analysis.view.traced import EngineTrace, Fall, RunTrace
+from llmprof.exports.json.roles import roles_document
 from llmprof.exports.json.steps import known_steps, step_document, step_groups
 from llmprof.plaintext import one_line
 from llmprof.records import Maybe, Unavailable
@@ -64,6 +65,7 @@ def engine_trace(trace: EngineTrace | Unavailable) -> Document:
                 }
                 for c in report.categories
             ],
+            **roles_document(trace.roles, trace.role_rows),
             **_gaps(gaps),
         }
     if trace.operators:
