@@ -22,7 +22,7 @@ import numpy as np
 
 from llmprof.records import RunInfo
 from llmprof.runfile import schema
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 
 GOAL = 0.5e6
 TABLE = "CUPTI_ACTIVITY_KIND_KERNEL"

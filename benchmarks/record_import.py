@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from llmprof.recording.devices import DeviceMap
-from llmprof.recording.spools import Spools
+from llmprof.recording.spooled.devices import DeviceMap
+from llmprof.recording.spooled.spools import Spools
 from llmprof.records import RunInfo
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.cupti import spool
 from llmprof.tracers.cupti.decode import decode_buffer, record_dtype
 from llmprof.tracers.cupti.layout import API_FIELDS, KERNEL_FIELDS, known_layout

@@ -60,7 +60,7 @@ def test_the_worker_needs_the_standard_library_alone() -> None:
 def test_headless_reporting_imports_no_textual() -> None:
     code = (
         "import llmprof.session.run, llmprof.analysis.view.report, llmprof.exports.json.report,"
-        " llmprof.exports.text.table, llmprof.cli.run_command"
+        " llmprof.exports.text.table, llmprof.cli.run.run_command"
     )
     assert not {"textual", "rich", "torch"} & loaded_after(code)
 

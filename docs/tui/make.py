@@ -27,10 +27,10 @@ from tui_snapshots_data import LIVE, FixedSource  # noqa: E402
 
 from llmprof.analysis.view.live import RunDataSource  # noqa: E402
 from llmprof.analysis.view.snapshot import Snapshot  # noqa: E402
-from llmprof.cli.setup_command import _DEFAULTS  # noqa: E402
+from llmprof.cli.run.setup_command import _DEFAULTS  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
-from llmprof.tui.app import LlmprofApp  # noqa: E402
 from llmprof.tui.setup.screen import Choice, Facts, SetupApp  # noqa: E402
+from llmprof.tui.shell.app import LlmprofApp  # noqa: E402
 
 SIZES = ((80, 24), (120, 40), (200, 60))
 GRAPH, HOST = "h100_graph.sqlite", "h100_host.sqlite"

@@ -166,7 +166,7 @@ def run_parser() -> argparse.ArgumentParser:
     out.add_argument("--from", dest="source", metavar="RUN.sqlite", help="report on a recorded run")
     _step_range(out)
     _config(out)
-    parser.set_defaults(command=_late("llmprof.cli.run_command:run"))
+    parser.set_defaults(command=_late("llmprof.cli.run.run_command:run"))
     return parser
 
 
@@ -214,7 +214,7 @@ def subcommand(name: str) -> argparse.ArgumentParser:
         )
         _step_range(parser)
         _config(parser)
-        parser.set_defaults(command=_late("llmprof.cli.report_commands:open_file"))
+        parser.set_defaults(command=_late("llmprof.cli.files.report_commands:open_file"))
     elif name == "compare":
         parser.description = (
             "Why is B faster than A? One file compares its engines with its first one; two files"
@@ -234,7 +234,7 @@ def subcommand(name: str) -> argparse.ArgumentParser:
             help="exit 4 if B / A is beyond: tok_s<98%%, ttft>105%% (and the difference is seen),"
             " 5 if that cannot be told; may be repeated",
         )
-        parser.set_defaults(command=_late("llmprof.cli.compare_command:compare"))
+        parser.set_defaults(command=_late("llmprof.cli.files.compare_command:compare"))
     elif name == "export":
         parser.description = "Write runs in another format."
         parser.add_argument(
@@ -243,7 +243,7 @@ def subcommand(name: str) -> argparse.ArgumentParser:
         parser.add_argument("--to", metavar="FORMAT", required=True, help=", ".join(EXPORTS))
         parser.add_argument("-o", "--output", metavar="OUT", help="the new file or folder")
         _step_range(parser)
-        parser.set_defaults(command=_late("llmprof.cli.export_command:export"))
+        parser.set_defaults(command=_late("llmprof.cli.files.export_command:export"))
     elif name == "model":
         from llmprof.cli.model_command import add_arguments
 
@@ -262,17 +262,17 @@ def subcommand(name: str) -> argparse.ArgumentParser:
     elif name == "engines":
         parser.description = "The engines that can be named here: state, versions, interpreter."
         _config(parser)
-        parser.set_defaults(command=_late("llmprof.cli.report_commands:engines"))
+        parser.set_defaults(command=_late("llmprof.cli.files.report_commands:engines"))
     elif name == "doctor":
         parser.description = "What works on this machine, and how to get the rest."
         form = parser.add_mutually_exclusive_group()
         form.add_argument("--json", action="store_true", help="machine-readable")
         form.add_argument("--banner", action="store_true", help="a few lines, for a login")
         _config(parser)
-        parser.set_defaults(command=_late("llmprof.cli.report_commands:doctor"))
+        parser.set_defaults(command=_late("llmprof.cli.files.report_commands:doctor"))
     else:
         parser.description = "Print the JSON Schema of the --json document."
-        parser.set_defaults(command=_late("llmprof.cli.report_commands:schema"))
+        parser.set_defaults(command=_late("llmprof.cli.files.report_commands:schema"))
     return parser
 
 

@@ -72,7 +72,7 @@ def _in_view(plan: RecordPlan) -> Outcome:
     """Beside a live view. The program has a terminal of its own; what it wrote comes afterwards."""
     from llmprof.recording.run import Recording
     from llmprof.recording.terminal import OwnTerminal
-    from llmprof.tui.refresh import prepare
+    from llmprof.tui.shell.refresh import prepare
 
     prepare(os.environ)
     from llmprof.tui.recording.app import RecordApp

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmprof.exports.formats import Progress
-from llmprof.runfile.copying import copy_file, merge_files
+from llmprof.runfile.writing.copying import copy_file, merge_files
 from llmprof.step_records import (
     StepChoice,
 )

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from llmprof.analysis.device.kernel_names import demangle
 from llmprof.runfile.schema import global_pid, global_tid
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.cupti.decode import Records
 from llmprof.tracers.cupti.layout import DRIVER
 

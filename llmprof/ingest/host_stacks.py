@@ -8,7 +8,7 @@ from pathlib import Path
 from llmprof.plaintext import one_line
 from llmprof.records import HostFrame, HostRound, RoundRecord
 from llmprof.runfile.schema import global_tid
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.pyspy.chrome import Frame, HostSamples
 from llmprof.tracers.pyspy.tracer import HostPlan
 

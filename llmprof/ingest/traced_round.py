@@ -11,7 +11,7 @@ from pathlib import Path
 from llmprof.ingest.activities import ActivityRows
 from llmprof.plaintext import one_line
 from llmprof.records import ClockReading, Unavailable
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.cupti.decode import ClockMap, Records, Trace
 from llmprof.tracers.cupti.times import TimeCheck
 

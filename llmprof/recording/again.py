@@ -15,10 +15,10 @@ from pathlib import Path
 
 from llmprof.analysis.steps.marked import mark, round_of
 from llmprof.recording.control import RANGES, ControlPage
-from llmprof.recording.image import command_name
 from llmprof.recording.program import Program
-from llmprof.recording.ranges import RangeReader
-from llmprof.recording.tail import SpoolTail
+from llmprof.recording.spooled.image import command_name
+from llmprof.recording.spooled.ranges import RangeReader
+from llmprof.recording.spooled.tail import SpoolTail
 from llmprof.records import EngineRecord, NvtxEvent, RoundRecord, RunData, Unavailable
 from llmprof.runfile.trace.ranges import MAX_RANGES, range_rows
 from llmprof.tracers.cupti import spool

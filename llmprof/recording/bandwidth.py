@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llmprof.records import GpuDevice, Missing, PmRound, Unavailable
 from llmprof.runfile.schema import PM_ROUNDS
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.pm.tracer import PmTracer
 
 INTERVAL_NS = 200_000

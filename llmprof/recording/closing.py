@@ -6,9 +6,9 @@ from collections.abc import Callable, Sequence
 
 from llmprof.plaintext import one_line
 from llmprof.recording.plan import RecordPlan
-from llmprof.recording.spools import Recorded, Spools
+from llmprof.recording.spooled.spools import Recorded, Spools
 from llmprof.records import LOST_RECORDS, EngineInfo, GpuDevice, Missing
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 
 Warn = Callable[[str, str], None]
 """(text, scope)."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from llmprof.ingest.host_stacks import put_samples
 from llmprof.records import EngineRecord, Missing, RoundRecord, Unavailable
 from llmprof.runfile.schema import HOST_ROUNDS
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.pyspy.metronome import spawn
 from llmprof.tracers.pyspy.tracer import HostPlan, PySpyTracer
 

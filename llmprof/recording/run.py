@@ -19,11 +19,11 @@ from llmprof.plaintext import one_line
 from llmprof.recording import closing
 from llmprof.recording.bandwidth import BandwidthSampling
 from llmprof.recording.control import ACTIVITY, RANGES, ControlPage
-from llmprof.recording.devices import DeviceMap
 from llmprof.recording.host import HostStacks
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.program import Program
-from llmprof.recording.spools import Spools
+from llmprof.recording.spooled.devices import DeviceMap
+from llmprof.recording.spooled.spools import Spools
 from llmprof.recording.status import Lane, Outcome, Status
 from llmprof.recording.terminal import OwnTerminal
 from llmprof.recording.window import Window, steps_seen
@@ -36,7 +36,7 @@ from llmprof.records import (
     Unavailable,
     Warned,
 )
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.cupti.library import candidates
 from llmprof.tracers.nvml.tracer import NvmlTracer
 

@@ -22,7 +22,7 @@ from llmprof.records import (
     Unavailable,
     Warned,
 )
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.session.events import SessionObserver
 
 if TYPE_CHECKING:

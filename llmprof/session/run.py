@@ -24,7 +24,7 @@ from llmprof.records import (
     RunState,
     Unavailable,
 )
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.session.client import Cancelled
 from llmprof.session.engine_run import EngineRun
 from llmprof.session.events import SessionObserver

@@ -9,8 +9,8 @@ from pathlib import Path
 
 from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
-from llmprof.runfile.export_writer import ExportWriter
 from llmprof.runfile.foreign.nsys_rep import readable as nsys_readable
+from llmprof.runfile.writing.export_writer import ExportWriter
 from llmprof.traces.cache import converted
 
 Progress = Callable[[str, float | None], None]

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmprof.runfile.copying import merge_files
-from llmprof.runfile.export_writer import set_source
 from llmprof.runfile.foreign.source import Source
 from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.writing.copying import merge_files
+from llmprof.runfile.writing.export_writer import set_source
 from llmprof.traces.cache import converted
 
 

@@ -23,11 +23,11 @@ def run_app(
     steps: StepChoice = AUTO_STEPS,
 ) -> int:
     """Show ``source`` until the user quits; the exit code (see ``errors``)."""
-    from llmprof.tui.refresh import prepare
+    from llmprof.tui.shell.refresh import prepare
 
     prepare(os.environ)
-    from llmprof.tui.app import LlmprofApp
-    from llmprof.tui.hangup import watch_terminal
+    from llmprof.tui.shell.app import LlmprofApp
+    from llmprof.tui.shell.hangup import watch_terminal
 
     watch_terminal()
     app = LlmprofApp(source, refresh_hz=refresh_hz, keymap=keymap, steps=steps)

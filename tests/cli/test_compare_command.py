@@ -9,7 +9,7 @@ import pytest
 
 from llmprof.analysis.timing.compare import Comparison
 from llmprof.analysis.timing.stats import Estimate
-from llmprof.cli.gate import parse_gate
+from llmprof.cli.files.gate import parse_gate
 from llmprof.errors import UsageError
 from llmprof.records import Unavailable
 

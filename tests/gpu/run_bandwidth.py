@@ -123,7 +123,7 @@ def planted(folder: Path) -> None:
     from llmprof.ingest.traced_round import TraceImport
     from llmprof.records import EngineInfo, EngineRecord, PmRound, RoundRecord, RunInfo, Unavailable
     from llmprof.runfile.reader import RunFileReader
-    from llmprof.runfile.writer import RunFileWriter
+    from llmprof.runfile.writing.writer import RunFileWriter
     from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
     from llmprof.tracers.nvml.tracer import NvmlTracer
     from llmprof.tracers.pm.tracer import PmTracer

@@ -19,7 +19,7 @@ from llmprof.ingest.activities import base_name
 from llmprof.ingest.traced_round import Imported, TraceImport
 from llmprof.records import RoundRecord, Unavailable
 from llmprof.runfile.reader import RunFileReader
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.cupti.decode import Trace
 
 FIXTURES = Path(__file__).parents[1] / "fixtures"

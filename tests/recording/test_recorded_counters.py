@@ -19,7 +19,7 @@ from llmprof.records import (
 )
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.schema import PM_ROUNDS, process_number
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 
 T0 = 10**12
 

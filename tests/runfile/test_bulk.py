@@ -16,7 +16,7 @@ from runfile_factory import (
 )
 
 from llmprof.runfile.schema import BulkTable, global_pid, statements
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 
 
 def rows(path: Path, sql: str) -> list[tuple[Any, ...]]:

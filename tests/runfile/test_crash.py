@@ -18,7 +18,7 @@ from runfile_factory import T0, sample_engine, sample_info, sample_round, sample
 from llmprof.errors import RunFileError
 from llmprof.records import RunData
 from llmprof.runfile.reader import RunFileReader
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 
 PRELUDE = """
     import sys
@@ -40,7 +40,7 @@ ROUNDS_FOR_EVER = """
 # file on disk is half old, half new, and only its journal can bring it back.
 ONE_ROUND_THEN_A_BIG_TRANSACTION = """
     writer.put_round(sample_round(0, engine, T0))
-    import llmprof.runfile.writer as module
+    import llmprof.runfile.writing.writer as module
     def seen(self, when):
         print("in the middle", flush=True)
         sys.stdin.read()

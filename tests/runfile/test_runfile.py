@@ -40,7 +40,7 @@ from llmprof.records import (
 from llmprof.runfile.nvtx import self_times
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.schema import global_pid, global_tid
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 
 TABLES = {
     "LLMPROF_RUN": RunInfo,

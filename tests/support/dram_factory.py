@@ -15,7 +15,7 @@ from llmprof.analysis.bandwidth.design import Activity
 from llmprof.analysis.bandwidth.kernel_fit import Samples
 from llmprof.records import ClockReading, EngineRecord, GpuDevice, PmRound, RoundRecord
 from llmprof.runfile.schema import global_pid
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -15,7 +15,7 @@ from runfile_factory import T0, sample_run
 
 from llmprof.records import PmRound, RoundRecord, RunData
 from llmprof.runfile.schema import global_pid, global_tid
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 
 COPIES = {1: "Host-to-Device", 2: "Device-to-Host", 8: "Device-to-Device"}
 KERNELS = [

@@ -23,7 +23,7 @@ from llmprof.records import (
     Warned,
 )
 from llmprof.runfile.schema import OP_DOMAIN
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.workload import Workload
 
 T0 = 7_000_000_000_000

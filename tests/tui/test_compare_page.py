@@ -15,16 +15,16 @@ from llmprof.analysis.view.several import SeveralRuns
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.runfile.nvtx import OpTotal
 from llmprof.runfile.reader import RunFileReader
-from llmprof.tui.app import LlmprofApp
-from llmprof.tui.commands import ACTIONS
 from llmprof.tui.compare import page as compare_page
 from llmprof.tui.compare.page import entries, step_parts
-from llmprof.tui.dialogs import Choose
 from llmprof.tui.drawing import palette
 from llmprof.tui.drawing.canvas import strip
 from llmprof.tui.drawing.glyphs import UNICODE
 from llmprof.tui.frame import body
-from llmprof.tui.main_screen import MainScreen
+from llmprof.tui.shell.app import LlmprofApp
+from llmprof.tui.shell.commands import ACTIONS
+from llmprof.tui.shell.dialogs import Choose
+from llmprof.tui.shell.main_screen import MainScreen
 from llmprof.tui.view import CompareView, View
 
 

@@ -20,10 +20,10 @@ from llmprof.runfile.trace import chunks
 from llmprof.step_records import (
     StepChoice,
 )
-from llmprof.tui.app import LlmprofApp
-from llmprof.tui.dialogs import Choose
 from llmprof.tui.drawing.canvas import Canvas
 from llmprof.tui.drawing.cells import text_of
+from llmprof.tui.shell.app import LlmprofApp
+from llmprof.tui.shell.dialogs import Choose
 
 
 def source_of(path: Path) -> RunDataSource:

@@ -15,8 +15,6 @@ from tui_snapshots_data import FixedSource
 
 from llmprof.analysis.view.snapshot import NOT_YET, GpuView, Snapshot
 from llmprof.records import Unavailable
-from llmprof.tui.app import LlmprofApp
-from llmprof.tui.dialogs import ConfirmStop, HelpScreen
 from llmprof.tui.drawing.canvas import Canvas, strip
 from llmprof.tui.drawing.cells import (
     Row,
@@ -37,7 +35,9 @@ from llmprof.tui.frame import body, header
 from llmprof.tui.live.gpu import Meter
 from llmprof.tui.live.gpu import strip as history_strip
 from llmprof.tui.live.latency import bars, buckets, nice_ceiling, outlier_limit, per_cell, tops
-from llmprof.tui.refresh import prepare, refresh_rate
+from llmprof.tui.shell.app import LlmprofApp
+from llmprof.tui.shell.dialogs import ConfirmStop, HelpScreen
+from llmprof.tui.shell.refresh import prepare, refresh_rate
 from llmprof.tui.view import PAGES, View
 
 SNAPSHOTS = {

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input
 
-from llmprof.cli import setup_command
 from llmprof.cli.parser import parse
+from llmprof.cli.run import setup_command
 from llmprof.models.discover import found_models
 from llmprof.tui.drawing.canvas import Canvas, strip
 from llmprof.tui.drawing.cells import text_of, width_of

@@ -16,14 +16,14 @@ from llmprof.analysis.timeline.lod import LaneWork
 from llmprof.analysis.view.live import RunDataSource
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.runfile.reader import RunFileReader
-from llmprof.tui.app import LlmprofApp
-from llmprof.tui.dialogs import Ask
 from llmprof.tui.drawing.canvas import strip
 from llmprof.tui.drawing.cells import text_of, width_of
 from llmprof.tui.drawing.glyphs import ASCII, UNICODE
 from llmprof.tui.frame import body
 from llmprof.tui.live.busy import section
-from llmprof.tui.main_screen import MainScreen
+from llmprof.tui.shell.app import LlmprofApp
+from llmprof.tui.shell.dialogs import Ask
+from llmprof.tui.shell.main_screen import MainScreen
 from llmprof.tui.timeline import nav
 from llmprof.tui.timeline.page import layout
 from llmprof.tui.view import TimelineView, View

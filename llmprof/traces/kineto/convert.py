@@ -13,8 +13,8 @@ from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
 from llmprof.records import GpuDevice
 from llmprof.runfile import schema
-from llmprof.runfile.export_writer import CALL, COPY, KERNEL, RANGE, SET, ExportWriter
 from llmprof.runfile.foreign.source import TORCH, Source
+from llmprof.runfile.writing.export_writer import CALL, COPY, KERNEL, RANGE, SET, ExportWriter
 from llmprof.traces.demangling import demangled
 from llmprof.traces.json_stream import Document, NotJson
 from llmprof.traces.kineto.events import DOMAINS, GPU_THREADS, ON_GPU, Events

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 from llmprof.runfile import schema
-from llmprof.runfile.export_writer import CALL, COPY, KERNEL, RANGE, SET, SYNC, ExportWriter
+from llmprof.runfile.writing.export_writer import CALL, COPY, KERNEL, RANGE, SET, SYNC, ExportWriter
 from llmprof.traces.kineto.fields import copy_kind, nanoseconds, sync_kind, three, whole
 
 USER, OPERATORS, PYTHON, ON_GPU = 0, 1, 2, 3

@@ -16,8 +16,8 @@ from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
 from llmprof.records import GpuDevice
 from llmprof.runfile import schema
-from llmprof.runfile.export_writer import CALL, COPY, KERNEL, RANGE, ExportWriter
 from llmprof.runfile.foreign.source import Source
+from llmprof.runfile.writing.export_writer import CALL, COPY, KERNEL, RANGE, ExportWriter
 from llmprof.traces.json_stream import Document, NotJson
 
 FORMAT = "rocprofv3"

@@ -18,12 +18,12 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer
 
-from llmprof.tui.dialogs import Ask
 from llmprof.tui.drawing import palette
 from llmprof.tui.drawing.canvas import Canvas
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, wrap
 from llmprof.tui.drawing.compositor import CellApp
 from llmprof.tui.drawing.glyphs import Glyphs, choose
+from llmprof.tui.shell.dialogs import Ask
 
 TRACES: Final = ("kernels", "full", "steps")
 FIELDS: Final = (

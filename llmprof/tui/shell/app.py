@@ -26,16 +26,16 @@ from llmprof.step_records import (
     AUTO_STEPS,
     StepChoice,
 )
-from llmprof.tui.commands import Palette, RunCommands
-from llmprof.tui.dialogs import Choose, ConfirmStop
 from llmprof.tui.drawing import palette
 from llmprof.tui.drawing.cells import clean
 from llmprof.tui.drawing.compositor import CellApp
 from llmprof.tui.drawing.glyphs import choose
-from llmprof.tui.exporting import choices, write
-from llmprof.tui.main_screen import MainScreen
-from llmprof.tui.refresh import refresh_rate
-from llmprof.tui.step_picker import Picked, RangesFound, find, reread
+from llmprof.tui.shell.commands import Palette, RunCommands
+from llmprof.tui.shell.dialogs import Choose, ConfirmStop
+from llmprof.tui.shell.exporting import choices, write
+from llmprof.tui.shell.main_screen import MainScreen
+from llmprof.tui.shell.refresh import refresh_rate
+from llmprof.tui.shell.step_picker import Picked, RangesFound, find, reread
 
 
 class Exported(Message):
@@ -57,7 +57,7 @@ class LlmprofApp(CellApp[int]):
         steps: what the files were opened with, for exports.
     """
 
-    CSS_PATH = "llmprof.tcss"
+    CSS_PATH = "../llmprof.tcss"
     TITLE = "llmprof"
     COMMANDS = {RunCommands}  # noqa: RUF012 - as Textual has it
     COMMAND_PALETTE_BINDING = "ctrl+backslash"

@@ -14,8 +14,8 @@ def open_file(arguments: argparse.Namespace) -> int:
     from llmprof.analysis.view.live import RunDataSource
     from llmprof.analysis.view.opening import open_run
     from llmprof.analysis.view.several import SeveralRuns
-    from llmprof.cli.opening import open_files
-    from llmprof.cli.step_choice import step_choice
+    from llmprof.cli.files.opening import open_files
+    from llmprof.cli.files.step_choice import step_choice
     from llmprof.config import load_config
 
     steps = step_choice(arguments)

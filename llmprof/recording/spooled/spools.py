@@ -7,12 +7,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmprof.recording.devices import DeviceMap
-from llmprof.recording.image import Image
-from llmprof.recording.tail import SpoolTail
+from llmprof.recording.spooled.devices import DeviceMap
+from llmprof.recording.spooled.image import Image
+from llmprof.recording.spooled.tail import SpoolTail
 from llmprof.records import EngineRecord, GpuDevice
 from llmprof.runfile.schema import process_number
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 
 _NAME = re.compile(r"(\d{1,7})-(\d{1,20})\.spool")
 

@@ -23,7 +23,7 @@ from llmprof.step_records import (
     counted,
 )
 
-FIXTURES = Path(__file__).parents[1] / "fixtures"
+FIXTURES = Path(__file__).parents[2] / "fixtures"
 
 
 def borders(found: Detection) -> np.ndarray:

@@ -18,7 +18,7 @@ from llmprof.records import Unavailable
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace.rows import ApiRows
 
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "h100_graph.sqlite"
+FIXTURE = Path(__file__).parents[2] / "fixtures" / "h100_graph.sqlite"
 
 pieces = st.lists(st.tuples(st.integers(0, 60), st.integers(0, 12), st.integers(0, 2)), max_size=30)
 

@@ -26,10 +26,11 @@ from llmprof.records import (
     RunState,
     Warned,
 )
-from llmprof.runfile import gpus, schema
+from llmprof.runfile import schema
 from llmprof.runfile.codec import clean, to_column, to_row
 from llmprof.runfile.database import RunDatabase, quoted
 from llmprof.runfile.nvtx import round_ranges
+from llmprof.runfile.writing import gpus
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,10 +13,11 @@ from typing import Any
 
 from llmprof.plaintext import one_line
 from llmprof.records import GpuDevice
-from llmprof.runfile import gpus, schema
+from llmprof.runfile import schema
 from llmprof.runfile.codec import clean
 from llmprof.runfile.database import RunDatabase, quoted
 from llmprof.runfile.foreign.source import Source, facts
+from llmprof.runfile.writing import gpus
 
 _ROWS = 1 << 13
 """Of one table that are held before they are written."""

@@ -6,13 +6,13 @@ import argparse
 import sys
 from pathlib import Path
 
-from llmprof.cli.opening import clear, open_files, show
+from llmprof.cli.files.opening import clear, open_files, show
 from llmprof.errors import EXIT_OK
 from llmprof.plaintext import one_line
 
 
 def export(arguments: argparse.Namespace) -> int:
-    from llmprof.cli.step_choice import step_choice
+    from llmprof.cli.files.step_choice import step_choice
     from llmprof.config import check_target, locked
     from llmprof.exports.formats import FORMATS, default_output, export_runs
 

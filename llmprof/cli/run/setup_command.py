@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from llmprof.cli.planning import Prepared, prepare
+from llmprof.cli.run.planning import Prepared, prepare
 from llmprof.errors import LlmprofError
 from llmprof.newfiles import write_whole
 from llmprof.tui.setup.screen import FIELDS, Choice, Facts, Offer, SetupApp

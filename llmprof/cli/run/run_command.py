@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmprof.cli.step_choice import step_choice
+from llmprof.cli.files.step_choice import step_choice
 from llmprof.errors import (
     EXIT_ENGINE_FAILED,
     EXIT_INTERRUPTED,
@@ -38,21 +38,21 @@ def run(arguments: argparse.Namespace) -> int:
     if arguments.source is not None:
         if idle := _given(arguments):
             raise UsageError(f"--from reports on a recorded run: it takes no {', '.join(idle)}")
-        from llmprof.cli.opening import open_one
+        from llmprof.cli.files.opening import open_one
 
         return report(open_one(Path(arguments.source)), arguments.json, step_choice(arguments))
     if step_choice(arguments) != AUTO_STEPS:
         option = "--step-range goes" if arguments.step_range else "--steps goes"
         raise UsageError(f"{option} with --from FILE, open, compare or export")
     headless = arguments.headless or arguments.json or not _interactive()
-    from llmprof.cli.planning import named_run, prepare
+    from llmprof.cli.run.planning import named_run, prepare
     from llmprof.config import load_config
 
     if not headless and not arguments.engine and "engine" not in load_config().run:
-        from llmprof.tui.refresh import prepare as be_frugal
+        from llmprof.tui.shell.refresh import prepare as be_frugal
 
         be_frugal(os.environ)  # before textual is imported
-        from llmprof.cli.setup_command import set_up
+        from llmprof.cli.run.setup_command import set_up
 
         chosen = set_up(arguments)
         if chosen is None:
@@ -146,7 +146,7 @@ def _ends_cleanly(session: Any, told: Callable[[], None] = lambda: None) -> Iter
 
 
 def _headless(prepared: Any, as_json: bool) -> int:
-    from llmprof.cli.progress import StderrProgress
+    from llmprof.cli.run.progress import StderrProgress
     from llmprof.session.run import Session
 
     session = Session(prepared.plan, [StderrProgress()], prepared.decode)

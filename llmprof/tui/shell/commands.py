@@ -14,10 +14,10 @@ from textual.widgets import Input
 
 from llmprof.analysis.timeline.lod import LaneWork
 from llmprof.analysis.view.traced import RunTrace
-from llmprof.tui.dialogs import Once, key_text
 from llmprof.tui.drawing.canvas import BlockBar
 from llmprof.tui.drawing.cells import clean
-from llmprof.tui.main_screen import MainScreen
+from llmprof.tui.shell.dialogs import Once, key_text
+from llmprof.tui.shell.main_screen import MainScreen
 from llmprof.tui.timeline import nav
 
 

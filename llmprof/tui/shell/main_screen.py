@@ -16,12 +16,12 @@ from textual.worker import get_current_worker
 from llmprof.analysis.view.snapshot import Snapshot, SnapshotSource
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.plaintext import one_line
-from llmprof.tui.dialogs import Ask, HelpScreen
 from llmprof.tui.drawing.canvas import Canvas
 from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.frame import body, header
 from llmprof.tui.live import rounds
 from llmprof.tui.opening import TraceRead, read
+from llmprof.tui.shell.dialogs import Ask, HelpScreen
 from llmprof.tui.timeline import nav
 from llmprof.tui.timeline.page import layout
 from llmprof.tui.view import BASES, HOST_RANGES, PAGES, SCALES, SORTS, TimelineView, View
@@ -406,7 +406,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def action_copy(self) -> None:
         """The page as text into the clipboard of the terminal (OSC 52)."""
-        from llmprof.tui.copying import selection_text
+        from llmprof.tui.shell.copying import selection_text
 
         what, text = selection_text(self._shown, self.view, self.query_one("#body", Canvas).rows)
         self.app.copy_to_clipboard(text)

@@ -1,0 +1,1 @@
+"""Spools of the recorded processes: read while they grow, frames in, rows out. For recording."""
