@@ -18,6 +18,8 @@ from typing import Any
 import torch
 
 STEPS = 40
+REPEATS = 5
+"""Of each phase that is compared with torch.profiler's: short kernels vary."""
 
 
 class Loop(torch.nn.Module):
@@ -70,11 +72,13 @@ class Steps:
     def __init__(self, profile: str | None) -> None:
         self.profile = profile
         self.found: dict[str, Any] = {}
+        self.warm: set[str] = set()
 
     def run(self, phase: str, step: Any, count: int = STEPS, mark: bool = True) -> None:
         """``mark=False``: the step marks its own parts."""
-        for _ in range(3):
+        for _ in range(0 if phase in self.warm else 3):
             step()
+        self.warm.add(phase)
         torch.cuda.synchronize()
         begin = time.monotonic_ns()
         if self.profile is None:
@@ -100,7 +104,8 @@ class Steps:
             for event in events:
                 if event.get("cat") == "kernel":
                     kernels.setdefault(event["name"], []).append(float(event["dur"]))
-            self.found[phase] = {name: [len(d), sum(d)] for name, d in kernels.items()}
+            totals = {name: [len(d), sum(d)] for name, d in kernels.items()}
+            self.found.setdefault(phase, []).append(totals)
         self.found.setdefault("phases", []).append([phase, count, begin, time.monotonic_ns()])
 
     def end(self, **more: Any) -> None:
@@ -139,14 +144,16 @@ def loop(steps: Steps) -> None:
         model()
         model.token.item()
 
-    steps.run("eager", eager)
+    for _ in range(REPEATS):
+        steps.run("eager", eager)
     graph = captured(model)
 
     def replay() -> None:
         graph.replay()
         model.token.item()
 
-    steps.run("graph", replay)
+    for _ in range(REPEATS):
+        steps.run("graph", replay)
     steps.end()
 
 
@@ -220,7 +227,8 @@ def generate(steps: Steps) -> None:
         model.generate(ids, **arguments)
         torch.cuda.synchronize()
 
-    steps.run("generate", whole, 1, mark=False)
+    for _ in range(REPEATS):
+        steps.run("generate", whole, 1, mark=False)
     steps.end()
 
 

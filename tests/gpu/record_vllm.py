@@ -1,10 +1,13 @@
 """A vLLM program that knows nothing of llmprof, to be recorded or run alone.
 
     python3 tests/gpu/record_vllm.py eager|graphs [--layers 8] [--tokens 60] [--child]
+        [--profile OUT]
 
-Dummy weights in Llama shapes, token ids in and out; prints one JSON line: what it decoded, and how
-many decode steps that were. ``--child`` leaves the engine core in a process of its own, vLLM's
-default.
+Dummy weights in Llama shapes, token ids in and out. One request warms up; then ``--repeats``
+requests, each a phase. It prints ``TRUTH`` and one JSON object: each phase with its decode steps
+and its begin and end (CLOCK_MONOTONIC), and when each iteration of vLLM's engine came back.
+``--child`` leaves the engine core in a process of its own, vLLM's default. With ``--profile``
+torch.profiler watches each phase instead (not of a child), and kernels by name are in the truth.
 """
 
 from __future__ import annotations
@@ -12,9 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -40,7 +45,9 @@ def main() -> None:
     parser.add_argument("mode", choices=("eager", "graphs"))
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=60)
+    parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--child", action="store_true")
+    parser.add_argument("--profile", help="name of files for torch.profiler's traces")
     args = parser.parse_args()
     os.environ.update(
         HF_HUB_OFFLINE="1",
@@ -50,6 +57,10 @@ def main() -> None:
         VLLM_ENABLE_V1_MULTIPROCESSING="1" if args.child else "0",
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
+    os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
+    if args.profile:
+        attach_profiler()
+    began = time.monotonic()
     import vllm
 
     with tempfile.TemporaryDirectory() as folder:
@@ -71,16 +82,74 @@ def main() -> None:
             seed=0,
             **({"enforce_eager": True} if args.mode == "eager" else {"compilation_config": graphs}),
         )
-        params = vllm.SamplingParams(
-            max_tokens=args.tokens, ignore_eos=True, temperature=0.0, detokenize=False
-        )
-        begin = time.monotonic()
-        prompt = {"prompt_token_ids": [5 + (7 * n) % 30000 for n in range(100)]}
+        print(f"vLLM started in {time.monotonic() - began:.1f} s", file=sys.stderr, flush=True)
+        truth = requests(vllm, llm, args)
+        truth |= {"vllm": vllm.__version__, "mode": args.mode, "child": args.child}
+        print("TRUTH", json.dumps(truth), flush=True)
+
+
+def requests(vllm: Any, llm: Any, args: argparse.Namespace) -> dict[str, Any]:
+    params = vllm.SamplingParams(
+        max_tokens=args.tokens, ignore_eos=True, temperature=0.0, detokenize=False
+    )
+    prompt = {"prompt_token_ids": [5 + (7 * n) % 30000 for n in range(100)]}
+    stamps: list[int] = []
+    iterate = llm.llm_engine.step
+
+    def stamped() -> Any:
+        found = iterate()
+        stamps.append(time.monotonic_ns())
+        return found
+
+    def request() -> int:
         (found,) = llm.generate([prompt], [params], use_tqdm=False)
-        seconds = time.monotonic() - begin
-        tokens = len(found.outputs[0].token_ids)
-        truth = {"tokens": tokens, "decode_steps": tokens - 1, "seconds": round(seconds, 4)}
-        print(json.dumps({"vllm": vllm.__version__, "mode": args.mode, **truth}), flush=True)
+        return len(found.outputs[0].token_ids)
+
+    llm.llm_engine.step = stamped
+    request()
+    phases: list[list[Any]] = []
+    returned: list[list[int]] = []
+    profiled: list[dict[str, list[float]]] = []
+    for _ in range(args.repeats):
+        stamps.clear()
+        begin = time.monotonic_ns()
+        if args.profile:
+            tokens, kernels = watched(request, f"{args.profile}.vllm")
+            profiled.append(kernels)
+        else:
+            tokens = request()
+        phases.append(["generate", tokens - 1, begin, time.monotonic_ns()])
+        returned.append(list(stamps))
+        time.sleep(0.05)  # the recording sees a pause between two requests
+    return {"phases": phases, "returned": returned, "generate": profiled}
+
+
+def attach_profiler() -> None:
+    """CUPTI has to be attached before a graph is captured."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]):
+        torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
+
+
+def watched(work: Any, path: str) -> tuple[Any, dict[str, list[float]]]:
+    """What it returned, and its kernels: name → [count, µs]."""
+    import torch
+    from torch.profiler import ProfilerActivity, profile
+
+    with profile(activities=[ProfilerActivity.CUDA]) as seen:
+        result = work()
+        torch.cuda.synchronize()
+    seen.export_chrome_trace(path)
+    kernels: dict[str, list[float]] = {}
+    for event in json.loads(Path(path).read_text(encoding="utf-8"))["traceEvents"]:
+        if event.get("cat") == "kernel":
+            entry = kernels.setdefault(event["name"], [0, 0.0])
+            entry[0] += 1
+            entry[1] += float(event["dur"])
+    return result, kernels
 
 
 if __name__ == "__main__":

@@ -1,20 +1,21 @@
-"""``llmprof record`` on a real GPU. About three minutes.
+"""``llmprof record`` on a real GPU. About three minutes, with vLLM and ``--static`` five.
 
-    python3 tests/gpu/run_record.py [--only toy,deaths,loop,…] [--keep DIR] [--static]
+    python3 tests/gpu/run_record.py [--only toy,deaths,loop,vllm,…] [--keep DIR] [--static]
 
-Programs (record_toy.cu, record_targets.py) that know nothing of llmprof are recorded by one and the
-same command, and the recording is compared with what they know themselves or with torch.profiler on
-the same program in another process. Prints one line a check, tables of deaths and of kernels, and
-exits 1 where a check failed.
+Programs (record_toy.cu, record_targets.py, record_vllm.py) that know nothing of llmprof are
+recorded by one and the same command, and the recording is compared with what they know themselves
+or with torch.profiler on the same program in another process. Prints one line a check, tables of
+deaths and of kernels, and exits 1 where a check failed.
 
-The interpreter needs torch for CUDA and numpy; transformers for ``generate``; nvcc for ``toy`` and
-``deaths``; a C compiler for the recorder. textual is not needed. ``ranks`` needs two GPUs.
+The interpreter needs torch for CUDA and numpy; transformers for ``generate``; vLLM 0.24 for
+``vllm``; nvcc for ``toy`` and ``deaths``; a C compiler for the recorder. textual is not needed.
+``ranks`` needs two GPUs; where there are two, vLLM runs on the second one while the other checks
+run on the first.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import shutil
 import subprocess
@@ -29,112 +30,27 @@ from typing import Any
 
 import numpy as np
 
-ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+
+import record_vllm_checks  # noqa: E402
+from recorded_truth import (  # noqa: E402
+    Recorded,
+    Totals,
+    agree,
+    clock,
+    failed,
+    matched_share,
+    names_of,
+    phases_of,
+    say,
+    told,
+)
 
 from llmprof.analysis.view.opening import open_run  # noqa: E402
-from llmprof.process_records import RecordedProcess  # noqa: E402
-from llmprof.records import RoundRecord, RunData  # noqa: E402
-from llmprof.runfile.reader import RunFileReader  # noqa: E402
-from llmprof.runfile.trace.rows import TraceRows  # noqa: E402
 from llmprof.step_records import StepChoice  # noqa: E402
 
 TARGETS = str(HERE / "record_targets.py")
-BOUND = 0.01
-failed: list[str] = []
-
-
-def say(ok: bool, text: str) -> bool:
-    if not ok:
-        failed.append(text)
-    print(f"{'ok  ' if ok else 'FAIL'} {text}", flush=True)
-    return ok
-
-
-class Recorded:
-    """What one recording left, read with llmprof's own reader."""
-
-    def __init__(
-        self, folder: Path, name: str, *command: str, options: tuple[str, ...] = (), **env: str
-    ) -> None:
-        self.path = folder / f"{name}.sqlite"
-        self.path.unlink(missing_ok=True)
-        line = [sys.executable, "-m", "llmprof", "record", "--headless", "-o", str(self.path)]
-        begin = time.monotonic()
-        done = subprocess.run(
-            [*line, *options, "--", *command],
-            cwd=ROOT, env={**os.environ, **env}, capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
-        self.seconds = time.monotonic() - begin
-        self.code, self.out, self.said = done.returncode, done.stdout, done.stderr
-        self.data: RunData | None = None
-        if not self.path.exists() or "Traceback" in self.said:
-            say(False, f"{name}: no recording: exit {self.code}: {self.said[-1500:]}")
-            return
-        self.data = open_run(self.path)
-        for text in (w.text for w in self.data.warnings):
-            print(f"       warning: {text[:200]}", flush=True)
-        left = [p.name for p in folder.iterdir() if p.name.startswith(f".{name}.")]
-        say(not left, f"{name}: {self.seconds:.1f} s, exit {self.code}, nothing left behind {left}")
-
-    @property
-    def processes(self) -> list[RecordedProcess]:
-        return [p for p in self.data.processes if p.kernels] if self.data else []
-
-    def truths(self) -> list[dict[str, Any]]:
-        found = [line[6:] for line in self.out.splitlines() if line.startswith("TRUTH ")]
-        if not found:
-            say(False, f"{self.path.stem}: the program told nothing: {self.said[-800:]}")
-        return [json.loads(line) for line in found]
-
-    def rows(
-        self, process: RecordedProcess, start: int | None = None, end: int | None = None
-    ) -> TraceRows:
-        """Rows that begin within a stretch of CLOCK_MONOTONIC."""
-        assert self.data is not None
-        t0 = self.data.info.t0_ns
-        first = process.first_ns if start is None else start - t0
-        last = process.last_ns if end is None else end - t0
-        with RunFileReader(self.path) as reader:
-            whole = RoundRecord(
-                1, 0, "traced", 0, process.process, 0, first, first, array_q(), last, True
-            )
-            return reader.trace_rows(whole)
-
-
-def array_q() -> Any:
-    from array import array
-
-    return array("q")
-
-
-def names_of(rows: TraceRows, mask: Any) -> Counter[str]:
-    return Counter(rows.kernels.names[int(i)] for i in rows.kernels.name_id[mask])
-
-
-def matched_share(rows: TraceRows) -> float:
-    """Kernels whose launching call is in the trace."""
-    if not len(rows.kernels.start_ns):
-        return 0.0
-    return float(np.isin(rows.kernels.correlation, rows.api.correlation).mean())
-
-
-def clock(rows: TraceRows, name: str) -> None:
-    """No kernel may begin before the call that launched it did."""
-    begin = dict(zip(rows.api.correlation.tolist(), rows.api.start_ns.tolist(), strict=True))
-    early = [
-        int(start) - begin[int(number)]
-        for start, number in zip(rows.kernels.start_ns, rows.kernels.correlation, strict=True)
-        if int(number) in begin
-    ]
-    if early:
-        say(
-            min(early) >= 0,
-            f"{name}: the first kernel after its call: {min(early) / 1000:.2f} µs later",
-        )
-
-
 # -- the C++ program ---------------------------------------------------------------------------
 
 
@@ -241,77 +157,45 @@ def deaths(folder: Path) -> None:
 
 
 def profiled(target: str, folder: Path, *words: str) -> dict[str, Any] | None:
+    """The truth of a target under torch.profiler: phase → a ``Totals`` a repeat."""
     out = folder / f"profile-{target}"
-    done = subprocess.run(
-        [sys.executable, TARGETS, target, *words, "--profile", str(out)],
-        capture_output=True, text=True, timeout=240, cwd=ROOT,
-    )  # fmt: skip
-    found = [line[6:] for line in done.stdout.splitlines() if line.startswith("TRUTH ")]
-    if not found:
-        say(False, f"{target} under torch.profiler: {done.stderr[-800:]}")
-        return None
-    result: dict[str, Any] = json.loads(found[0])
-    return result
+    return told([sys.executable, TARGETS, target, *words, "--profile", str(out)])
 
 
-def agree(
-    name: str, rows: TraceRows, phase: list[Any], seen: dict[str, list[float]], t0: int
-) -> None:
-    """Kernels that begin within the phase against the profiler's."""
-    _, _, begin, end = phase
-    start = rows.kernels.start_ns + t0
-    inside = (start >= begin) & (start <= end)
-    ours: dict[str, list[float]] = defaultdict(lambda: [0, 0.0])
-    durations = (rows.kernels.end_ns - rows.kernels.start_ns) / 1000
-    for number, took in zip(rows.kernels.name_id[inside], durations[inside], strict=True):
-        entry = ours[rows.kernels.names[int(number)]]
-        entry[0] += 1
-        entry[1] += float(took)
-    count, theirs = sum(v[0] for v in ours.values()), sum(v[0] for v in seen.values())
-    say(count == theirs, f"{name}: kernels {count}, torch.profiler {theirs:.0f}")
-    total = sum(v[1] for v in ours.values()) / max(1e-9, sum(v[1] for v in seen.values()))
-    say(abs(total - 1) < BOUND, f"{name}: kernel time {total:.4f} of torch.profiler's")
-    by_time = sorted(ours.items(), key=lambda item: -item[1][1])[:5]
-    their_names = sorted(seen.items(), key=lambda item: -item[1][1])
-    pairs = list(zip(by_time, their_names, strict=False))
-    for (kernel, (n, us)), (other, (m, other_us)) in pairs:
-        mine, its = _plain(kernel)[:60], _plain(other)[:60]
-        ratio = us / max(other_us, 1e-9)
-        differs = "" if mine == its else f" ≠ {its[:30]}"
-        print(f"       {us:9.0f} µs {n:5} ({m:.0f}) × {mine:60} {ratio:.4f}{differs}", flush=True)
-    ours_top = sum(us for _, (_, us) in by_time)
-    theirs_top = sum(us for _, (_, us) in their_names[:5])
-    say(
-        abs(ours_top / max(theirs_top, 1e-9) - 1) < BOUND,
-        f"{name}: top five kernels {ours_top / max(theirs_top, 1e-9):.4f} of torch.profiler's",
-    )
-
-
-def _plain(name: str) -> str:
-    return name.split("(")[0].removeprefix("void ").strip()
+PROCESSES = 2
+"""Of each tool, in turns, for the loop: a process has its own clocks and its own memory."""
 
 
 def loop(folder: Path) -> None:
-    run = Recorded(folder, "loop", sys.executable, TARGETS, "loop")
-    truths = run.truths()
-    seen = profiled("loop", folder)
-    if not truths or not run.processes or run.data is None or seen is None:
-        return
-    (process,) = run.processes
-    rows = run.rows(process)
-    say(process.ranges >= 82, f"loop: NVTX ranges {process.ranges}")
-    say(
-        matched_share(rows) == 1.0,
-        f"loop: kernels with their launching call {matched_share(rows):.4f} of {process.kernels}",
-    )
-    clock(rows, "loop")
-    steps = sum(r.steps + 1 for r in run.data.rounds)
-    say(steps >= 80, f"loop: steps from the ranges {steps}, rounds {len(run.data.rounds)}")
-    detected = open_run(run.path, StepChoice("detect"))
-    counts = [r.steps for r in detected.rounds]
-    print(f"       without its ranges: steps detected {counts}, of 43 + 43 and more", flush=True)
-    for phase in truths[0]["phases"]:
-        agree(f"loop {phase[0]}", rows, phase, seen[phase[0]], run.data.info.t0_ns)
+    recorded: dict[str, list[list[Totals]]] = defaultdict(list)
+    seen: dict[str, list[list[Totals]]] = defaultdict(list)
+    for number in range(PROCESSES):
+        run = Recorded(folder, "loop", sys.executable, TARGETS, "loop")
+        truths = run.truths()
+        other = profiled("loop", folder)
+        if not truths or not run.processes or run.data is None or other is None:
+            return
+        (process,) = run.processes
+        rows = run.rows(process)
+        for phase in ("eager", "graph"):
+            recorded[phase].append(phases_of(run, rows, truths[0], phase))
+            seen[phase].append(other[phase])
+        if number:
+            continue
+        say(process.ranges >= 410, f"loop: NVTX ranges {process.ranges}, of 400 steps, 10 phases")
+        say(
+            matched_share(rows) == 1.0,
+            f"loop: kernels with their launching call {matched_share(rows):.4f}"
+            f" of {process.kernels}",
+        )
+        clock(rows, "loop")
+        steps = sum(r.steps for r in run.data.rounds)
+        say(steps >= 400, f"loop: steps from the ranges {steps}, rounds {len(run.data.rounds)}")
+        detected = open_run(run.path, StepChoice("detect"))
+        count = sum(r.steps for r in detected.rounds)
+        print(f"       without its ranges: {count} steps detected, of 406 and more", flush=True)
+    for phase in recorded:
+        agree(f"loop {phase}", recorded[phase], seen[phase])
 
 
 def generate(folder: Path, *words: str) -> None:
@@ -323,16 +207,15 @@ def generate(folder: Path, *words: str) -> None:
         return
     process = max(run.processes, key=lambda p: p.kernels)
     say(len(run.processes) == 1, f"{name}: processes with kernels {len(run.processes)}")
-    say(
-        process.ranges == 4 * 40 + 1,
-        f"{name}: forwards marked {process.ranges - 1}, of 4 calls of 40 tokens",
-    )
+    calls = 3 + len(truths[0]["phases"])
+    marked = process.ranges - len(truths[0]["phases"])
+    say(marked == calls * 40, f"{name}: forwards marked {marked}, of {calls} calls of 40 tokens")
     rows = run.rows(process)
     say(
         matched_share(rows) == 1.0,
         f"{name}: kernels with their launching call {matched_share(rows):.4f} of {process.kernels}",
     )
-    agree(name, rows, truths[0]["phases"][0], seen["generate"], run.data.info.t0_ns)
+    agree(name, [phases_of(run, rows, truths[0], "generate")], [seen["generate"]])
 
 
 def window(folder: Path) -> None:
@@ -434,6 +317,11 @@ CHECKS: dict[str, Callable[[Path], None]] = {
 }  # fmt: skip
 
 
+def _gpus() -> int:
+    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
+    return len([line for line in done.stdout.splitlines() if line.startswith("GPU ")])
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -447,23 +335,33 @@ def main() -> int:
     wanted = (
         arguments.only.split(",")
         if arguments.only
-        else [n for n in CHECKS if n != "static" or arguments.static]
+        else [*(n for n in CHECKS if n != "static" or arguments.static), "vllm"]
     )
+    if unknown := set(wanted) - {*CHECKS, "vllm"}:
+        parser.error(f"no check {', '.join(sorted(unknown))}")
+    begun = time.monotonic()
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(arguments.keep or scratch)
         folder.mkdir(parents=True, exist_ok=True)
+        spare = _gpus() > 1
+        runs = record_vllm_checks.Vllm(folder, "1" if spare else None)
+        if spare and "vllm" in wanted:
+            runs.start()
         for name in wanted:
-            print(f"-- {name}", flush=True)
+            print(f"-- {name} ({time.monotonic() - begun:.0f} s)", flush=True)
             try:
-                CHECKS[name](folder)
+                record_vllm_checks.judge(runs) if name == "vllm" else CHECKS[name](folder)
             except Exception as why:  # noqa: BLE001 - the next check is still worth a try
                 traceback.print_exc()
                 say(False, f"{name}: {type(why).__name__}: {str(why)[:300]}")
         if arguments.keep:
             for path in folder.iterdir():
-                if not path.name.endswith(".sqlite"):
+                if path.suffix != ".sqlite":
                     path.unlink() if path.is_file() else shutil.rmtree(path)
-    print(f"{len(failed)} failed" if failed else "all ok", flush=True)
+    for text in failed:
+        print(f"FAILED {text[:160]}", flush=True)
+    took = f"{time.monotonic() - begun:.0f} s"
+    print(f"{len(failed)} failed, {took}" if failed else f"all ok, {took}", flush=True)
     return bool(failed)
 
 

@@ -98,6 +98,8 @@ def test_no_guess_without_a_word_for_it(tmp_path: Path, llmprof: Any) -> None:
     done = llmprof("--headless", "--from", str(file))
     assert done.returncode == 0 and "whole round" not in done.stderr
     assert "choose some with --step-range: aten::" in " ".join(done.stdout.split())
+    asked = llmprof("--headless", "--from", str(file), "--steps", "none")
+    assert asked.returncode == 0 and "(--steps none)" in " ".join(asked.stdout.split())
     wrong = llmprof("--headless", "--from", str(file), "--step-range", "nothing*")
     assert wrong.returncode == 2 and "there are: aten::" in wrong.stderr
 

@@ -63,7 +63,7 @@ def run(arguments: argparse.Namespace) -> int:
         return _headless(prepared, arguments.json) if headless else _in_tui(prepared)
 
 
-_REPORTS = ("source", "json", "headless", "step_range", "argv", "command")
+_REPORTS = ("source", "json", "headless", "step_range", "steps", "argv", "command")
 """What ``--from`` goes with."""
 
 
