@@ -17,6 +17,9 @@ EXAMPLES = {
   llmprof open run.sqlite
   llmprof open old.sqlite new.sqlite                        side by side
   llmprof open X.sqlite --step-range 'decode*'              an export of Nsight Systems""",
+    "findings": """\
+  llmprof findings run.sqlite
+  llmprof findings run.sqlite --json                        4 kB for a program or an agent""",
     "export": """\
   llmprof export run.sqlite --to html
   llmprof export run.sqlite --to perfetto -o run.pftrace""",

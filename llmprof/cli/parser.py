@@ -21,6 +21,7 @@ commands:
   llmprof record -- CMD…   record any program: its kernels, step by step
   llmprof open FILE…       replay run files, or nsys exports, in the TUI, side by side
   llmprof export FILE --to FORMAT -o OUT   nsys, perfetto, chrome, html, speedscope, …
+  llmprof findings RUN     what would make a token cheaper, ranked, with evidence
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
   llmprof model synth|prepare  random or real weights in an engine's own format
   llmprof engines          engines that can be named here: state, versions
@@ -235,6 +236,16 @@ def subcommand(name: str) -> argparse.ArgumentParser:
             " 5 if that cannot be told; may be repeated",
         )
         parser.set_defaults(command=_late("llmprof.cli.files.compare_command:compare"))
+    elif name == "findings":
+        parser.description = (
+            "What would make a token cheaper: at most ten statements, the most ms a token first,"
+            " each with its evidence and the next command."
+        )
+        parser.add_argument("file", metavar="RUN", help="a run, an nsys export, a trace")
+        parser.add_argument("--json", action="store_true", help="one JSON document of at most 4 kB")
+        _step_range(parser)
+        _config(parser)
+        parser.set_defaults(command=_late("llmprof.cli.files.findings_command:findings"))
     elif name == "export":
         parser.description = "Write runs in another format."
         parser.add_argument(
@@ -278,7 +289,17 @@ def subcommand(name: str) -> argparse.ArgumentParser:
 
 EXPORTS = ("nsys", "perfetto", "chrome", "parquetdir", "csv", "markdown", "html", "json",
            "speedscope", "collapsed")  # fmt: skip
-SUBCOMMANDS = ("record", "open", "export", "compare", "model", "engines", "doctor", "schema")
+SUBCOMMANDS = (
+    "record",
+    "open",
+    "findings",
+    "export",
+    "compare",
+    "model",
+    "engines",
+    "doctor",
+    "schema",
+)
 
 
 def _record(argv: list[str]) -> argparse.Namespace:

@@ -1,0 +1,179 @@
+"""All findings of one or several runs, the most time to be won first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+from llmprof.analysis.bandwidth.roofline import bandwidth
+from llmprof.analysis.device.categories import IDLE
+from llmprof.analysis.findings.idle_rules import idle_findings
+from llmprof.analysis.findings.kernel_rules import kernel_findings
+from llmprof.analysis.findings.subject import Finding, Subject
+from llmprof.analysis.findings.timing_rules import timing_findings
+from llmprof.analysis.timing.compare import compare_to_first
+from llmprof.analysis.timing.conditions import conditions
+from llmprof.analysis.timing.cpu import cpu_conditions
+from llmprof.analysis.timing.steps import engine_steps
+from llmprof.analysis.view.traced import EngineTrace, RunTrace, timing_step_ns
+from llmprof.records import EngineRecord, Maybe, RunData, Unavailable
+
+MOST: Final = 10
+PARTS: Final = 4
+"""Of a step, in words."""
+
+
+@dataclass(frozen=True)
+class StepWords:
+    """Where the step of one engine goes."""
+
+    label: str
+    step_ms: Maybe
+    basis: str
+    """``untraced`` or ``as traced``."""
+    parts: tuple[tuple[str, float], ...]
+    """(category or ``idle``, ms), the most time first; empty where kernels are not known."""
+    why: str
+    """Why there are no parts."""
+
+    @property
+    def words(self) -> str:
+        """``8.39 ms a step: 71 % quantised GEMV/GEMM, 20 % idle, …``."""
+        if isinstance(self.step_ms, Unavailable):
+            return f"no step is known: {self.step_ms.reason}"
+        head = f"{self.step_ms:.2f} ms a step"
+        if not self.parts:
+            return f"{head}; {self.why}"
+        shown = ", ".join(f"{ms / self.step_ms:.0%} {name}" for name, ms in self.parts[:PARTS])
+        return f"{head}{'' if self.basis == 'untraced' else ' as traced'}: {shown}"
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What matters about a run."""
+
+    verdicts: tuple[str, ...]
+    """Engines against the first one; of one engine its rate."""
+    steps: tuple[StepWords, ...]
+    """One an engine."""
+    found: tuple[Finding, ...]
+    """At most ``MOST``, the most ms to be won first; those without a number last."""
+    dropped: int
+    """Weaker ones that were left out."""
+    missing: tuple[tuple[str, str], ...]
+    """(engine, what could not be looked at, and why)."""
+
+
+def find(trace: RunTrace) -> Findings:
+    """Look at every engine of every run.
+
+    Raises:
+        RunFileError: a file is damaged.
+    """
+    verdicts: list[str] = []
+    words: list[StepWords] = []
+    found: list[Finding] = []
+    missing: list[tuple[str, str]] = []
+    for data, traces in trace.runs:
+        verdicts += _verdicts(data)
+        for engine, traced in zip(data.engines, traces, strict=True):
+            subject = subject_of(data, engine, traced)
+            words.append(step_words(subject))
+            found += rules(subject)
+            if isinstance(traced.kernels, Unavailable):
+                missing.append((traced.label, f"no kernels: {traced.kernels.reason}"))
+    ordered = ranked(found)
+    return Findings(
+        verdicts=tuple(verdicts),
+        steps=tuple(words),
+        found=ordered[:MOST],
+        dropped=len(ordered[MOST:]),
+        missing=tuple(missing),
+    )
+
+
+def rules(subject: Subject) -> list[Finding]:
+    """What all rules say about one engine."""
+    return [
+        *idle_findings(subject),
+        *kernel_findings(subject),
+        *timing_findings(subject),
+    ]
+
+
+def ranked(found: Sequence[Finding]) -> tuple[Finding, ...]:
+    """The most to be won first; a low confidence counts half; without a number last."""
+    weight = {"high": 1.0, "medium": 1.0, "low": 0.5}
+
+    def key(item: Finding) -> tuple[bool, float]:
+        ms = item.ms_per_token
+        unknown = isinstance(ms, Unavailable)
+        return unknown, 0.0 if isinstance(ms, Unavailable) else -ms * weight[item.confidence]
+
+    return tuple(sorted(found, key=key))
+
+
+def subject_of(data: RunData, engine: EngineRecord, trace: EngineTrace) -> Subject:
+    """Everything that is known of one engine."""
+    steps = engine_steps(data, engine)
+    seen = conditions(data, engine)
+    clock = None
+    if not isinstance(seen, Unavailable):
+        clock = next((d.max_sm_clock_mhz for d in data.gpu_devices if d.index == seen.device), None)
+    return Subject(
+        label=trace.label,
+        file=str(data.shown_path),
+        engine=engine.name,
+        command=tuple(data.info.command) if data.info.source == "driven" else (),
+        info=engine.info,
+        steps=steps,
+        timed_ns=timing_step_ns(data, engine.label, trace),
+        conditions=seen,
+        cpu=cpu_conditions(data, engine),
+        max_sm_clock_mhz=clock,
+        bandwidth=bandwidth(data, engine, steps),
+        round=trace.round,
+        kernels=trace.kernels,
+        gaps=trace.gaps,
+        causes=trace.causes,
+        roles=trace.role_rows,
+        dram=trace.dram,
+    )
+
+
+def step_words(subject: Subject) -> StepWords:
+    """Categories and idle time of a step."""
+    step = subject.step_ms
+    basis = "untraced" if subject.timed else "as traced"
+    if step is None:
+        reason = subject.steps.step_ns
+        why = reason if isinstance(reason, Unavailable) else Unavailable("no step is known")
+        return StepWords(subject.label, why, basis, (), why.reason)
+    kernels, idle = subject.kernels, subject.idle_ms
+    if isinstance(kernels, Unavailable):
+        return StepWords(subject.label, step, basis, (), kernels.reason)
+    if idle is None:
+        why_not = kernels.busy_ms_per_step
+        text = why_not.reason if isinstance(why_not, Unavailable) else ""
+        return StepWords(subject.label, step, basis, (), text)
+    parts = [
+        (c.category, c.ms_per_step)
+        for c in kernels.categories
+        if not isinstance(c.ms_per_step, Unavailable)
+    ]
+    parts.append((IDLE, idle))
+    return StepWords(
+        subject.label, step, basis, tuple(sorted(parts, key=lambda part: -part[1])), ""
+    )
+
+
+def _verdicts(data: RunData) -> list[str]:
+    if len(data.engines) > 1:
+        return [pair.verdict for pair in compare_to_first(data)]
+    made = []
+    for engine in data.engines:
+        rate = engine_steps(data, engine).tok_s.value
+        if not isinstance(rate, Unavailable):
+            made.append(f"{engine.label} decodes {rate:.1f} tok/s")
+    return made
