@@ -14,8 +14,8 @@ def findings(arguments: argparse.Namespace) -> int:
     from llmprof.analysis.findings.ranked import find
     from llmprof.analysis.view.opening import open_run
     from llmprof.analysis.view.traced import RunTrace
-    from llmprof.cli.opening import open_one
-    from llmprof.cli.step_choice import step_choice
+    from llmprof.cli.files.opening import open_one
+    from llmprof.cli.files.step_choice import step_choice
 
     path = open_one(Path(arguments.file))
     data = open_run(path, step_choice(arguments))
