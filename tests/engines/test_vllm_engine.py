@@ -132,7 +132,7 @@ def test_sizes_of_what_is_no_llama_are_unknown(tmp_path: Path) -> None:
     [
         ("Free memory on device cuda:0 (1.2/80 GiB) on startup is less", OutOfMemory, "1.2/80"),
         ("Model architectures ['Foo'] are not supported for now", ModelError, "Foo"),
-        ("something\n\x1b[31mbroke", EngineFailure, "its start failed: something"),
+        ("something\n\x1b[31mbroke", EngineFailure, "its start failed: ValueError: something"),
     ],
 )
 def test_a_failed_start_is_one_line(

@@ -78,6 +78,7 @@ def short_name(name: str) -> str:
 
 
 _PUNCTUATION = re.compile(r"[<>(){}\[\]]")
+_CLOSES = {">": "<", ")": "(", "}": "{", "]": "["}
 _ANONYMOUS = re.compile(r"\(anonymous namespace\)::|<unnamed>::")
 
 
@@ -87,22 +88,40 @@ def _parts(text: str) -> tuple[list[str], str]:
     The return type ends at the last blank outside of brackets, the name at the first ``(`` there.
     """
     text = _ANONYMOUS.sub("", text)
-    depth, last, head, arguments = 0, 0, "", ""
+    last, head, arguments = 0, "", ""
     opened = 0
+    inside: list[str] = []
     for mark in _PUNCTUATION.finditer(text):
         at, sign = mark.start(), mark[0]
-        if depth == 0:
+        if not inside:
             head += text[last:at]
             if sign != "<":
                 break
             opened, arguments = at + 1, text[at + 1 :]
-        depth = depth + 1 if sign in "<({[" else max(0, depth - 1)
-        if depth == 0:
+        _enter_or_leave(inside, sign)
+        if not inside:
             arguments, last = text[opened:at], at + 1
     else:
-        head += text[last:] if depth == 0 else ""
+        head += "" if inside else text[last:]
     words = head.split()
     return (words[-1].split("::") if words else []), arguments
+
+
+def _enter_or_leave(inside: list[str], sign: str) -> None:
+    """One bracket more or less: ``>`` between parentheses compares, as in ``enable_if<((8)>(0))>``,
+    and whatever was opened as ``<`` there ends with them."""
+    if sign in _CLOSES.values():
+        inside.append(sign)
+        return
+    opener = _CLOSES[sign]
+    if sign == ">":
+        if inside and inside[-1] == opener:
+            inside.pop()
+        return
+    while inside and inside[-1] == "<":
+        inside.pop()
+    if inside:
+        inside.pop()
 
 
 _MANGLED_TOKEN = re.compile(r"L[a-z]n?\d+E|[ST][0-9A-Z]*_|(\d+)|.", re.DOTALL)

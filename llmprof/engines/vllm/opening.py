@@ -146,8 +146,17 @@ def open_engine(
     if asked.attention:
         arguments["attention_backend"] = asked.attention.upper()
     try:
-        return vllm.LLMEngine.from_engine_args(vllm.EngineArgs(**arguments))
-    except (TypeError, ValueError, RuntimeError, OSError, KeyError, AssertionError) as why:
+        wanted = vllm.EngineArgs(**arguments)
+    except TypeError as why:
+        version = getattr(vllm, "__version__", "unknown")
+        raise EngineFailure(
+            f"vllm: version {version} takes other arguments: {one_line(str(why), 200)}"
+        ) from None
+    except ValueError as why:
+        raise UsageError(f"vllm: {one_line(str(why), 240)}") from None
+    try:
+        return vllm.LLMEngine.from_engine_args(wanted)
+    except Exception as why:  # noqa: BLE001 - whatever its start raises, in one line
         raise _explained(why) from None
 
 
@@ -177,6 +186,4 @@ def _explained(why: BaseException) -> Exception:
         return OutOfMemory(f"vllm: {text}")
     if "not supported" in low and "model" in low:
         return ModelError(f"vllm: {text}")
-    if isinstance(why, TypeError):
-        return UsageError(f"vllm: this version takes other arguments: {text}")
-    return EngineFailure(f"vllm: its start failed: {text}")
+    return EngineFailure(f"vllm: its start failed: {type(why).__name__}: {text}")

@@ -129,3 +129,13 @@ def test_a_huge_name_is_cut_and_a_bomb_is_not_expanded() -> None:
     # Every group doubles the text: 2**200 characters when demangled.
     bomb = "_Z1f1AIiiE" + "".join(f"S_IS{n:X}_S{n:X}_E" for n in range(200))
     assert short_name(bomb) == "f"
+
+
+def test_a_return_type_with_a_comparison_in_it() -> None:
+    """vLLM's fused norm: ``>`` between parentheses closes no template."""
+    name = (
+        "std::enable_if<(((8)>(0)))&&vllm::_typeConvert<c10::Half>::exists, void>::type"
+        " vllm::fused_add_rms_norm_kernel<c10::Half, 8, true>(c10::Half*, long, c10::Half const*)"
+    )
+    assert short_name(name) == "fused_add_rms_norm"
+    assert short_name("void f<(A)(1<2)>(int)") == "f"
