@@ -50,5 +50,9 @@ class RecordedProcess:
     """It said goodbye; if not, it was killed, replaced itself, or left by ``_exit``."""
     library: str
     """The CUPTI that recorded."""
+    local_rank: int | None = None
+    """``LOCAL_RANK``."""
+    world_size: int | None = None
+    """``WORLD_SIZE``."""
     devices: dict[str, str] = field(default_factory=dict)
     """CUDA ordinal of the process → UUID of the GPU, as NVML spells it."""

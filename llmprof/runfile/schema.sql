@@ -517,6 +517,8 @@ CREATE TABLE LLMPROF_PROCESS (
   executable TEXT NOT NULL,
   command TEXT NOT NULL,
   rank INTEGER,
+  local_rank INTEGER,
+  world_size INTEGER,
   started_ns INTEGER NOT NULL,
   first_ns INTEGER NOT NULL,
   last_ns INTEGER NOT NULL,

@@ -35,6 +35,7 @@ from llmprof.plaintext import one_line
 
 OTHER = "other"
 COPY = "copy"
+COMMUNICATION = "communication"
 WHOLE_GRAPH = "CUDA graph"
 """No category of a kernel: a CUDA graph that was traced as a whole, whatever is in it."""
 IDLE = "idle"

@@ -11,11 +11,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from llmprof.analysis.device.categories import IDLE, WHOLE_GRAPH
+import numpy as np
+
+from llmprof.analysis.device.categories import COMMUNICATION, IDLE, WHOLE_GRAPH
 from llmprof.analysis.device.kernels import TracedRound, category_ns
+from llmprof.analysis.device.sweep import Spans, Timeline, covered_ns
 from llmprof.records import Maybe, Provenance, Unavailable
 
 Basis = Literal["traced", "timing"]
+WAIT, TRANSFER = "communication: wait", "communication: transfer"
+"""The two parts of ``communication``, where the ranks' clocks tell them apart."""
 ALL_WORK = "all GPU work"
 """The one category of a waterfall where work cannot be split."""
 
@@ -65,16 +70,35 @@ class Waterfall:
     """The largest change first."""
 
 
-def step_parts(traced: TracedRound, label: str) -> StepParts | Unavailable:
-    """The mean decode step of a traced round."""
+def step_parts(
+    traced: TracedRound, label: str, waits: Spans | None = None
+) -> StepParts | Unavailable:
+    """The mean decode step of a traced round.
+
+    Args:
+        waits: when the primary device waited for other ranks; communication is then two parts.
+    """
     timeline = traced.timeline
     if isinstance(timeline, Unavailable):
         return timeline
     totals = category_ns(traced)
+    if waits is not None and COMMUNICATION in totals:
+        wait = _waited_ns(traced, timeline, waits)
+        totals[TRANSFER] = totals.pop(COMMUNICATION) - wait
+        totals[WAIT] = wait
     wall = int(timeline.wall_ns().sum())
     totals[IDLE] = wall - sum(totals.values())
     step_ns = round(wall / timeline.count)
     return StepParts(label, timeline.count, step_ns, apportion(step_ns, totals))
+
+
+def _waited_ns(traced: TracedRound, timeline: Timeline, waits: Spans) -> int:
+    """Of the pieces of communication, what lies in a wait."""
+    table = np.array(
+        [traced.categories.get(n) == COMMUNICATION for n in range(len(timeline.names))], bool
+    )
+    there = table[timeline.label]
+    return int(covered_ns([waits], timeline.start_ns[there], timeline.end_ns[there]).sum())
 
 
 def waterfall(a: StepParts | Unavailable, b: StepParts | Unavailable) -> Waterfall | Unavailable:

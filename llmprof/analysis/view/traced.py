@@ -26,8 +26,12 @@ from llmprof.analysis.device.kernels import (
     prepare,
 )
 from llmprof.analysis.device.pairing import Pairing, pair_kernels
+<<<<<<< HEAD
 from llmprof.analysis.device.roles import RoleReport, roles_of
 from llmprof.analysis.device.sweep import merged_spans
+=======
+from llmprof.analysis.device.sweep import Spans, merged_spans
+>>>>>>> 949bd33 (Ranks: clocks proved by collectives, wait apart from transfer, who is late and why; JSON, text, CSV)
 from llmprof.analysis.device.waterfall import (
     StepParts,
     Waterfall,
@@ -37,9 +41,11 @@ from llmprof.analysis.device.waterfall import (
 )
 from llmprof.analysis.host.causes import GapCauses, GapJudge, judge
 from llmprof.analysis.host.stacks import open_host
+from llmprof.analysis.ranks.results import RanksReport
 from llmprof.analysis.timeline.axis import RunLanes
 from llmprof.analysis.timeline.build import build_lane
 from llmprof.analysis.timing.steps import engine_steps
+from llmprof.analysis.view.ranks import groups, lend_waits
 from llmprof.analysis.view.report import Report
 from llmprof.analysis.view.roles import RolePair, RoleRow, role_pairs, role_rows
 from llmprof.analysis.view.traced_round import (
@@ -117,6 +123,8 @@ class EngineTrace:
         """What of the round is analysed, where that is not all."""
         self.cells: Cells | None = None
         """Kernel time of what is not analysed."""
+        self.waits: Spans | None = None
+        """When its primary device waited for other ranks in a collective, where that is known."""
         self.host = open_host(
             reader.host_rows(record) if record and reader else None, record, no_host
         )
@@ -227,7 +235,7 @@ class EngineTrace:
     def parts(self) -> StepParts | Unavailable:
         if isinstance(self.round, Unavailable):
             return self.round
-        return step_parts(self.round, self.label)
+        return step_parts(self.round, self.label, self.waits)
 
 
 @dataclass(frozen=True)
@@ -250,6 +258,11 @@ class RunTrace:
     Raises:
         RunFileError: the file is damaged.
     """
+
+    ranks: tuple[RanksReport, ...]
+    """Groups of processes and GPUs that compute one step together."""
+    no_ranks: dict[str, str]
+    """Engine label → why its group is not there."""
 
     def __init__(self, path: Path, data: RunData, tell: Tell = quiet) -> None:
         rules = load_rules()
@@ -303,6 +316,9 @@ class RunTrace:
                 if found is not None:
                     trace.steps_found = found
                     trace.totals = reader.process_totals(trace.pid)
+            self.ranks, self.no_ranks = groups(reader, data, self.engines, rules)
+            for group in self.ranks:
+                lend_waits(group, self.engines)
         self._parts: tuple[tuple[Path, RunData, tuple[EngineTrace, ...]], ...]
         self._parts = ((path, data, self.engines),)
 
@@ -327,6 +343,7 @@ class RunTrace:
             for engine in data.engines
         )
         made._parts = ((path, data, made.engines),)
+        made.ranks, made.no_ranks = (), {}
         return made
 
     @property
@@ -366,6 +383,8 @@ class RunTrace:
         made = cls.__new__(cls)
         made._parts = tuple(part for trace in traces for part in trace._parts)
         made.engines = tuple(engine for trace in traces for engine in trace.engines)
+        made.ranks = tuple(group for trace in traces for group in trace.ranks)
+        made.no_ranks = {label: why for trace in traces for label, why in trace.no_ranks.items()}
         flat = [label for run in labels for label in run]
         for engine, label in zip(made.engines, flat, strict=True):
             engine.label = label

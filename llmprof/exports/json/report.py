@@ -23,7 +23,11 @@ from llmprof.analysis.timing.steps import RoundSteps
 from llmprof.analysis.view.report import EngineReport, Report
 from llmprof.analysis.view.traced import EngineTrace, Fall, RunTrace, all_warnings
 from llmprof.exports.json.host import host_document
+<<<<<<< HEAD
 from llmprof.exports.json.roles import role_pairs_document
+=======
+from llmprof.exports.json.ranks import ranks_document
+>>>>>>> 949bd33 (Ranks: clocks proved by collectives, wait apart from transfer, who is late and why; JSON, text, CSV)
 from llmprof.exports.json.trace import (
     engine_trace,
     fall_document,
@@ -74,6 +78,7 @@ def to_document(report: Report, data: RunData, trace: RunTrace | Unavailable) ->
         "engines": [_engine(engine, data, traces[engine.label]) for engine in report.engines],
         "pairs": [_pair(pair) for pair in report.pairs],
         "waterfalls": waterfalls(trace),
+        **ranks_document(trace),
         "agreement": [_agreement(item) for item in report.agreement],
         "warnings": [asdict(item) for item in all_warnings(report, trace)],
         "unavailable": [asdict(item) for item in report.missing],

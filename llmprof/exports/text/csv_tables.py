@@ -9,6 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from llmprof.analysis.ranks.results import RanksReport
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import Loaded, load
 from llmprof.plaintext import one_line
@@ -27,7 +28,8 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
-    """``engines steps kernels kernel_dram categories gaps devices waterfalls gpu_samples`` .csv.
+    """``engines steps kernels kernel_dram categories gaps devices waterfalls ranks collectives
+    rank_steps gpu_samples unavailable`` .csv.
 
     All begin with the file's name, so that several runs go into one table.
     """
@@ -42,6 +44,9 @@ def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoic
         "gaps": _gaps,
         "devices": _devices,
         "waterfalls": _waterfalls,
+        "ranks": _ranks,
+        "collectives": _collectives,
+        "rank_steps": _rank_steps,
         "gpu_samples": _gpu_samples,
         "unavailable": _unavailable,
     }
@@ -151,6 +156,36 @@ def _devices(run: Loaded) -> Iterable[dict[str, Any]]:
             for device in trace.kernels.devices:
                 row = {key: getattr(device, key) for key in _DEVICE}
                 yield {"engine": trace.label, **row}
+
+
+def _groups(run: Loaded) -> Iterable[RanksReport]:
+    return () if isinstance(run.trace, Unavailable) else run.trace.ranks
+
+
+def _ranks(run: Loaded) -> Iterable[dict[str, Any]]:
+    for group in _groups(run):
+        for line in group.ranks:
+            yield {"engine": group.title, "provenance": group.provenance, **asdict(line)}
+
+
+def _collectives(run: Loaded) -> Iterable[dict[str, Any]]:
+    for group in _groups(run):
+        for line in group.collectives:
+            yield {"engine": group.title, **vars(line)}
+
+
+def _rank_steps(run: Loaded) -> Iterable[dict[str, Any]]:
+    """How long the others waited for each rank in each step."""
+    for group in _groups(run):
+        for line, late in zip(group.ranks, group.late_ns.tolist(), strict=True):
+            for step, (ns, critical) in enumerate(zip(late, group.critical, strict=True), 1):
+                yield {
+                    "engine": group.title,
+                    "rank": line.rank,
+                    "step": step,
+                    "late_ns": ns,
+                    "critical": critical == line.rank,
+                }
 
 
 def _waterfalls(run: Loaded) -> Iterable[dict[str, Any]]:

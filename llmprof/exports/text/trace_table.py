@@ -10,7 +10,7 @@ from llmprof.analysis.device.categories import IDLE
 from llmprof.analysis.device.kernels import KernelReport
 from llmprof.analysis.device.waterfall import StepParts, Waterfall, verdict_words
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
-from llmprof.exports.text import steps_table
+from llmprof.exports.text import ranks_table, steps_table
 from llmprof.plaintext import one_line, shortened, told_apart
 from llmprof.records import Maybe, Unavailable
 
@@ -37,6 +37,7 @@ def sections(trace: RunTrace | Unavailable, width: int) -> dict[str, list[str]]:
         found[f"Kernels of {shortened(engine.label, LABEL)}"] = _kernels(report, width)
     for engine in trace.engines:
         found[f"Operators of {shortened(engine.label, LABEL)}, self time"] = _operators(engine)
+    found |= ranks_table.sections(trace, width)
     found["Waterfall"] = _words(trace, width)
     for engine in trace.engines:
         found[f"DRAM by kernel of {one_line(engine.label, LABEL)}, measured"] = _dram_kernels(

@@ -238,7 +238,11 @@ class Image:
 
     @property
     def rank(self) -> int | None:
-        text = str(self.facts.get("RANK", ""))
+        return self._number("RANK")
+
+    def _number(self, variable: str) -> int | None:
+        """An environment variable that is a small number."""
+        text = str(self.facts.get(variable, ""))
         return int(text) if text.isascii() and text.isdecimal() and len(text) < 8 else None
 
     @property
@@ -264,6 +268,8 @@ class Image:
             executable=one_line(str(self.facts.get("exe", ""))),
             command=[one_line(word, 400) for word in self.command[:200]],
             rank=self.rank,
+            local_rank=self._number("LOCAL_RANK"),
+            world_size=self._number("WORLD_SIZE"),
             started_ns=started,
             first_ns=first,
             last_ns=max(first, self.last_ns),

@@ -1,0 +1,143 @@
+"""The k-th collective of one rank is the k-th of the others: by name and order, checked by time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from llmprof.analysis.ranks.clocks import ClockFit, fit
+from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.operations import WAITS_FOR_ALL, operation
+from llmprof.records import Unavailable
+from llmprof.runfile.trace.rows import Ints
+
+SHIFTS = 64
+"""A recording may begin in the middle of a step: so many collectives more than the difference of
+the counts are tried."""
+LEAST_SHARE = 0.5
+"""Of the shorter list that must match, or the lists are not of one group."""
+
+
+@dataclass(frozen=True, eq=False)
+class Matched:
+    """Collectives that all ranks took part in, ordered by their end; shape (ranks, count)."""
+
+    index: Ints
+    """Which of ``Member.collectives`` each is."""
+    start_ns: Ints
+    """On the reference rank's axis."""
+    end_ns: Ints
+    key: Ints
+    """Shape (count,): index into ``keys``."""
+    keys: tuple[str, ...]
+    clocks: tuple[ClockFit | None, ...]
+    """Of every rank; ``None`` is the reference itself."""
+    unmatched: tuple[int, ...]
+    """Collectives of every rank that another one lacks."""
+
+    @property
+    def count(self) -> int:
+        return int(self.index.shape[1])
+
+
+def match(members: Sequence[Member], same_host: bool) -> Matched | Unavailable:
+    """All ranks against the first one, which is the reference."""
+    base = members[0].collectives
+    if not len(base):
+        return Unavailable(f"{members[0].name} ran no collective")
+    partner = np.full((len(members), len(base)), -1, np.int64)
+    partner[0] = np.arange(len(base))
+    clocks: list[ClockFit | None] = [None]
+    for row, member in enumerate(members[1:], 1):
+        found = _against(members[0], member, same_host)
+        if isinstance(found, Unavailable):
+            return found
+        partner[row], clock = found
+        clocks.append(clock)
+    shared = np.flatnonzero((partner >= 0).all(0))
+    if not len(shared):
+        return Unavailable("no collective is common to all ranks")
+    index = partner[:, shared]
+    order = np.argsort(base.end_ns[index[0]], kind="stable")
+    index = index[:, order]
+    starts, ends = [], []
+    for member, own_index, own_clock in zip(members, index, clocks, strict=True):
+        start = member.collectives.start_ns[own_index]
+        end = member.collectives.end_ns[own_index]
+        starts.append(start if own_clock is None else own_clock.to_reference(start))
+        ends.append(end if own_clock is None else own_clock.to_reference(end))
+    return Matched(
+        index=index,
+        start_ns=np.stack(starts),
+        end_ns=np.stack(ends),
+        key=base.key[index[0]],
+        keys=base.keys,
+        clocks=tuple(clocks),
+        unmatched=tuple(len(m.collectives) - index.shape[1] for m in members),
+    )
+
+
+def _against(
+    reference: Member, other: Member, same_host: bool
+) -> tuple[Ints, ClockFit] | Unavailable:
+    """For every collective of the reference its partner, or -1; and the clock."""
+    base, mine = reference.collectives, other.collectives
+    partner = np.full(len(base), -1, np.int64)
+    for number, key in enumerate(base.keys):
+        if key not in mine.keys:
+            continue
+        ours = np.flatnonzero(base.key == number)
+        theirs = np.flatnonzero(mine.key == mine.keys.index(key))
+        shift = _shift(base.end_ns[ours], mine.end_ns[theirs], same_host)
+        first = max(0, shift)
+        last = min(len(ours), len(theirs) + shift)
+        if last > first:
+            partner[ours[first:last]] = theirs[first - shift : last - shift]
+    both = np.flatnonzero(partner >= 0)
+    if len(both) < LEAST_SHARE * min(len(base), len(mine)):
+        return Unavailable(
+            f"{len(both)} of {len(base)} collectives of {reference.name} are found on {other.name}:"
+            " they are not of one group"
+        )
+    waiting = {i for i, key in enumerate(base.keys) if operation(key).kind in WAITS_FOR_ALL}
+    sure = both[np.isin(base.key[both], list(waiting))]
+    chosen = sure if len(sure) else both
+    clock = fit(
+        other.rank,
+        (base.start_ns[chosen], base.end_ns[chosen]),
+        (mine.start_ns[partner[chosen]], mine.end_ns[partner[chosen]]),
+        bool(len(sure)),
+        same_host,
+    )
+    return clock if isinstance(clock, Unavailable) else (partner, clock)
+
+
+def _shift(ours: Ints, theirs: Ints, same_host: bool) -> int:
+    """So many of ours come before the first of theirs, so that the ends agree best.
+
+    On one clock the ends themselves must agree; else their differences must all be alike.
+    """
+    spare = len(ours) - len(theirs)
+    if spare == 0 and _spread(ours, theirs, same_host) <= _AGREE_NS:
+        return 0
+    best, found = None, 0
+    for shift in range(min(0, spare) - SHIFTS, max(0, spare) + SHIFTS + 1):
+        first, last = max(0, shift), min(len(ours), len(theirs) + shift)
+        if last - first < max(1, min(len(ours), len(theirs)) // 2):
+            continue
+        score = _spread(ours[first:last], theirs[first - shift : last - shift], same_host)
+        if best is None or score < best or (score == best and abs(shift) < abs(found)):
+            best, found = score, shift
+    return found
+
+
+_AGREE_NS = 5_000
+"""Ends that are this close need no other partner to be tried."""
+
+
+def _spread(ours: Ints, theirs: Ints, same_host: bool) -> float:
+    difference = theirs - ours
+    middle = 0.0 if same_host else float(np.median(difference))
+    return float(np.median(np.abs(difference - middle)))

@@ -1,0 +1,134 @@
+"""A rank as the analysis sees it: one process on one device, and the work that it did there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmprof.analysis.device.categories import COMMUNICATION, OTHER, Rule, categorise
+from llmprof.analysis.device.sweep import Spans, collect
+from llmprof.analysis.ranks.operations import Operation, operation
+from llmprof.runfile.trace.rows import ApiRows, Ints, TraceRows
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One rank. Work is ordered by start; times are the rank's own, ns."""
+
+    rank: int
+    pid: int
+    """As in ``RoundRecord.pid``."""
+    device: int
+    engine: str
+    """Label of the engine that the process belongs to."""
+    start_ns: Ints
+    end_ns: Ints
+    label: Ints
+    """Index into ``names``."""
+    launch_ns: Ints
+    """Start of the call that launched it; -1: not known."""
+    names: tuple[str, ...]
+    categories: Mapping[int, str]
+    """Label → category."""
+    bounds_ns: Ints
+    """Borders of its own decode steps (``device.attribution``); empty: not known."""
+    from_environment: bool = True
+    """The rank is what the program said (RANK); else it is the order of the GPUs."""
+
+    @property
+    def name(self) -> str:
+        return f"rank {self.rank} · GPU {self.device}"
+
+    @cached_property
+    def communicates(self) -> NDArray[np.bool_]:
+        """Of every piece of work: is it a collective?"""
+        table = np.array(
+            [self.categories.get(n, OTHER) == COMMUNICATION for n in range(len(self.names))], bool
+        )
+        return table[self.label] if len(table) else np.zeros(len(self.label), bool)
+
+    @cached_property
+    def collectives(self) -> Collectives:
+        rows = np.flatnonzero(self.communicates)
+        label = self.label[rows]
+        known = {int(n): operation(self.names[int(n)]) for n in np.unique(label)}
+        keys = tuple(dict.fromkeys(op.key for op in known.values()))
+        number = np.array([keys.index(known[n].key) for n in label.tolist()], np.int64)
+        return Collectives(
+            rows, self.start_ns[rows], self.end_ns[rows], number, keys, tuple(known.values())
+        )
+
+    @cached_property
+    def other_spans(self) -> Spans:
+        """(start, end) of all work that is no collective."""
+        rest = ~self.communicates
+        return self.start_ns[rest], self.end_ns[rest]
+
+
+@dataclass(frozen=True, eq=False)
+class Collectives:
+    """The collectives of one rank in the order of their starts. Equal lengths."""
+
+    row: Ints
+    """Row of ``Member``'s work."""
+    start_ns: Ints
+    end_ns: Ints
+    key: Ints
+    """Index into ``keys``."""
+    keys: tuple[str, ...]
+    operations: tuple[Operation, ...]
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+
+def member(
+    rows: TraceRows,
+    pid: int,
+    device: int,
+    rank: int,
+    engine: tuple[str, str],
+    rules: Sequence[Rule],
+    bounds_ns: Ints,
+    from_environment: bool = True,
+) -> Member:
+    """A rank from the rows of its process.
+
+    Args:
+        engine: label and name (some rules are an engine's).
+    """
+    nowhere = np.zeros(len(rows.kernels), np.int64), np.zeros(len(rows.copies), np.int64)
+    work = collect(rows, pid, *nowhere).on(device)
+    correlation = np.concatenate(
+        [rows.kernels.correlation[work.kernel_row], rows.copies.correlation[work.copy_row]]
+    )
+    order = np.argsort(work.start_ns, kind="stable")
+    names = dict(enumerate(work.names))
+    return Member(
+        rank=rank,
+        pid=pid,
+        device=device,
+        engine=engine[0],
+        start_ns=work.start_ns[order],
+        end_ns=work.end_ns[order],
+        label=work.label[order],
+        launch_ns=_launches(rows.api, correlation)[order],
+        names=work.names,
+        categories=categorise(names, engine[1], rules),
+        bounds_ns=bounds_ns,
+        from_environment=from_environment,
+    )
+
+
+def _launches(api: ApiRows, correlation: Ints) -> Ints:
+    """Start of the call of each correlation, -1 where there is none."""
+    if not len(api):
+        return np.full(len(correlation), -1, np.int64)
+    order = np.argsort(api.correlation, kind="stable")
+    known, start = api.correlation[order], api.start_ns[order]
+    at = np.minimum(np.searchsorted(known, correlation), len(known) - 1)
+    return np.where((known[at] == correlation) & (correlation != 0), start[at], -1)

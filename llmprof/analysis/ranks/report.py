@@ -1,0 +1,241 @@
+"""What is said of a group of ranks: lateness by step, each collective, a verdict, a reason."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from llmprof.analysis.device.sweep import Spans
+from llmprof.analysis.ranks.alone import alone
+from llmprof.analysis.ranks.clocks import ClockFit
+from llmprof.analysis.ranks.lines import collective_line, occupied, payload
+from llmprof.analysis.ranks.matching import Matched, match
+from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.parts import Parts, split
+from llmprof.analysis.ranks.reasons import reason
+from llmprof.analysis.ranks.results import CollectiveLine, RankLine, RanksReport, Verdict
+from llmprof.records import Unavailable
+from llmprof.runfile.trace.rows import Ints
+
+LATE_SHARE = 0.01
+"""Of the step: lateness below it is what balanced ranks have too (medians of 0.2 and 0.7 % of a
+2.6 ms step on two H100s)."""
+UNEVEN_SHARE = 0.05
+"""Of the step, as a mean: a few disturbed steps of balanced ranks make 2 %."""
+LATE_NS = 10_000
+LATE_STEPS = 0.6
+"""Share of the steps in which a rank must be the critical one to be called late."""
+
+
+def report(
+    members: Sequence[Member],
+    title: str,
+    bytes_of: Mapping[str, int],
+    world: int,
+    same_host: bool,
+) -> RanksReport | Unavailable:
+    """Everything about one group.
+
+    Args:
+        members: by rank; the first one with steps lends its steps to all.
+        bytes_of: kind of collective → bytes of each one in a step, as nccl-tests count them.
+        world: ranks that there are.
+    """
+    members = sorted(members, key=lambda m: m.rank)
+    stepping = [m for m in members if len(m.bounds_ns) > 1]
+    if not stepping:
+        return Unavailable("no rank has decode steps")
+    if len(members) == 1:
+        return alone(members[0], title, bytes_of, world)
+    members = [stepping[0], *(m for m in members if m is not stepping[0])]
+    matched = match(members, same_host)
+    if isinstance(matched, Unavailable):
+        return matched
+    parts = split(matched)
+    bounds = members[0].bounds_ns
+    step = np.searchsorted(bounds, matched.end_ns[0], "left")
+    step = np.where(step < len(bounds), step, 0).astype(np.int64)
+    inside = step > 0
+    steps = len(bounds) - 1
+    late = np.stack([_per_step(step, parts.late_ns[n], steps) for n in range(len(members))])
+    some = np.bincount(step[inside], minlength=steps + 1)[1:] > 0
+    row = late.argmax(0)
+    critical = tuple(members[int(r)].rank if s else -1 for r, s in zip(row, some, strict=True))
+    lines = [
+        _line(n, members, matched, parts, inside, late, row[some], steps)
+        for n in range(len(members))
+    ]
+    step_ms = float(np.diff(bounds).mean()) / 1e6
+    verdict, words, who = _verdict(members, late, row[some], step_ms * 1e6)
+    why = reason(members, matched, parts, who, inside, steps) if who is not None else None
+    if why is not None:
+        words += f": {why.words}"
+    order = np.argsort([m.rank for m in members])
+    spans = [_wait_spans(members[n], matched, parts, n) for n in range(len(members))]
+    clocks = tuple(c for c in matched.clocks if c is not None)
+    return RanksReport(
+        title=title,
+        world=max(world, len(members)),
+        ranks=tuple(lines[n] for n in order),
+        steps=steps,
+        step_ms=step_ms,
+        late_ns=late[order],
+        critical=critical,
+        verdict=verdict,
+        words=words,
+        reason=why,
+        collectives=_collectives(matched, parts, inside, bytes_of, len(members), steps),
+        clocks=clocks,
+        clock_words=_clock_words(clocks, same_host),
+        notes=tuple(_notes(members, matched, world, inside)),
+        provenance="measured",
+        members=tuple(members[n] for n in order),
+        matched=matched,
+        wait_spans=tuple(spans[n] for n in order),
+    )
+
+
+def _per_step(step: Ints, values: Ints, steps: int) -> Ints:
+    found = np.bincount(step, values.astype(np.float64), steps + 1)[1:]
+    return np.rint(found).astype(np.int64)
+
+
+def _line(
+    n: int,
+    members: Sequence[Member],
+    matched: Matched,
+    parts: Parts,
+    inside: NDArray[np.bool_],
+    late: Ints,
+    critical: NDArray[np.intp],
+    steps: int,
+) -> RankLine:
+    member, clock = members[n], matched.clocks[n]
+    bounds = members[0].bounds_ns
+    own = bounds if clock is None else clock.to_own(bounds)
+    exposed, compute, idle = occupied(member, own)
+    return RankLine(
+        rank=member.rank,
+        name=member.name,
+        pid=member.pid,
+        device=member.device,
+        wait_ms=float(parts.wait_ns[n][inside].sum()) / steps / 1e6,
+        transfer_ms=float(parts.transfer_ns[n][inside].sum()) / steps / 1e6,
+        exposed_ms=exposed / steps / 1e6,
+        compute_ms=compute / steps / 1e6,
+        idle_ms=idle / steps / 1e6,
+        late_ms=float(late[n].sum()) / steps / 1e6,
+        late_steps=int(np.count_nonzero(critical == n)),
+        unmatched=matched.unmatched[n],
+        steps=max(0, len(member.bounds_ns) - 1),
+    )
+
+
+def _wait_spans(member: Member, matched: Matched, parts: Parts, n: int) -> Spans:
+    start = member.collectives.start_ns[matched.index[n]]
+    there = parts.wait_ns[n] > 0
+    return start[there], (start + parts.wait_ns[n])[there]
+
+
+def _verdict(
+    members: Sequence[Member], late: Ints, critical: NDArray[np.intp], step_ns: float
+) -> tuple[Verdict, str, int | None]:
+    """And the row of the late rank. By medians over the steps: one slow step is no late rank."""
+    usual, mean = np.median(late, 1), late.mean(1)
+    who = int(usual.argmax())
+    led = float(np.mean(critical == who)) if len(critical) else 0.0
+    share = float(usual[who]) / step_ns if step_ns else 0.0
+    if share >= LATE_SHARE and usual[who] >= LATE_NS and led >= LATE_STEPS:
+        words = (
+            f"the others wait for {members[who].name} in {led:.0%} of the steps,"
+            f" {mean[who] / 1e6:.3f} ms a step ({mean[who] / step_ns:.1%})"
+        )
+        return "late", words, who
+    total = float(mean.sum())
+    if step_ns and total >= UNEVEN_SHARE * step_ns and total >= LATE_NS:
+        words = (
+            f"uneven: ranks wait {total / 1e6:.3f} ms a step ({total / step_ns:.1%}) for one"
+            " another, in some steps much and for no one rank always"
+        )
+        return "uneven", words, None
+    text = f"balanced: ranks wait {total / 1e6:.3f} ms a step"
+    return "balanced", f"{text} ({total / step_ns:.1%}) for one another" if step_ns else text, None
+
+
+def _collectives(
+    matched: Matched,
+    parts: Parts,
+    inside: NDArray[np.bool_],
+    bytes_of: Mapping[str, int],
+    world: int,
+    steps: int,
+) -> tuple[CollectiveLine, ...]:
+    found = []
+    there = tuple(key for n, key in enumerate(matched.keys) if (matched.key[inside] == n).any())
+    for number, key in enumerate(matched.keys):
+        mine = inside & (matched.key == number)
+        count = int(np.count_nonzero(mine))
+        if not count:
+            continue
+        transfer_ns = float(np.median(parts.whole_ns[mine]))
+        size = payload(key, there, bytes_of)
+        found.append(
+            collective_line(
+                key,
+                count,
+                steps,
+                transfer_ns,
+                float(parts.wait_ns[:, mine].mean()),
+                float(parts.wait_ns[:, mine].max()),
+                size,
+                world,
+            )
+        )
+    found.sort(key=lambda line: -line.count * (line.transfer_us + line.wait_us))
+    return tuple(found)
+
+
+def _clock_words(clocks: Sequence[ClockFit], same_host: bool) -> str:
+    error = max((c.error_ns for c in clocks), default=0)
+    residual = max((c.residual_ns for c in clocks), default=0)
+    moved = [c for c in clocks if c.moved]
+    how = f"ends of the same collective agree within {residual / 1e3:.1f} µs (95 %)"
+    if not moved:
+        first = "one clock: " if same_host else ""
+        return f"{first}{how}; no offset beyond ±{error / 1e3:.1f} µs is possible"
+    most = max((abs(c.offset_ns) for c in moved), default=0)
+    drift = max((abs(c.drift_ppb) for c in moved), default=0.0)
+    text = f"clocks moved by up to {most / 1e3:.1f} µs so that their collectives agree"
+    if drift:
+        text += f", drift {drift / 1e3:.3f} µs a second"
+    return f"{text}; {how}; error at most {error / 1e3:.1f} µs"
+
+
+def _notes(
+    members: Sequence[Member], matched: Matched, world: int, inside: NDArray[np.bool_]
+) -> list[str]:
+    found = []
+    if world > len(members):
+        there = ", ".join(str(m.rank) for m in members)
+        found.append(f"ranks {there} of {world} were recorded")
+    counts = {len(m.bounds_ns) - 1 for m in members if len(m.bounds_ns) > 1}
+    if len(counts) > 1:
+        numbers = ", ".join(
+            f"{m.name} {len(m.bounds_ns) - 1}" for m in members if len(m.bounds_ns) > 1
+        )
+        found.append(f"ranks trace different numbers of steps: {numbers}")
+    for member, lost in zip(members, matched.unmatched, strict=True):
+        if lost:
+            found.append(f"{lost} collectives of {member.name} are not on every rank: left out")
+    if not all(m.from_environment for m in members):
+        found.append("ranks are numbered by GPU: the program did not say them")
+    if any(op.fused for m in members for op in m.collectives.operations):
+        found.append(
+            "some all-reduces have other arithmetic in their kernel: their wait and transfer are"
+            " bounds"
+        )
+    if not inside.any():
+        found.append("no collective lies in a decode step")
+    return found

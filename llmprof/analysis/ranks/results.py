@@ -1,0 +1,96 @@
+"""What the analysis of a group of ranks gives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from llmprof.analysis.device.sweep import Spans
+from llmprof.analysis.ranks.clocks import ClockFit
+from llmprof.analysis.ranks.matching import Matched
+from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.reasons import Reason
+from llmprof.records import Maybe, Provenance, Unavailable
+from llmprof.runfile.trace.rows import Ints
+
+Verdict = Literal["balanced", "late", "uneven", "unknown"]
+"""``unknown``: one rank alone was recorded."""
+
+
+@dataclass(frozen=True)
+class RankLine:
+    """One rank. Means over the steps, ms; the collectives of the steps count."""
+
+    rank: int
+    name: str
+    """``rank 1 · GPU 1``."""
+    pid: int
+    device: int
+    wait_ms: float
+    transfer_ms: float
+    exposed_ms: float
+    """Communication while nothing else ran on its GPU."""
+    compute_ms: float
+    """Some other work ran."""
+    idle_ms: float
+    """Nothing ran. ``exposed + compute + idle`` is the step."""
+    late_ms: float
+    """How long all others waited for it alone."""
+    late_steps: int
+    """Steps in which it was the critical rank."""
+    unmatched: int
+    """Its collectives that another rank lacks."""
+    steps: int
+    """Decode steps in its own trace."""
+
+
+@dataclass(frozen=True)
+class CollectiveLine:
+    """One sort of collective in the steps; times are medians, µs."""
+
+    name: str
+    kind: str
+    count: int
+    per_step: float
+    transfer_us: float
+    """From the last start to the last end."""
+    wait_us: float
+    """Mean over all ranks and collectives."""
+    longest_wait_us: float
+    bytes: int | Unavailable
+    algorithm_gb_s: Maybe
+    bus_gb_s: Maybe
+    fused: bool
+    """Arithmetic is in the kernel: wait and transfer are bounds, not measurements."""
+
+
+@dataclass(frozen=True, eq=False)
+class RanksReport:
+    """A group of ranks in its traced round."""
+
+    title: str
+    """Of the engine or the program."""
+    world: int
+    """Ranks that there are; fewer may be in the trace."""
+    ranks: tuple[RankLine, ...]
+    steps: int
+    step_ms: float
+    late_ns: Ints
+    """Shape (ranks, steps): how long the others waited for each rank in each step."""
+    critical: tuple[int, ...]
+    """Of every step the rank that the others waited for most; -1 in a step without collectives."""
+    verdict: Verdict
+    words: str
+    """The verdict in one sentence."""
+    reason: Reason | None
+    """Of the late rank."""
+    collectives: tuple[CollectiveLine, ...]
+    clocks: tuple[ClockFit, ...]
+    clock_words: str
+    notes: tuple[str, ...]
+    provenance: Provenance
+    """``modelled`` where one rank alone was recorded: wait is what is longer than the shortest."""
+    members: tuple[Member, ...]
+    matched: Matched | None
+    wait_spans: tuple[Spans, ...]
+    """Of every rank, on its own axis: when it waited in a collective."""

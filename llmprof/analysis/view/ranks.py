@@ -1,0 +1,167 @@
+"""The groups of ranks of a run: of its engines, as a program said, or found by matching."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Protocol
+
+import numpy as np
+
+from llmprof.analysis.device.categories import Rule
+from llmprof.analysis.device.kernels import TracedRound
+from llmprof.analysis.device.sweep import Spans
+from llmprof.analysis.ranks.matching import match
+from llmprof.analysis.ranks.members import Member, member
+from llmprof.analysis.ranks.report import report
+from llmprof.analysis.ranks.results import RanksReport
+from llmprof.records import EngineRecord, RoundRecord, RunData, Unavailable
+from llmprof.runfile.foreign.source import TORCH
+from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.trace.rows import Ints
+
+_NO_BOUNDS = np.empty(0, np.int64)
+
+
+class Traced(Protocol):
+    """What is asked of an engine's trace (``traced.EngineTrace``)."""
+
+    label: str
+    record: RoundRecord | None
+    round: TracedRound | Unavailable
+
+
+def groups(
+    reader: RunFileReader,
+    data: RunData,
+    traces: Sequence[Traced],
+    rules: Sequence[Rule],
+) -> tuple[tuple[RanksReport, ...], dict[str, str]]:
+    """All groups, and by engine label why a group that there should be is missing."""
+    found: list[RanksReport] = []
+    missing: dict[str, str] = {}
+    if data.info.source != "driven":
+        members = _members(data, traces, rules)
+        worlds = [p.world_size or 0 for p in data.processes]
+        if (ranks := reader.source()[0].ranks) is not None:  # one rank's file
+            worlds.append(ranks[1])
+        world = max(worlds, default=0)
+        same_host = data.info.environment.get("source") != TORCH
+        for group in _clusters(members, same_host):
+            names = dict.fromkeys(one.engine for one in group)
+            made = report(group, ", ".join(names), {}, max(world, len(group)), same_host)
+            if isinstance(made, Unavailable):
+                missing[group[0].engine] = made.reason
+            else:
+                found.append(made)
+        return tuple(found), missing
+    for engine, trace in zip(data.engines, traces, strict=True):
+        if engine.info is None or engine.info.ranks < 2:
+            continue
+        made = _driven(reader, engine, trace, rules)
+        if isinstance(made, Unavailable):
+            missing[engine.label] = made.reason
+        else:
+            found.append(made)
+    return tuple(found), missing
+
+
+def _driven(
+    reader: RunFileReader, engine: EngineRecord, trace: Traced, rules: Sequence[Rule]
+) -> RanksReport | Unavailable:
+    """One engine of llmprof's own: rank 0 is the worker, the others have rows of their own."""
+    traced, record, info = trace.round, trace.record, engine.info
+    if isinstance(traced, Unavailable):
+        return traced
+    assert record is not None
+    assert info is not None
+    name = engine.label, engine.name
+    members = []
+    devices = traced.work.devices()
+    if len(engine.traced_ranks) < 2:  # one process with several GPUs
+        for rank, device in enumerate(devices):
+            bounds = _bounds(traced)
+            members.append(member(traced.rows, record.pid, device, rank, name, rules, bounds))
+    for one in engine.traced_ranks:
+        if not one.rank:
+            rows, bounds = traced.rows, _bounds(traced)
+        else:
+            rows, bounds = reader.trace_rows(replace(record, pid=one.pid)), _NO_BOUNDS
+            if record.end_ns and trace.record is not None:
+                rows = rows.until(record.end_ns)
+        used = [int(d) for d in np.unique(rows.kernels.device)]
+        if used:
+            members.append(member(rows, one.pid, used[0], one.rank, name, rules, bounds))
+    if not members:
+        return Unavailable("no rank has kernels")
+    return report(members, engine.label, info.collective_bytes, info.ranks, same_host=True)
+
+
+def _members(data: RunData, traces: Sequence[Traced], rules: Sequence[Rule]) -> list[Member]:
+    """Every (process, device) with collectives of a file that llmprof did not drive."""
+    said: dict[int, int | None] = {p.process: p.rank for p in data.processes}
+    found: list[Member] = []
+    for engine, trace in zip(data.engines, traces, strict=True):
+        traced, record = trace.round, trace.record
+        if isinstance(traced, Unavailable) or record is None:
+            continue
+        # Converted traces of torch.profiler have the rank in the process' name.
+        named = re.fullmatch(r"rank (\d{1,7})", engine.label)
+        for device in traced.work.devices():
+            rank = said.get(record.pid, int(named[1]) if named else None)
+            one = member(
+                traced.rows,
+                record.pid,
+                device,
+                device if rank is None else rank,
+                (engine.label, engine.name),
+                rules,
+                _bounds(traced),
+                rank is not None,
+            )
+            if len(one.collectives):
+                found.append(one)
+    return found
+
+
+def _bounds(traced: TracedRound) -> Ints:
+    known = traced.attribution.unavailable is None
+    return traced.attribution.bounds_ns if known else _NO_BOUNDS
+
+
+def _clusters(members: Sequence[Member], same_host: bool) -> list[list[Member]]:
+    """Those whose collectives match are one group. Where two would have one number, all are
+    numbered in order."""
+    rest, found = list(members), []
+    while rest:
+        first, *others = rest
+        group, rest = [first], []
+        for other in others:
+            together = not isinstance(match([first, other], same_host), Unavailable)
+            (group if together else rest).append(other)
+        if len({m.rank for m in group}) < len(group):
+            group = [replace(m, rank=n, from_environment=False) for n, m in enumerate(group)]
+        found.append(group)
+    return found
+
+
+class Waits(Protocol):
+    """What takes the waits (``traced.EngineTrace``)."""
+
+    label: str
+    pid: int
+    round: TracedRound | Unavailable
+    waits: Spans | None
+
+
+def lend_waits(group: RanksReport, traces: Sequence[Waits]) -> None:
+    """Tell every engine of the group when its primary device waited."""
+    if group.provenance != "measured":
+        return  # estimated waits are shown as such, and stay out of the waterfall
+    for trace in traces:
+        if isinstance(trace.round, Unavailable):
+            continue
+        for one, spans in zip(group.members, group.wait_spans, strict=True):
+            if (one.pid, one.device) == (trace.pid, trace.round.laid.device):
+                trace.waits = spans

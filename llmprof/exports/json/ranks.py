@@ -1,0 +1,72 @@
+"""``ranks`` of the JSON document: groups of processes and GPUs that compute a step together."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from typing import Any
+
+from llmprof.analysis.ranks.clocks import ClockFit
+from llmprof.analysis.ranks.results import CollectiveLine, RanksReport
+from llmprof.analysis.view.traced import RunTrace
+from llmprof.plaintext import one_line
+from llmprof.records import Unavailable
+
+Document = dict[str, Any]
+
+
+def ranks_document(trace: RunTrace | Unavailable) -> Document:
+    """``ranks``, and by engine why a group is missing."""
+    if isinstance(trace, Unavailable):
+        return {"ranks": None, "ranks_reason": trace.reason}
+    return {
+        "ranks": [_group(group) for group in trace.ranks],
+        "ranks_missing": {one_line(k): one_line(v) for k, v in trace.no_ranks.items()},
+    }
+
+
+def _group(group: RanksReport) -> Document:
+    return {
+        "engine": one_line(group.title),
+        "world_size": group.world,
+        "steps": group.steps,
+        "step_ms": group.step_ms,
+        "provenance": group.provenance,
+        "verdict": group.verdict,
+        "words": group.words,
+        "reason": None if group.reason is None else _reason(group),
+        "ranks": [asdict(line) for line in group.ranks],
+        "collectives": [_collective(line) for line in group.collectives],
+        "critical_rank_of_step": list(group.critical),
+        "late_ns_of_rank_and_step": group.late_ns.tolist(),
+        "clocks": {"words": group.clock_words, "ranks": [_clock(c) for c in group.clocks]},
+        "notes": list(group.notes),
+    }
+
+
+def _reason(group: RanksReport) -> Document:
+    assert group.reason is not None
+    return {**asdict(group.reason), "kernel": one_line(group.reason.kernel) or None}
+
+
+def _collective(line: CollectiveLine) -> Document:
+    document: Document = {}
+    for key, value in vars(line).items():
+        if isinstance(value, Unavailable):
+            document |= {key: None, f"{key}_reason": value.reason}
+        else:
+            document[key] = value
+    return document
+
+
+def _clock(clock: ClockFit) -> Document:
+    return {
+        "rank": clock.rank,
+        "offset_ns": clock.offset_ns,
+        "drift_ppb": clock.drift_ppb,
+        "proved_low_ns": clock.low_ns,
+        "proved_high_ns": clock.high_ns,
+        "error_ns": clock.error_ns,
+        "residual_ns": clock.residual_ns,
+        "collectives": clock.collectives,
+        "moved": clock.moved,
+    }
