@@ -26,12 +26,8 @@ from llmprof.analysis.device.kernels import (
     prepare,
 )
 from llmprof.analysis.device.pairing import Pairing, pair_kernels
-<<<<<<< HEAD
 from llmprof.analysis.device.roles import RoleReport, roles_of
-from llmprof.analysis.device.sweep import merged_spans
-=======
 from llmprof.analysis.device.sweep import Spans, merged_spans
->>>>>>> 949bd33 (Ranks: clocks proved by collectives, wait apart from transfer, who is late and why; JSON, text, CSV)
 from llmprof.analysis.device.waterfall import (
     StepParts,
     Waterfall,

@@ -23,11 +23,8 @@ from llmprof.analysis.timing.steps import RoundSteps
 from llmprof.analysis.view.report import EngineReport, Report
 from llmprof.analysis.view.traced import EngineTrace, Fall, RunTrace, all_warnings
 from llmprof.exports.json.host import host_document
-<<<<<<< HEAD
-from llmprof.exports.json.roles import role_pairs_document
-=======
 from llmprof.exports.json.ranks import ranks_document
->>>>>>> 949bd33 (Ranks: clocks proved by collectives, wait apart from transfer, who is late and why; JSON, text, CSV)
+from llmprof.exports.json.roles import role_pairs_document
 from llmprof.exports.json.trace import (
     engine_trace,
     fall_document,
