@@ -16,7 +16,8 @@ from llmprof.analysis.timing.compare import compare_to_first
 from llmprof.analysis.timing.conditions import conditions
 from llmprof.analysis.timing.cpu import cpu_conditions
 from llmprof.analysis.timing.steps import engine_steps
-from llmprof.analysis.view.traced import EngineTrace, RunTrace, timing_step_ns
+from llmprof.analysis.view.falls import timing_step_ns
+from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.records import EngineRecord, Maybe, RunData, Unavailable
 
 MOST: Final = 10

@@ -8,10 +8,8 @@ called ``short_name``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
-from statistics import mean, median
 
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth, kernel_bandwidth
 from llmprof.analysis.bandwidth.sampled import SampledSteps, sampled_steps
@@ -25,25 +23,21 @@ from llmprof.analysis.device.kernels import (
     others_ns,
     prepare,
 )
-from llmprof.analysis.device.pairing import Pairing, pair_kernels
 from llmprof.analysis.device.roles import RoleReport, roles_of
 from llmprof.analysis.device.sweep import Spans, merged_spans
 from llmprof.analysis.device.waterfall import (
     StepParts,
-    Waterfall,
     step_parts,
-    timing_waterfall,
-    waterfall,
 )
 from llmprof.analysis.host.causes import GapCauses, GapJudge, judge
 from llmprof.analysis.host.stacks import open_host
 from llmprof.analysis.ranks.results import RanksReport
 from llmprof.analysis.timeline.axis import RunLanes
 from llmprof.analysis.timeline.build import build_lane
-from llmprof.analysis.timing.steps import engine_steps
+from llmprof.analysis.view.falls import Fall, fall_between, timing_step_ns
 from llmprof.analysis.view.ranks import groups, lend_waits
 from llmprof.analysis.view.report import Report
-from llmprof.analysis.view.roles import RolePair, RoleRow, role_pairs, role_rows
+from llmprof.analysis.view.roles import RoleRow, role_rows
 from llmprof.analysis.view.traced_round import (
     cut_words,
     longest,
@@ -234,20 +228,6 @@ class EngineTrace:
         return step_parts(self.round, self.label, self.waits)
 
 
-@dataclass(frozen=True)
-class Fall:
-    """From engine ``a`` to engine ``b``: as traced, and scaled to the timing pass."""
-
-    a: str
-    b: str
-    traced: Waterfall | Unavailable
-    timing: Waterfall | Unavailable
-    kernels: Pairing | Unavailable
-    """Kernel by kernel."""
-    roles: tuple[RolePair, ...] | Unavailable
-    """What both do for the same purpose."""
-
-
 class RunTrace:
     """The traced passes of all engines of one run file.
 
@@ -423,32 +403,6 @@ class RunTrace:
                 if trace is wanted:
                     return timing_step_ns(data, engine.label, trace)
         return Unavailable(f"no traced steps of {wanted.label}")
-
-
-def timing_step_ns(data: RunData, label: str, trace: EngineTrace) -> Maybe:
-    """Mean step of the timing pass at the positions that were traced, median over rounds, ns.
-
-    Means add up with the traced parts, and steps grow with the context: step 1 to N of both.
-    """
-    depth = 0 if trace.record is None else trace.record.steps
-    for engine in data.engines:
-        if engine.label == label and depth:
-            rounds = engine_steps(data, engine).rounds
-            means = [mean(r.step_ns[:depth]) for r in rounds if len(r.step_ns) >= depth]
-            return median(means) if means else Unavailable("no timing round is that long")
-    return Unavailable(f"no traced steps of {label}")
-
-
-def fall_between(a: EngineTrace, a_step_ns: Maybe, b: EngineTrace, b_step_ns: Maybe) -> Fall:
-    """The way from one engine's step to another's, of one run or of two."""
-    return Fall(
-        a=a.label,
-        b=b.label,
-        traced=waterfall(a.parts, b.parts),
-        timing=timing_waterfall(a.parts, b.parts, a_step_ns, b_step_ns),
-        kernels=pair_kernels(a.kernels, b.kernels),
-        roles=role_pairs(a.role_rows, b.role_rows),
-    )
 
 
 def all_warnings(report: Report, trace: RunTrace | Unavailable) -> tuple[Warned, ...]:

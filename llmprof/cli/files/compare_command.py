@@ -14,8 +14,9 @@ from pathlib import Path
 from typing import Any
 
 from llmprof.analysis.timing.compare import Comparison, compare_runs, compare_to_first, find_engine
+from llmprof.analysis.view.falls import Fall, fall_between, timing_step_ns
 from llmprof.analysis.view.opening import open_run
-from llmprof.analysis.view.traced import Fall, RunTrace, fall_between, timing_step_ns
+from llmprof.analysis.view.traced import RunTrace
 from llmprof.cli.files.gate import Gate, parse_gate
 from llmprof.cli.files.opening import open_one
 from llmprof.cli.files.step_choice import step_choice

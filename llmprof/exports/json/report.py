@@ -20,8 +20,9 @@ from llmprof.analysis.timing.conditions import Conditions
 from llmprof.analysis.timing.cpu import CpuConditions
 from llmprof.analysis.timing.stats import CONFIDENCE, Distribution, Estimate
 from llmprof.analysis.timing.steps import RoundSteps
+from llmprof.analysis.view.falls import Fall
 from llmprof.analysis.view.report import EngineReport, Report
-from llmprof.analysis.view.traced import EngineTrace, Fall, RunTrace, all_warnings
+from llmprof.analysis.view.traced import EngineTrace, RunTrace, all_warnings
 from llmprof.exports.json.host import host_document
 from llmprof.exports.json.ranks import ranks_document
 from llmprof.exports.json.roles import role_pairs_document

@@ -11,7 +11,8 @@ from llmprof.analysis.device.gaps import GapReport
 from llmprof.analysis.device.kernels import DeviceReport, KernelReport
 from llmprof.analysis.device.pairing import Pairing
 from llmprof.analysis.device.waterfall import Waterfall, verdict_words
-from llmprof.analysis.view.traced import EngineTrace, Fall, RunTrace
+from llmprof.analysis.view.falls import Fall
+from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.exports.json.roles import roles_document
 from llmprof.exports.json.steps import known_steps, step_document, step_groups
 from llmprof.plaintext import one_line

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from llmprof.analysis.device.waterfall import Waterfall, part_name, verdict_words
-from llmprof.analysis.view.traced import Fall
+from llmprof.analysis.view.falls import Fall
 from llmprof.plaintext import one_line, told_apart
 from llmprof.records import Unavailable
 
