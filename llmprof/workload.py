@@ -25,8 +25,8 @@ class Workload:
     prompt_ids: tuple[tuple[int, ...], ...]
     decode_len: int = 64
     """Decode steps a round, EOS ignored: every round makes ``decode_len + 1`` tokens."""
-    rounds: int = 16
-    """Rounds of the timing pass, per engine."""
+    rounds: int | None = 16
+    """Rounds of the timing pass, per engine; ``None``: as many as the run's goal takes."""
     traced_steps: int = 32
     """Decode steps of the traced pass; 0 leaves the traced pass out."""
     seed: int = 0

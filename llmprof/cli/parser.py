@@ -118,7 +118,25 @@ def run_parser() -> argparse.ArgumentParser:
     what.add_argument("--decode-len", type=_positive, metavar="N", help="decode steps a round (64)")
     what.add_argument("--batch", type=_positive, metavar="B", help="sequences at once (1)")
     how = parser.add_argument_group("how to measure")
-    how.add_argument("--rounds", type=_positive, metavar="R", help="timing rounds an engine (16)")
+    how.add_argument(
+        "--precision",
+        metavar="P%",
+        help="end when each ratio is known to ± this (1%%), or the time is over",
+    )
+    how.add_argument(
+        "--max-time",
+        metavar="T",
+        help="warm-up, timing and traced pass together, without loading: 60s, 5m (60s)",
+    )
+    how.add_argument(
+        "--rounds", type=_positive, metavar="R", help="exactly so many timing rounds an engine"
+    )
+    how.add_argument(
+        "--processes",
+        metavar="N|auto",
+        help="timing pass in N fresh processes of each engine: from 5 on differences below 1 %% can"
+        " be told (auto: 8 where starting costs little)",
+    )
     how.add_argument(
         "--traced-steps", type=_natural, metavar="N", help="steps of the traced pass (32); 0: none"
     )

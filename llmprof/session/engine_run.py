@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import tempfile
+import time
 from array import array
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,10 +55,27 @@ class EngineRun:
         self._client: WorkerClient | None = None
         self._folders: list[tempfile.TemporaryDirectory[str]] = []
         self._spool: Path | None = None
+        self._longest = plan.workload
+        """As asked for: rounds may become shorter, what an engine reserves does not."""
+        self.warmup_max_s = plan.warmup_max_s
+        self.round_s: float | None = None
+        """Rounds will be shortened to this; ``None``: they will not."""
+        self.traced_steps = plan.workload.traced_steps
+        self.loading_s = 0.0
+        """All loads so far; starting the process is in it."""
+        self.warmup_s = 0.0
+        """The last one."""
+        self.prefill_s = self.step_s = 0.0
+        """At the end of warm-up."""
 
     @property
     def alive(self) -> bool:
         return self.record.state != "failed"
+
+    def shorten(self, decode_len: int) -> None:
+        """Decode steps of all rounds from here on."""
+        workload = replace(self.plan.workload, decode_len=decode_len)
+        self.plan, self.round_s = replace(self.plan, workload=workload), None
 
     def start(self, trace: str | None, captured: bool = False) -> None:
         """Spawn a worker, load, warm up.
@@ -68,18 +87,30 @@ class EngineRun:
         Raises:
             EngineFailure: with kind ``oom`` the caller may try again alone.
         """
-        workload, spec = self.plan.workload, self.plan.engines[self.record.engine_id]
+        spec, length = self.plan.engines[self.record.engine_id], self._longest.decode_len
+        begin = time.monotonic()
         self._set_state("loading")
         self._folders = [tempfile.TemporaryDirectory(prefix="llmprof-", dir=_shared_memory())]
         folder = Path(self._folders[0].name)
         self._spool = self._make_spool() if trace in ("kernels", "full", "all") else None
-        label, length = self.record.label, workload.decode_len
+        label = self.record.label
         under = self._capture_command() if captured else []
-        client = WorkerClient(label, spec.python, folder, length, under, self._variables)
-        self._client = client
+        try:
+            client = WorkerClient(label, spec.python, folder, length, under, self._variables)
+            self._client = client
+            reply = self._load(client, trace)
+        finally:
+            loaded = time.monotonic()
+            self.loading_s += loaded - begin
+        self._loaded(reply, "captured" if captured else trace)
+        self._warm_up("captured" if captured else trace)
+        self.warmup_s = time.monotonic() - loaded
+
+    def _load(self, client: WorkerClient, trace: str | None) -> Reply:
+        workload, spec = self._longest, self.plan.engines[self.record.engine_id]
         client.wait_ready(self._cancelled)
         options = {k: v for k, v in spec.options.items() if k not in ("label", "model")}
-        reply = self._ask(
+        return self._ask(
             {
                 "do": "load",
                 "engine": spec.name,
@@ -95,8 +126,6 @@ class EngineRun:
                 "trace": trace,
             }
         )
-        self._loaded(reply, "captured" if captured else trace)
-        self._warm_up("captured" if captured else trace)
 
     def _capture_command(self) -> list[str]:
         from llmprof.session.nsys_capture import capture_path, command, nvtx_version
@@ -152,9 +181,11 @@ class EngineRun:
                 "do": "warmup",
                 "steps": self.plan.workload.decode_len,
                 "min_steps": info.warmup_min_steps if info else 0,
-                "max_s": self.plan.warmup_max_s,
+                "max_s": self.warmup_max_s,
+                "round_s": self.round_s,
             }
         )
+        self.prefill_s, self.step_s = reply.facts["prefill_ns"] / 1e9, reply.facts["step_ns"] / 1e9
         if trace in (None, "steps"):
             self.record.warmup_steps = reply.facts["steps"]
             self.record.warmup_stable = reply.facts["stable"]
@@ -180,7 +211,7 @@ class EngineRun:
         workload = self.plan.workload
         steps = workload.decode_len
         if pass_name == "traced":
-            steps = min(workload.traced_steps, steps)
+            steps = min(self.traced_steps, steps)
         self._set_state("running")
         self._recorder.round_started(self.record.engine_id, pass_name, index, total)
         reply: Reply | None = None

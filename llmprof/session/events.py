@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import Protocol
+from typing import Any, Protocol
 
 from llmprof.records import (
     EngineRecord,
@@ -35,6 +35,17 @@ class SessionObserver(Protocol):
         """The stamps of the running round so far (a copy)."""
 
     def round_finished(self, record: RoundRecord) -> None: ...
+
+    def workload_changed(self, workload: dict[str, Any]) -> None:
+        """``RunInfo.workload`` is this from now on: the length of rounds is settled, or the timing
+        pass has ended."""
+
+    def goal(self, half_width: float | None, wanted: float, left_s: float) -> None:
+        """After each round of all engines, where precision and time end the run.
+
+        ``half_width`` of the widest interval and the ``wanted`` one, 0–1; ``left_s`` of the timing
+        pass, at most.
+        """
 
     def gpu_devices(self, devices: list[GpuDevice], unavailable: str) -> None: ...
 

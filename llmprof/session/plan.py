@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from llmprof.config import EngineSpec
+from llmprof.goal import Goal
 from llmprof.records import BandwidthLevel, TraceLevel
 from llmprof.tracers.pyspy.tracer import HostPlan
 from llmprof.workload import Workload
@@ -28,6 +29,10 @@ class Plan:
     host: HostPlan = field(default_factory=HostPlan)
     """How host stacks are sampled in the traced pass, where it has workers of its own."""
     command: tuple[str, ...] = ()
+    goal: Goal = field(default_factory=lambda: Goal(rounds=16))
+    """When the timing pass ends."""
+    adapt: bool = False
+    """May rounds be shorter than ``workload.decode_len``, where the time asks for it?"""
     stall_timeout_s: float = 300.0
     """An engine that shows no sign of life for this long has failed."""
     warmup_max_s: float = 60.0

@@ -6,7 +6,7 @@ import threading
 from array import array
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmprof.records import (
     EngineRecord,
@@ -186,6 +186,16 @@ class Recorder:
 
     def schedule(self, schedule: str) -> None:
         self._writer.set_state("running", "", schedule=schedule)
+
+    def workload(self, workload: dict[str, Any]) -> None:
+        """It is settled: round length, rounds, how the timing pass ended."""
+        self._writer.set_state("running", "", workload=workload)
+        for observer in self._observers:
+            observer.workload_changed(workload)
+
+    def goal(self, half_width: float | None, wanted: float, left_s: float) -> None:
+        for observer in self._observers:
+            observer.goal(half_width, wanted, left_s)
 
     def finished(self, state: RunState, message: str) -> None:
         self._writer.set_state(state, message)

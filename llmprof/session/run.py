@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import Any
 from llmprof import __version__, environment
 from llmprof.analysis.timing.conditions import gpu_index
 from llmprof.errors import EngineFailure, LlmprofError
+from llmprof.goal import SHORTEST
 from llmprof.machine import unavailable, worker_variables
 from llmprof.plaintext import one_line, printable
 from llmprof.records import (
@@ -26,18 +28,25 @@ from llmprof.records import (
 )
 from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.session.client import Cancelled
+from llmprof.session.clock import RunClock
 from llmprof.session.engine_run import EngineRun
 from llmprof.session.events import SessionObserver
 from llmprof.session.plan import Plan
 from llmprof.session.recorder import Recorder
 from llmprof.session.sampled_rounds import Length, sampled_length
-from llmprof.session.schedule import interleaved
+from llmprof.session.timing_pass import TimingPass
 from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
 from llmprof.tracers.nvml.tracer import NvmlTracer
 from llmprof.tracers.pm.tracer import PmTracer
 
 PM_INTERVAL_NS = 200_000
 """A sample takes the sampler 55–80 µs to evaluate: at 200 µs it keeps up with half a core."""
+
+
+TRACED_SLOWER = 1.3
+"""A traced step is taken to be this much slower, for the time."""
+MIN_WARM_UP_S = 2.0
+"""Of a traced pass for which the time is up."""
 
 
 class Session:
@@ -90,7 +99,7 @@ class Session:
             tool_version=__version__,
             tool_commit=environment.tool_commit(),
             command=list(self._plan.command),
-            workload=self._plan.workload.to_dict(),
+            workload={**self._plan.workload.to_dict(), "goal": self._plan.goal.to_dict()},
             environment={
                 **environment.collect(devices),
                 "worker_variables": variables,
@@ -169,11 +178,28 @@ class Session:
     # -- passes ------------------------------------------------------------------------------
 
     def _all_passes(self) -> None:
-        own_workers = self._traces() and (
-            self._plan.trace_level != "steps" or bool(self._plan.capture)
-        )
+        plan = self._plan
+        own_workers = self._traces() and (plan.trace_level != "steps" or bool(plan.capture))
         timed_trace = "steps" if self._traces() and not own_workers else None
-        if not self._timing_interleaved(timed_trace):
+        self._clock = RunClock(plan.goal, self._runs)
+        timing = TimingPass(
+            self._runs,
+            plan.goal,
+            plan.workload.seed,
+            self._clock,
+            self._recorder,
+            lambda run, index: self._round(run, "timing", index),
+            self._guard,
+            self._traces(),
+            plan.adapt,
+        )
+        if timing.start(timed_trace):
+            timing.settle()
+            timing.take_turns(timed_trace)
+            for run in self._runs:
+                if run.alive:
+                    self._guard(run, partial(self._after_timing, run, timed_trace))
+        else:
             self._recorder.schedule("blocks")
             self._recorder.warning(
                 "run",
@@ -181,7 +207,8 @@ class Session:
                 "so slow drift of clocks or temperature is not cancelled",
             )
             for run in self._runs:
-                self._guard(run, partial(self._timing_block, run, timed_trace))
+                self._guard(run, partial(self._timing_block, timing, run, timed_trace))
+            timing.end_blocks()
         if own_workers:
             for run in self._runs:
                 run.end()
@@ -196,31 +223,11 @@ class Session:
     def _traces(self) -> bool:
         return self._plan.workload.traced_steps > 0
 
-    def _timing_interleaved(self, trace: str | None) -> bool:
-        """False when the engines do not fit together; nothing is loaded then."""
-        for run in self._runs:
-            try:
-                run.start(trace)
-            except EngineFailure as why:
-                if why.kind == "oom" and any(o.record.state == "ready" for o in self._runs):
-                    for other in self._runs:
-                        other.end(kill=True)
-                    return False
-                run.fail(why)
-        rounds = self._plan.workload.rounds
-        for index, number in interleaved(len(self._runs), rounds, self._plan.workload.seed):
-            run = self._runs[number]
-            if run.alive:
-                self._guard(run, partial(self._round, run, "timing", index))
-        for run in self._runs:
-            if run.alive:
-                self._guard(run, partial(self._after_timing, run, trace))
-        return True
-
     def _after_timing(self, run: EngineRun, trace: str | None) -> None:
         """Rounds in the timed worker: what they attach is not in it, or next to nothing."""
         self._sampled(run)
         if trace is not None:
+            self._fit_traced(run)
             self._round(run, "traced", 0)
 
     def _sampled(self, run: EngineRun) -> None:
@@ -261,25 +268,42 @@ class Session:
             missing.append(Missing(label, "pm", why.reason))
         self._recorder.missing(missing)
 
-    def _timing_block(self, run: EngineRun, trace: str | None) -> None:
+    def _timing_block(self, timing: TimingPass, run: EngineRun, trace: str | None) -> None:
         run.start(trace)
-        for index in range(self._plan.workload.rounds):
-            self._round(run, "timing", index)
+        timing.alone(run)
         self._after_timing(run, trace)
         run.end()
+
+    def _share_s(self, run: EngineRun) -> float:
+        """What is left of the run's time for this engine's traced pass; unbounded where rounds end
+        the run."""
+        if self._plan.goal.rounds is not None:
+            return math.inf
+        later = sum(r.alive and r.record.engine_id >= run.record.engine_id for r in self._runs)
+        return max(0.0, self._clock.left()) / max(1, later)
+
+    def _fit_traced(self, run: EngineRun) -> None:
+        """Fewer traced steps where those asked for take longer than the rest of the time."""
+        room = self._share_s(run)
+        if math.isfinite(room) and run.step_s > 0:
+            fitting = int((room - run.prefill_s) / (TRACED_SLOWER * run.step_s))
+            run.traced_steps = min(self._plan.workload.traced_steps, max(SHORTEST, fitting))
 
     def _traced_alone(self, run: EngineRun) -> None:
         """The traced pass has workers of its own: a timed worker never holds a tracer library."""
         if self._plan.capture:
             # CUPTI serves one tool at a time: nsys' kernels are in nsys' file.
             run.start("steps", captured=True)
+            self._fit_traced(run)
             self._round(run, "traced", 0)
             run.end_captured()
             return
+        run.warmup_max_s = min(run.warmup_max_s, max(MIN_WARM_UP_S, self._share_s(run) / 3))
         run.start(self._plan.trace_level)
+        self._fit_traced(run)
         record = self._round(run, "traced", 0)
         if self._plan.bandwidth == "kernels" and gpu_index(run.record) is not None:
-            length = sampled_length(record, self._plan.workload.decode_len)
+            length = sampled_length(record, run.plan.workload.decode_len, self._share_s(run))
             self._recorder.say(
                 f"{run.record.label}: {length.rounds} rounds with kernels and DRAM samples at once"
                 f" for the bandwidth of each kernel, about {length.rounds * length.round_s:.0f} s"
@@ -297,7 +321,7 @@ class Session:
     ) -> RoundRecord:
         self._serial += 1
         if total is None:
-            total = self._plan.workload.rounds if pass_name == "timing" else 1
+            total = (self._plan.goal.rounds or 0) if pass_name == "timing" else 1
         record = run.round(pass_name, index, total, self._serial, kernels)
         self._recorder.save_samples()
         if run.record.text is None and self._decode is not None and record.tokens:

@@ -21,12 +21,13 @@ class Length(NamedTuple):
     """About what one takes."""
 
 
-def sampled_length(traced: RoundRecord, decode_len: int) -> Length:
+def sampled_length(traced: RoundRecord, decode_len: int, most_s: float = MOST_S) -> Length:
     """From how fast the traced round was; one round at least.
 
     Args:
         traced: a round with the same tracers.
         decode_len: steps of each of the rounds.
+        most_s: what is left of the run's time; ``MOST_S`` at most.
     """
     if not traced.steps:
         return Length(1, 60.0)
@@ -34,4 +35,4 @@ def sampled_length(traced: RoundRecord, decode_len: int) -> Length:
     decode_s = max(step_s * decode_len, 1e-6)
     round_s = decode_s + (traced.stamps_ns[0] - traced.start_ns) / 1e9
     wanted = math.ceil(max(STEPS / decode_len, DECODE_S / decode_s))
-    return Length(max(1, min(wanted, int(MOST_S / round_s))), round_s)
+    return Length(max(1, min(wanted, int(min(MOST_S, most_s) / round_s))), round_s)

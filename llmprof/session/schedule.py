@@ -5,16 +5,16 @@ from __future__ import annotations
 import random
 
 
-def interleaved(engines: int, rounds: int, seed: int) -> list[tuple[int, int]]:
-    """(round index, engine) in the order to run them: every engine once a round.
+class Turns:
+    """The order inside each round, shuffled by the seed: a fixed order would give one engine the
+    GPU as the other left it (hot, at other clocks) every time."""
 
-    The order inside each round is shuffled by the seed: a fixed order would give one engine the
-    GPU as the other left it (hot, at other clocks) every time.
-    """
-    source = random.Random(f"llmprof-order-{seed}")
-    turns: list[tuple[int, int]] = []
-    for index in range(rounds):
-        order = list(range(engines))
-        source.shuffle(order)
-        turns += [(index, engine) for engine in order]
-    return turns
+    def __init__(self, engines: int, seed: int) -> None:
+        self._engines = engines
+        self._source = random.Random(f"llmprof-order-{seed}")
+
+    def next(self) -> list[int]:
+        """Numbers of the engines, each once."""
+        order = list(range(self._engines))
+        self._source.shuffle(order)
+        return order

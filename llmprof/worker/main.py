@@ -94,8 +94,9 @@ class Worker:
         def tell(steps: int, stable: bool) -> None:
             self.progress(f"warm-up, {steps} steps" + (", stable" if stable else ""), None)
 
+        limits = ask["min_steps"], ask["max_s"]
         result = warm_up(
-            engine, self.prompt, ask["steps"], board, ask["min_steps"], ask["max_s"], tell
+            engine, self.prompt, ask["steps"], board, *limits, tell, ask.get("round_s")
         )
         # What is loaded stays loaded: unfrozen, torch's modules alone make the collection before
         # each round take 0.1 s.

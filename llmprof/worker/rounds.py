@@ -14,6 +14,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from llmprof.engines.base import Engine, FreeRunningEngine
+from llmprof.goal import SHORTEST, fitting_length
 from llmprof.worker.stamps import HEADER, StampBoard
 
 Prompt = Sequence[Sequence[int]]
@@ -100,15 +101,19 @@ def _finish(engine: Engine, rows: list[Sequence[int] | None]) -> RoundResult:
 
 @dataclass
 class WarmUp:
-    """How warm-up went: ``medians_ns`` has one entry a warm-up round."""
+    """How warm-up went: ``medians_ns`` has one entry a comparable warm-up round."""
 
     steps: int
     stable: bool
     medians_ns: list[int]
+    prefill_ns: int
+    """Of the last round, like ``step_ns``."""
+    step_ns: int
+    """Median."""
 
 
 SHORT_ROUND = 64
-"""Decode steps of a warm-up round after the first, full-length one."""
+"""Decode steps of a warm-up round after the first long one."""
 TOLERANCE = 0.03
 """Medians of two consecutive warm-up rounds this close count as stable."""
 
@@ -121,32 +126,49 @@ def warm_up(
     min_steps: int,
     max_seconds: float,
     tell: Callable[[int, bool], None],
+    round_s: float | None = None,
 ) -> WarmUp:
     """Run rounds until the step time is stable and the engine's own minimum is reached.
 
-    The first round has full length, so that whatever depends on the KV length (a CUDA graph a
-    bucket, an autotuner a shape) happens here. The next ones are short and all of one length:
-    their medians are comparable, which those of a growing KV cache would not be.
+    A few steps come first: on a busy machine 64 may take minutes. The next round has the length of
+    the timed ones, so that whatever depends on the KV length (a CUDA graph a bucket, an autotuner a
+    shape) happens here. Those after it are short and all of one length: their medians are
+    comparable, which those of a growing KV cache would not be.
 
     Args:
         min_steps: decode steps that the engine needs at the least.
         max_seconds: stop then, stable or not (the run says so).
         tell: called after each round with (steps so far, stable).
+        round_s: rounds will be shortened to take no longer than this; ``None``: they have ``steps``
+            steps, and one of that length is made where it fits into ``max_seconds``.
     """
-    begin, done, medians = time.monotonic(), 0, []
-    stable, length = False, steps
+    begin, done, medians = time.monotonic(), 0, list[int]()
+    length, probing = min(steps, SHORTEST), steps > SHORTEST
+    whole = length
     while True:
         board.clear()
         timed_round(engine, prompt, length, board)
         done += length
         stamps = board.slots[HEADER : HEADER + 1 + length]
         laps = sorted(b - a for a, b in pairwise(stamps))
+        prefill_ns = stamps[0] - board.slots[2]
         stamps.release()
-        # The full-length round is comparable only where the short ones have its length.
-        if len(laps) and (length <= SHORT_ROUND and (done > steps or steps <= SHORT_ROUND)):
-            medians.append(laps[len(laps) // 2])
+        step_ns = laps[len(laps) // 2] if laps else 0
+        comparable = not probing and length == min(whole, SHORT_ROUND)
+        if len(laps) and comparable:
+            medians.append(step_ns)
         stable = len(medians) > 1 and abs(medians[-1] / max(1, medians[-2]) - 1) <= TOLERANCE
         tell(done, stable)
-        if (stable and done >= min_steps) or time.monotonic() - begin > max_seconds:
-            return WarmUp(done, stable and done >= min_steps, medians)
-        length = min(steps, SHORT_ROUND)
+        spent = time.monotonic() - begin
+        if (stable and done >= min_steps) or spent > max_seconds:
+            return WarmUp(done, stable and done >= min_steps, medians, prefill_ns, step_ns)
+        if probing:
+            probing = False
+            room = max_seconds - spent if round_s is None else round_s
+
+            def seconds(n: int, first: int = prefill_ns, each: int = step_ns) -> float:
+                return (first + n * each) / 1e9
+
+            length = whole = fitting_length(seconds, steps, room)
+        else:
+            length = min(whole, SHORT_ROUND)

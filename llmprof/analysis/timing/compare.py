@@ -9,23 +9,28 @@ ratio of medians, each run resampled by itself.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import combinations
 from statistics import median
 from typing import Any
 
-from llmprof.analysis.timing.stats import Estimate, batch_means, estimate, ratio_interval
+from llmprof.analysis.timing.observed import (
+    PROCESS_PAIRS,
+    SMALLEST_DIFFERENCE,
+    Method,
+    Observed,
+    Value,
+    observe,
+)
+from llmprof.analysis.timing.stats import Estimate, ratio_interval
 from llmprof.analysis.timing.steps import RoundSteps, timing_rounds
+from llmprof.analysis.timing.verdict import Outcome, judge
 from llmprof.errors import UsageError
+from llmprof.goal import Goal
 from llmprof.records import EngineRecord, Maybe, RunData, Unavailable
 
-SMALLEST_DIFFERENCE = 0.01
-"""A ratio closer to 1 than this is no difference, however narrow its interval.
-
-The interval covers what changes from round to round. It cannot cover what stays for the life of a
-process: two processes of the same engine lie elsewhere in memory (pages, cache sets, allocator,
-hash seeds) and differ in every round alike. Twenty pairs of torch processes on one core: half of
-them by less than 0.5 %, the largest by 1.0 % (``benchmarks/same_engine_twice.py``)."""
+UNKNOWN = Unavailable("the two cannot be compared")
 
 
 @dataclass(frozen=True)
@@ -42,11 +47,25 @@ class Comparison:
     ttft_ratio: Estimate
     """TTFT of b / TTFT of a; < 1: b is sooner."""
     difference_seen: bool
-    """In tok/s: the interval excludes 1 and the ratio is off 1 by ``SMALLEST_DIFFERENCE``."""
+    """In tok/s: ``outcome`` is faster or slower."""
     verdict: str
-    """``llamacpp is 3.10× faster than torch (2.98–3.21)``, ``no difference seen
-    between torch and mine (0.98–1.01)``."""
+    """``llamacpp is 3.10× faster than torch (2.98–3.21)``, ``torch and mine are the same within
+    1.6 % (0.996–1.006)``, ``inconclusive: …``."""
     warnings: tuple[str, ...] = ()
+    outcome: Outcome = "inconclusive"
+    """Of b against a, in tok/s."""
+    allowance: float = 0.0
+    """For the difference of two processes of one engine, 0–1: the interval must be clear of 1 by
+    this. 0 where the interval is over process pairs."""
+    same_within: Maybe = UNKNOWN
+    needed_s: Maybe = UNKNOWN
+    """What an inconclusive comparison takes further, s."""
+    method: Method = "rounds"
+    """What the interval is over."""
+    processes: int = 1
+    """Pairs of them."""
+    process_share: Maybe = UNKNOWN
+    """Of the variance: what lies between process pairs, 0–1."""
 
 
 def compare_to_first(data: RunData) -> tuple[Comparison, ...]:
@@ -65,7 +84,8 @@ def compare_engines(data: RunData, a: EngineRecord, b: EngineRecord) -> Comparis
     if data.info.schedule == "blocks":
         warning = "the engines ran one after the other: drift of the machine is in the ratio"
         return _compare(a.label, b.label, rounds_a, rounds_b, paired=False, warnings=(warning,))
-    return _compare(a.label, b.label, rounds_a, rounds_b, paired=True)
+    goal = Goal.of(data.info.workload)
+    return _compare(a.label, b.label, rounds_a, rounds_b, paired=True, goal=goal)
 
 
 def compare_runs(
@@ -130,7 +150,7 @@ def workload_text(workload: dict[str, Any]) -> str:
     """``prompt 7 · decode 128 · batch 1 · 8 rounds``, of what the workload says."""
     words = {"prompt_len": "prompt {}", "decode_len": "decode {}", "batch": "batch {}"}
     words["rounds"] = "{} rounds"
-    parts = [words[key].format(workload[key]) for key in words if key in workload]
+    parts = [words[key].format(workload[key]) for key in words if workload.get(key) is not None]
     return " · ".join(parts) or "workload unknown"
 
 
@@ -142,41 +162,96 @@ def _compare(
     *,
     paired: bool,
     warnings: tuple[str, ...] = (),
+    goal: Goal | None = None,
 ) -> Comparison:
-    rates_a, rates_b = _by_index(rounds_a, "tok_s"), _by_index(rounds_b, "tok_s")
-    for label, rates in ((a, rates_a), (b, rates_b)):
-        if not rates:
+    for label, rounds in ((a, rounds_a), (b, rounds_b)):
+        if not _by_index(rounds, "tok_s"):
             return _incomparable(a, b, f"{label} has no complete timing round")
-    ratio_of = _paired_ratio if paired else _unpaired_ratio
-    ratio = ratio_of(rates_a, rates_b)
-    seen = _difference_seen(ratio)
-    rounds = len(rates_a.keys() & rates_b.keys()) if paired else min(len(rates_a), len(rates_b))
+    ratio, seen = round_ratio(rounds_a, rounds_b, "tok_s", paired, goal)
+    several = min(_processes(rounds_a), _processes(rounds_b)) >= PROCESS_PAIRS
+    allowance = 0.0 if several else math.log1p(SMALLEST_DIFFERENCE)
+    if seen is None:
+        count = min(len(_by_index(side, "tok_s")) for side in (rounds_a, rounds_b))
+    else:
+        count = len(ratio.samples)
+    verdict = judge(a, b, ratio, seen, allowance, _value_s(rounds_a, rounds_b, seen))
     return Comparison(
         a=a,
         b=b,
         paired=paired,
-        rounds=rounds,
+        rounds=count,
         tok_s_ratio=ratio,
-        ttft_ratio=ratio_of(_by_index(rounds_a, "ttft_ns"), _by_index(rounds_b, "ttft_ns")),
-        difference_seen=seen,
-        verdict=_verdict(a, b, ratio, seen),
+        ttft_ratio=round_ratio(rounds_a, rounds_b, "ttft_ns", paired, goal)[0],
+        difference_seen=verdict.outcome in ("faster", "slower"),
+        verdict=verdict.text,
         warnings=warnings,
+        outcome=verdict.outcome,
+        allowance=math.expm1(allowance),
+        same_within=verdict.same_within,
+        needed_s=verdict.needed_s,
+        method=("processes" if several else "rounds") if seen is None else seen.method,
+        processes=min(_processes(rounds_a), _processes(rounds_b))
+        if seen is None
+        else seen.processes,
+        process_share=(
+            Unavailable("the rounds are not paired") if seen is None else seen.process_share
+        ),
     )
 
 
-def _by_index(rounds: tuple[RoundSteps, ...], field: str) -> dict[int, float]:
+def round_ratio(
+    rounds_a: tuple[RoundSteps, ...],
+    rounds_b: tuple[RoundSteps, ...],
+    field: str | Callable[[RoundSteps], float | None],
+    paired: bool,
+    goal: Goal | None,
+) -> tuple[Estimate, Observed | None]:
+    """B / A of one number a round, over complete rounds; and, where paired, how it is known."""
+    a, b = _by_index(rounds_a, field), _by_index(rounds_b, field)
+    if not paired:
+        if min(_processes(rounds_a), _processes(rounds_b)) >= PROCESS_PAIRS:
+            a, b = _by_process(rounds_a, a), _by_process(rounds_b, b)
+        return _unpaired_ratio(a, b), None
+    common = sorted(a.keys() & b.keys())
+    if not common:
+        return Estimate.missing("no round is complete in both engines"), None
+    process_a, process_b = ({r.index: r.process for r in side} for side in (rounds_a, rounds_b))
+    values = [Value(i, (process_a[i], process_b[i]), math.log(b[i] / a[i])) for i in common]
+    seen = observe(values, goal)
+    ratios = tuple(b[i] / a[i] for i in common)
+    return Estimate(_exp(seen.mean), _exp(seen.low), _exp(seen.high), ratios, "trimmed"), seen
+
+
+def _by_index(
+    rounds: tuple[RoundSteps, ...], field: str | Callable[[RoundSteps], float | None]
+) -> dict[int, float]:
     """Round index → positive value of a complete round."""
-    values = {r.index: getattr(r, field) for r in rounds if r.complete}
+    of = (lambda r: getattr(r, field)) if isinstance(field, str) else field
+    values = {r.index: of(r) for r in rounds if r.complete}
     return {i: v for i, v in values.items() if isinstance(v, (int, float)) and v > 0}
 
 
-def _paired_ratio(a: dict[int, float], b: dict[int, float]) -> Estimate:
-    common = sorted(a.keys() & b.keys())
-    if not common:
-        return Estimate.missing("no round is complete in both engines")
-    logs = estimate(batch_means([math.log(b[i] / a[i]) for i in common]), "trimmed")
-    ratios = tuple(b[i] / a[i] for i in common)
-    return Estimate(_exp(logs.value), _exp(logs.low), _exp(logs.high), ratios, "trimmed")
+def _by_process(rounds: tuple[RoundSteps, ...], values: dict[int, float]) -> dict[int, float]:
+    """Process → the median of its rounds: what is independent of one another."""
+    kept: dict[int, list[float]] = {}
+    for r in rounds:
+        if r.index in values:
+            kept.setdefault(r.process, []).append(values[r.index])
+    return {process: median(several) for process, several in kept.items()}
+
+
+def _processes(rounds: tuple[RoundSteps, ...]) -> int:
+    return len({r.process for r in rounds if r.complete})
+
+
+def _value_s(
+    rounds_a: tuple[RoundSteps, ...], rounds_b: tuple[RoundSteps, ...], seen: Observed | None
+) -> float | None:
+    """What one of the interval's values took: both sides' rounds, from start to end."""
+    if seen is None or not seen.values:
+        return None
+    whole = [(r.ttft_ns or 0) + (r.decode_ns or 0) for r in (*rounds_a, *rounds_b) if r.complete]
+    return sum(whole) / 1e9 / seen.values
 
 
 def _unpaired_ratio(a: dict[int, float], b: dict[int, float]) -> Estimate:
@@ -186,31 +261,6 @@ def _unpaired_ratio(a: dict[int, float], b: dict[int, float]) -> Estimate:
     bounds = ratio_interval(values_a, values_b)
     low, high = (bounds, bounds) if isinstance(bounds, Unavailable) else bounds
     return Estimate(median(values_b) / median(values_a), low, high)
-
-
-def _difference_seen(ratio: Estimate) -> bool:
-    if isinstance(ratio.value, Unavailable):
-        return False
-    if isinstance(ratio.low, Unavailable) or isinstance(ratio.high, Unavailable):
-        return False
-    far = abs(math.log(ratio.value)) > math.log1p(SMALLEST_DIFFERENCE)
-    return far and not ratio.low <= 1 <= ratio.high
-
-
-def _verdict(a: str, b: str, ratio: Estimate, seen: bool) -> str:
-    value, low, high = ratio.value, ratio.low, ratio.high
-    if isinstance(value, Unavailable):
-        return f"{a} and {b} cannot be compared: {value.reason}"
-    if isinstance(low, Unavailable) or isinstance(high, Unavailable):
-        why = low.reason if isinstance(low, Unavailable) else ""
-        return f"no verdict: {b} / {a} is {value:.2f}×, but without an interval ({why})"
-    if not seen:
-        digits = 3 if high - low < 0.02 else 2
-        return f"no difference seen between {a} and {b} ({low:.{digits}f}–{high:.{digits}f})"
-    if value < 1:
-        a, b, value, low, high = b, a, 1 / value, 1 / high, 1 / low
-    digits = 3 if value < 1.1 else 2  # a ratio that was seen to differ never reads 1.00
-    return f"{b} is {value:.{digits}f}× faster than {a} ({low:.{digits}f}–{high:.{digits}f})"
 
 
 def _exp(value: Maybe) -> Maybe:
@@ -232,4 +282,5 @@ def _workload_mismatch(a: RunData, b: RunData) -> str | None:
 
 def _incomparable(a: str, b: str, reason: str) -> Comparison:
     missing = Estimate.missing(reason)
-    return Comparison(a, b, False, 0, missing, missing, False, _verdict(a, b, missing, False))
+    verdict = judge(a, b, missing, None, 0.0, None)
+    return Comparison(a, b, False, 0, missing, missing, False, verdict.text)

@@ -114,6 +114,11 @@ def batch_means(samples: Sequence[float]) -> tuple[float, ...]:
     return tuple(float(_statistic(part[np.newaxis], "trimmed")[0]) for part in parts)
 
 
+def trimmed_mean(values: Sequence[float]) -> float:
+    """Mean without ``TRIM`` of the values at each end."""
+    return float(_statistic(np.asarray([values], dtype=np.float64), "trimmed")[0])
+
+
 @lru_cache(maxsize=512)  # the live view asks again for every engine when one round ends
 def interval(
     samples: tuple[float, ...], statistic: Statistic = "median"

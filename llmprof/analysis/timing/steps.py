@@ -46,6 +46,8 @@ class RoundSteps:
     prefill_tok_s: Maybe
     energy_j: Maybe
     """While decoding."""
+    process: int
+    """Process id of the worker; a run may have several of an engine, one after another."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,7 @@ def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:
         tok_s=_rate(record, decode_ns, batch),
         prefill_tok_s=_prefill_rate(data, ttft_ns, batch),
         energy_j=_energy(record),
+        process=record.pid,
     )
 
 

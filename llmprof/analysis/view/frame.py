@@ -187,12 +187,14 @@ def _round_on_show(
 
 def _round_label(pass_name: PassName, index: int, total: int) -> str:
     name = "round" if pass_name == "timing" else f"{pass_name} round"
-    return f"{name} {index + 1}/{total}"
+    return f"{name} {index + 1}/{total}" if total else f"{name} {index + 1}"
 
 
 def _total(data: RunData, record: RoundRecord) -> int:
     """Rounds of that pass: as planned for the timing pass, else as many as there are."""
     planned = data.info.workload.get("rounds") if record.pass_name == "timing" else None
+    if record.pass_name == "timing" and not planned and data.info.state == "running":
+        return 0
     return planned or len(data.rounds_of(record.engine_id, record.pass_name))
 
 

@@ -6,6 +6,7 @@ analysis knows no session) and grows the same ``RunData`` that the reader makes 
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from array import array
@@ -13,6 +14,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from llmprof.analysis.view.frame import Activity, build_snapshot
 from llmprof.analysis.view.opening import open_run
@@ -35,6 +37,12 @@ from llmprof.records import (
 )
 
 LOG_LINES = 50
+
+
+def goal_words(half_width: float | None, wanted: float, left_s: float) -> str:
+    """``±1.8 % of ±1 % · 34 s left``: the widest interval, the one that ends the run, the time."""
+    width = "–" if half_width is None else f"{half_width * 100:.1f} %"
+    return f"±{width} of ±{wanted * 100:g} % · {math.ceil(left_s)} s left"
 
 
 class LiveFold:
@@ -63,6 +71,8 @@ class LiveFold:
         self._log: deque[str] = deque(maxlen=LOG_LINES)
         self._gpu_unavailable = "GPUs were not looked for yet"
         self._finished_ns: int | None = None
+        self._goal = ""
+        """How far the timing pass is from its goal, in words."""
         self._version = 0
         """Counts what changes the report: a finished round, an engine's state, a warning."""
         self._built: tuple[int, Report] | None = None
@@ -99,9 +109,11 @@ class LiveFold:
 
     def round_started(self, engine_id: int, pass_name: PassName, index: int, total: int) -> None:
         phase = f"{pass_name} {index + 1}/{total}" if total > 1 else pass_name
+        if not total:
+            phase = f"{pass_name} {index + 1}"
         with self._lock:
             self._activities[engine_id] = Activity(
-                phase, index / max(total, 1), pass_name, index, total
+                phase, index / total if total else None, pass_name, index, total
             )
 
     def round_stamps(self, engine_id: int, stamps_ns: array[int]) -> None:
@@ -112,7 +124,7 @@ class LiveFold:
             workload = self._data.info.workload
             planned = workload.get("traced_steps" if now.pass_name == "traced" else "decode_len")
             part = min(1.0, max(0, len(stamps_ns) - 1) / planned) if planned else 0.0
-            share = (now.index + part) / max(now.total, 1)
+            share = (now.index + part) / now.total if now.total else None
             self._activities[engine_id] = replace(now, stamps_ns=stamps_ns, share=share)
 
     def round_finished(self, record: RoundRecord) -> None:
@@ -125,6 +137,18 @@ class LiveFold:
             share = min(1.0, (record.index + 1) / total) if total else None
             self._activities[record.engine_id] = Activity("waiting", share)
             self._version += 1
+
+    def workload_changed(self, workload: dict[str, Any]) -> None:
+        with self._lock:
+            if self._data is not None:
+                self._data.info = replace(self._data.info, workload=workload)
+                if (workload.get("goal") or {}).get("ended_by"):
+                    self._goal = ""
+                self._version += 1
+
+    def goal(self, half_width: float | None, wanted: float, left_s: float) -> None:
+        with self._lock:
+            self._goal = goal_words(half_width, wanted, left_s)
 
     def gpu_devices(self, devices: list[GpuDevice], unavailable: str) -> None:
         with self._lock:
@@ -176,13 +200,14 @@ class LiveFold:
                 missing=list(self._data.missing),
             )
             activities, log = dict(self._activities), tuple(self._log)
-            version, unavailable = self._version, self._gpu_unavailable
+            version, unavailable, goal = self._version, self._gpu_unavailable, self._goal
             now_ns = self._finished_ns or self._clock()
         if self._built is None or self._built[0] != version:
             self._built = version, build(data)
-        return build_snapshot(
+        shot = build_snapshot(
             data, self._built[1], now_ns, activities, log=log, gpu_unavailable=unavailable
         )
+        return replace(shot, workload=f"{shot.workload} · {goal}") if goal and self.live else shot
 
     def outline(self) -> RunTrace | None:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -13,9 +14,11 @@ from typing import cast, get_args
 from llmprof.config import Config, EngineSpec, labels, load_config, parse_engine
 from llmprof.engines.registry import BUILT_IN, check_name
 from llmprof.errors import LlmprofError, ModelError, UsageError
+from llmprof.goal import Goal
 from llmprof.models.locate import RANDOM, ModelRef, default_model, resolve
 from llmprof.models.tokenizer import Tokenizer, load_tokenizer
 from llmprof.newfiles import first_free
+from llmprof.plaintext import one_line
 from llmprof.records import BandwidthLevel, Unavailable
 from llmprof.session.plan import Plan
 from llmprof.tracers.pyspy.tracer import MAX_RATE_HZ, HostPlan, default_rate_hz
@@ -25,6 +28,7 @@ DEFAULT_PROMPT = (
     "A profiler is a tool that shows where a program spends its time. "
     "The best way to find out why a program is slow is"
 )
+MOST_PROCESSES = 200
 SMALL_VOCABULARY = 1000
 """Seeded ids stay below this when no model says how large its vocabulary is."""
 
@@ -67,6 +71,8 @@ def prepare(arguments: argparse.Namespace) -> Prepared:
         capture=_capture(arguments),
         host=_host(arguments, config),
         command=("llmprof", *arguments.argv),
+        goal=_goal(arguments, config),
+        adapt=arguments.decode_len is None and "decode_len" not in config.run,
         stall_timeout_s=float(arguments.timeout),
     )
     decode = None if isinstance(tokenizer, Unavailable) else tokenizer.decode
@@ -102,6 +108,51 @@ def _host(arguments: argparse.Namespace, config: Config) -> HostPlan:
     if not 0 <= rate <= MAX_RATE_HZ:
         raise UsageError(f"host_rate {rate}: give 0 to {MAX_RATE_HZ} samples a second")
     return HostPlan(rate, native=arguments.host_native, blocking=arguments.host_blocking)
+
+
+def _goal(arguments: argparse.Namespace, config: Config) -> Goal:
+    """A number of rounds wins over a time that is only in the config file."""
+    timed = [k for k in ("precision", "max_time") if getattr(arguments, k) is not None]
+    if timed and arguments.rounds is not None:
+        raise UsageError(
+            f"--rounds is exact: it goes without --{timed[0].replace('_', '-')}"
+            " (leave one of them out)"
+        )
+    rounds = arguments.rounds
+    if rounds is None and not timed:
+        rounds = config.run.get("rounds")
+    usual = "auto" if rounds is None else "1"
+    return Goal(
+        rounds=rounds,
+        precision=_precision(str(_setting(arguments, config, "precision", "1%"))),
+        max_s=_seconds(str(_setting(arguments, config, "max_time", "60s"))),
+        processes=_processes(str(_setting(arguments, config, "processes", usual))),
+    )
+
+
+def _precision(text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
+    share = float(match[1]) / 100 if match else 0.0
+    if not 0 < share < 1:
+        raise UsageError(f"--precision {one_line(text, 40)}: give per cent, such as 1% or 0.5%")
+    return share
+
+
+def _seconds(text: str) -> float:
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", text)
+    unit = {"m": 60.0, "min": 60.0, "h": 3600.0}
+    seconds = float(match[1]) * unit.get(match[2] or "s", 1.0) if match else 0.0
+    if seconds <= 0:
+        raise UsageError(f"--max-time {one_line(text, 40)}: give a time, such as 60s or 5m")
+    return seconds
+
+
+def _processes(text: str) -> int | None:
+    if text == "auto":
+        return None
+    if not text.isdecimal() or not 1 <= int(text) <= MOST_PROCESSES:
+        raise UsageError(f"--processes {one_line(text, 40)}: give auto, or 1 to {MOST_PROCESSES}")
+    return int(text)
 
 
 def _own_python() -> str:
@@ -183,7 +234,7 @@ def _workload(
     return Workload(
         prompt_ids=rows,
         decode_len=int(_setting(arguments, config, "decode_len", 64)),  # type: ignore[call-overload]
-        rounds=int(_setting(arguments, config, "rounds", 16)),  # type: ignore[call-overload]
+        rounds=_goal(arguments, config).rounds,
         traced_steps=int(_setting(arguments, config, "traced_steps", 32)),  # type: ignore[call-overload]
         seed=seed,
         prompt_text=text,

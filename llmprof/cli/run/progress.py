@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import sys
 from array import array
+from typing import Any
 
 from llmprof.plaintext import one_line
 from llmprof.records import (
@@ -32,14 +33,31 @@ class StderrProgress:
         self._labels: dict[int, str] = {}
         self._phase = ""
         self._steps = 1
-        self._rounds = 1
         self._total = 1
+        self._engines = 1
         self._done = 0
+        self._so_far = ""
+        self._left_s = self._longest_s = 0.0
 
     def run_started(self, info: RunInfo, engines: list[EngineRecord], file: str) -> None:
         self._labels = {e.engine_id: e.label for e in engines}
-        self._steps = int(info.workload["decode_len"])
-        self._total = len(engines) * int(info.workload["rounds"])
+        self._engines = len(engines)
+        self._goal(info.workload)
+
+    def _goal(self, workload: dict[str, Any]) -> None:
+        self._steps = int(workload["decode_len"])
+        rounds = workload.get("rounds")
+        self._total = self._engines * int(rounds) if rounds else 0
+
+    def workload_changed(self, workload: dict[str, Any]) -> None:
+        self._goal(workload)
+
+    def goal(self, half_width: float | None, wanted: float, left_s: float) -> None:
+        from llmprof.analysis.view.live import goal_words
+
+        self._so_far = goal_words(half_width, wanted, left_s)
+        self._left_s = left_s
+        self._longest_s = max(self._longest_s, left_s)
 
     def engine_changed(self, engine: EngineRecord) -> None:
         if engine.state in ("loading", "warmup"):
@@ -49,13 +67,22 @@ class StderrProgress:
         self._draw(f"{self._labels[engine_id]}: {phase}", share)
 
     def round_started(self, engine_id: int, pass_name: PassName, index: int, total: int) -> None:
-        name = "traced pass" if pass_name == "traced" else f"round {index + 1}/{total}"
+        of = f"/{total}" if total else ""
+        name = "traced pass" if pass_name == "traced" else f"round {index + 1}{of}"
         self._phase = f"{self._labels[engine_id]}: {name}"
-        self._draw(self._phase, self._done / self._total)
+        if not self._total and self._so_far and pass_name == "timing":
+            self._phase += f" · {self._so_far}"
+        self._draw(self._phase, self._share(0.0))
 
     def round_stamps(self, engine_id: int, stamps_ns: array[int]) -> None:
         within = max(0, len(stamps_ns) - 1) / self._steps
-        self._draw(self._phase, min(1.0, (self._done + within) / self._total))
+        self._draw(self._phase, self._share(within))
+
+    def _share(self, within: float) -> float | None:
+        """Of the rounds, or of the time."""
+        if self._total:
+            return min(1.0, (self._done + within) / self._total)
+        return 1 - self._left_s / self._longest_s if self._longest_s else None
 
     def round_finished(self, record: RoundRecord) -> None:
         if record.pass_name == "timing":

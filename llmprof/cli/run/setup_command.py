@@ -17,7 +17,7 @@ _DEFAULTS = {
     "prompt_len": "text",
     "decode_len": "64",
     "batch": "1",
-    "rounds": "16",
+    "rounds": "by time",
     "traced_steps": "32",
     "trace": "kernels",
 }

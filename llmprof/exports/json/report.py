@@ -15,7 +15,7 @@ from datetime import datetime, timezone
 from typing import Any
 
 from llmprof.analysis.timing.agreement import TokenAgreement
-from llmprof.analysis.timing.compare import SMALLEST_DIFFERENCE, Comparison
+from llmprof.analysis.timing.compare import Comparison
 from llmprof.analysis.timing.conditions import Conditions
 from llmprof.analysis.timing.cpu import CpuConditions
 from llmprof.analysis.timing.stats import CONFIDENCE, Distribution, Estimate
@@ -250,7 +250,13 @@ def _pair(pair: Comparison) -> Document:
         **_ratio("tok_s_ratio", pair.tok_s_ratio),
         **_ratio("ttft_ratio", pair.ttft_ratio),
         "difference_seen": pair.difference_seen,
-        "smallest_difference": SMALLEST_DIFFERENCE,
+        "smallest_difference": pair.allowance,
+        "outcome": pair.outcome,
+        **_maybe("same_within", pair.same_within),
+        **_maybe("needed_s", pair.needed_s),
+        "interval_over": pair.method,
+        "processes": pair.processes,
+        **_maybe("process_share", pair.process_share),
         "verdict": pair.verdict,
         "warnings": list(pair.warnings),
     }

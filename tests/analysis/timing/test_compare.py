@@ -51,7 +51,8 @@ def test_a_difference_below_the_floor_is_none() -> None:
     assert isinstance(pair.tok_s_ratio.high, float)
     assert pair.tok_s_ratio.high < 1
     assert not pair.difference_seen
-    assert pair.verdict == "no difference seen between torch and torch#2 (0.997–0.997)"
+    assert pair.verdict == "torch and torch#2 are the same within 1.4 % (0.997–0.997)"
+    assert (pair.outcome, pair.allowance) == ("same", pytest.approx(0.01))
 
 
 def test_noise_around_one_is_no_difference() -> None:
@@ -60,7 +61,10 @@ def test_noise_around_one_is_no_difference() -> None:
         rounds += [decode_round(0, index), decode_round(1, index, [10 * noise] * 4)]
     (pair,) = compare_to_first(run_data([engine(0, "a"), engine(1, "b")], rounds))
     assert not pair.difference_seen
-    assert pair.verdict.startswith("no difference seen between a and b (0.9")
+    assert pair.outcome == "inconclusive"
+    assert pair.verdict.startswith("inconclusive: b / a is 1.00× (0.9")
+    assert pair.verdict.endswith(" more would tell")
+    assert isinstance(pair.needed_s, float) and pair.needed_s > 0
 
 
 def test_too_few_rounds_give_a_ratio_without_a_verdict() -> None:

@@ -1,0 +1,61 @@
+"""When a run ends: after so many rounds, or by precision and time. Standard library only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+PRECISION = 0.01
+MAX_S = 60.0
+EndedBy = Literal["", "precision", "time", "rounds"]
+
+
+@dataclass(frozen=True)
+class Goal:
+    """Kept in the run as ``workload["goal"]``."""
+
+    rounds: int | None = None
+    """Exactly so many; ``None``: precision and time end the run."""
+    precision: float = PRECISION
+    """Half-width of the interval of every ratio (of the rate, where one engine runs alone), 0–1."""
+    max_s: float = MAX_S
+    """Warm-up, timing pass and traced pass together; loading is not in it."""
+    processes: int | None = 1
+    """Process pairs of the timing pass; ``None``: found out after the first load and warm-up."""
+    batch_rounds: int = 1
+    """Rounds whose mean log ratio is one value; fixed after warm-up."""
+    ended_by: EndedBy = ""
+    """Of the timing pass; empty where something else ended it."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @staticmethod
+    def of(workload: dict[str, Any]) -> Goal | None:
+        """Of a run's ``RunInfo.workload``; ``None`` in runs that had a number of rounds only, and
+        in those that llmprof did not drive."""
+        kept = workload.get("goal")
+        if not isinstance(kept, dict):
+            return None
+        known = {k: kept[k] for k in Goal.__dataclass_fields__ if k in kept}
+        return Goal(**known)
+
+
+SHORTEST = 4
+"""Decode steps of a round, at least."""
+
+
+def fitting_length(seconds: Callable[[int], float], decode_len: int, most_s: float) -> int:
+    """Decode steps of a round that takes no longer than ``most_s``.
+
+    ``decode_len``, or else a power of two: runs of one machine that is now slower and now faster
+    then often have the same length, and only those can be compared.
+
+    Args:
+        seconds: what a round of so many steps takes.
+    """
+    length, power = decode_len, 1 << max(0, (decode_len - 1).bit_length() - 1)
+    while length > SHORTEST and seconds(length) > most_s:
+        length, power = max(SHORTEST, power), power // 2
+    return length

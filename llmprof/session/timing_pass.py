@@ -1,0 +1,243 @@
+"""The timing pass: engines in turns, until its goal is reached; with fresh processes in between."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from llmprof.analysis.timing.observed import batches, precise
+from llmprof.analysis.timing.sequential import interval_at
+from llmprof.errors import EngineFailure
+from llmprof.goal import EndedBy, Goal, fitting_length
+from llmprof.records import RoundRecord, Unavailable
+from llmprof.session.clock import ROUND, WARM_UP, RunClock
+from llmprof.session.engine_run import EngineRun
+from llmprof.session.recorder import Recorder
+from llmprof.session.schedule import Turns
+
+BATCHES = 36
+"""Into the time of the timing pass: neighbours are disturbed alike, and a look wants a dozen."""
+LEAST_ROUNDS = 5
+MANY_PROCESSES = 8
+"""Process pairs that ``auto`` makes."""
+CHEAP = 0.05
+"""Of the time: what a start of all engines may cost for ``auto`` to make many."""
+
+Round = Callable[[EngineRun, int], RoundRecord]
+Guard = Callable[[EngineRun, Callable[[], object]], None]
+
+
+class TimingPass:
+    """Args:
+    one_round: make round number so much of an engine.
+    guard: call, and end the engine where it fails.
+    traces: is there a traced pass to keep time for?
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[EngineRun],
+        goal: Goal,
+        seed: int,
+        clock: RunClock,
+        recorder: Recorder,
+        one_round: Round,
+        guard: Guard,
+        traces: bool,
+        adapt: bool,
+    ) -> None:
+        self.goal = goal
+        self._runs = runs
+        self._clock = clock
+        self._recorder = recorder
+        self._one_round = one_round
+        self._guard = guard
+        self._traces = traces
+        self._adapt = adapt
+        self._turns = Turns(len(runs), seed)
+        self._index = 0
+        self._rates: list[dict[int, float]] = [{} for _ in runs]
+        if goal.rounds is None:
+            for run in runs:
+                run.warmup_max_s = min(run.warmup_max_s, goal.max_s * WARM_UP / len(runs))
+                run.round_s = goal.max_s * ROUND / len(runs) if adapt else None
+
+    def start(self, trace: str | None) -> bool:
+        """Load and warm up all engines, each in a fresh process.
+
+        Returns:
+            False when they do not fit into memory together; none is loaded then.
+        """
+        for number in self._turns.next() if self._index else range(len(self._runs)):
+            run = self._runs[number]
+            if not run.alive:
+                continue
+            try:
+                run.start(trace)
+            except EngineFailure as why:
+                if why.kind == "oom" and any(o.record.state == "ready" for o in self._runs):
+                    for other in self._runs:
+                        other.end(kill=True)
+                    return False
+                run.fail(why)
+        return True
+
+    def settle(self) -> None:
+        """After the first warm-up: length of a round, process pairs."""
+        alive = [run for run in self._runs if run.alive]
+        goal = self.goal
+        if goal.processes is None:
+            cost = sum(run.loading_s + run.warmup_s for run in alive)
+            many = goal.rounds is None and cost <= CHEAP * goal.max_s and len(self._runs) > 1
+            goal = replace(goal, processes=MANY_PROCESSES if many else 1)
+        if goal.rounds is None and alive:
+            length = alive[0].plan.workload.decode_len
+            if self._adapt:
+                room = goal.max_s * ROUND
+                length = fitting_length(lambda n: self._seconds(n), length, room)
+            for run in self._runs:
+                run.shorten(length)
+        self.goal = goal
+        self._tell()
+
+    def _seconds(self, steps: int) -> float:
+        """A round of all engines."""
+        return sum(run.prefill_s + steps * run.step_s for run in self._runs if run.alive)
+
+    def take_turns(self, trace: str | None) -> None:
+        """The rounds of all process pairs."""
+        processes = self.goal.processes or 1
+        for number in range(processes):
+            if number:
+                for run in self._runs:
+                    run.end()
+                if not self.start(trace):
+                    raise EngineFailure("the engines no longer fit into memory together", "oom")
+            self._rounds_of_one(number, processes)
+        self._done()
+
+    def alone(self, run: EngineRun) -> None:
+        """The rounds of an engine that has the memory to itself: its share of the time."""
+        goal = self.goal
+        if goal.rounds is None and self._adapt:
+            # The first one decides for all: the others are not loaded yet.
+            self._adapt = False
+            room = goal.max_s * ROUND / len(self._runs)
+            length = run.plan.workload.decode_len
+            length = fitting_length(lambda n: run.prefill_s + n * run.step_s, length, room)
+            for other in self._runs:
+                other.shorten(length)
+        later = [r for r in self._runs if r.record.engine_id >= run.record.engine_id and r.alive]
+        end = self._clock.timing_left(self._traces) / max(1, len(later))
+        begin, index = self._clock.spent(), 0
+        while True:
+            self._one_round(run, index)
+            index += 1
+            spent = self._clock.spent() - begin
+            if goal.rounds is not None:
+                if index >= goal.rounds:
+                    return
+            elif index >= LEAST_ROUNDS and spent * (1 + 1 / index) > end:
+                return
+
+    def end_blocks(self) -> None:
+        self.goal = replace(self.goal, ended_by="rounds" if self.goal.rounds else "time")
+        self._tell()
+
+    def _rounds_of_one(self, number: int, processes: int) -> None:
+        goal, first = self.goal, self._index
+        share = self._clock.timing_left(self._traces) / (processes - number)
+        begin = self._clock.spent()
+        while any(run.alive for run in self._runs):
+            for engine in self._turns.next():
+                run = self._runs[engine]
+                if run.alive:
+                    self._guard(run, partial(self._rated, run, engine))
+            self._index += 1
+            done, spent = self._index - first, self._clock.spent() - begin
+            if self._index == LEAST_ROUNDS and goal.rounds is None:
+                # By what a round really takes, its pauses included; fixed before the first look.
+                fitting = self._index + self._clock.timing_left(self._traces) / (spent / done)
+                goal = replace(goal, batch_rounds=max(1, round(fitting / BATCHES)))
+                self.goal = goal
+                self._tell()
+            self._show(goal)
+            if ended := self._ended(goal, done, spent, share, number, processes):
+                self.goal = replace(goal, ended_by=ended)
+                return
+
+    def _rated(self, run: EngineRun, engine: int) -> None:
+        record = self._one_round(run, self._index)
+        rate = _rate(record)
+        if rate is not None:
+            self._rates[engine][self._index] = rate
+
+    def _ended(
+        self, goal: Goal, done: int, spent: float, share: float, number: int, processes: int
+    ) -> EndedBy:
+        """Of this process pair's rounds."""
+        if goal.rounds is not None:
+            upto = math.ceil(goal.rounds * (number + 1) / processes)
+            return "rounds" if self._index >= upto else ""
+        next_end = spent + spent / done
+        if done >= LEAST_ROUNDS:
+            if next_end > share:
+                return "time"
+            if processes == 1 and done % goal.batch_rounds == 0 and self._precise(goal):
+                return "precision"
+        # Too slow for five rounds: the time ends it all the same.
+        return (
+            "time" if spent / done > self._clock.left() - share * (processes - number - 1) else ""
+        )
+
+    def _logs(self) -> list[list[float]]:
+        """What must be precise: log ratios to the first engine; of one alone, its log rate."""
+        base, others = self._rates[0], self._rates[1:]
+        if not others:
+            return [[math.log(base[i]) for i in sorted(base)]]
+        series = []
+        for rates in others:
+            common = sorted(base.keys() & rates.keys())
+            if common and self._index - 1 - common[-1] < LEAST_ROUNDS:  # both still run
+                series.append([math.log(rates[i] / base[i]) for i in common])
+        return series
+
+    def _precise(self, goal: Goal) -> bool:
+        series = self._logs()
+        wanted = math.log1p(goal.precision)
+        return bool(series) and all(precise(batches(s, goal.batch_rounds), wanted) for s in series)
+
+    def _show(self, goal: Goal) -> None:
+        if goal.rounds is not None:
+            return
+        widths = []
+        for series in self._logs():
+            found = interval_at(batches(series, goal.batch_rounds))
+            widths.append(math.inf if isinstance(found, Unavailable) else (found[1] - found[0]) / 2)
+        width = max(widths, default=math.inf)
+        self._recorder.goal(
+            None if math.isinf(width) else math.expm1(width),
+            goal.precision,
+            max(0.0, self._clock.timing_left(self._traces)),
+        )
+
+    def _done(self) -> None:
+        if self.goal.ended_by:
+            self._tell()
+
+    def _tell(self) -> None:
+        workload: dict[str, Any] = self._runs[0].plan.workload.to_dict()
+        if self.goal.ended_by and self._index:
+            workload["rounds"] = self._index
+        self._recorder.workload({**workload, "goal": self.goal.to_dict()})
+
+
+def _rate(record: RoundRecord) -> float | None:
+    """Steps a second of a whole round; ``None`` for one cut short."""
+    end = record.stamps_ns[-1] if record.synchronous and len(record.stamps_ns) else record.end_ns
+    if not record.complete or not record.steps or end <= record.stamps_ns[0]:
+        return None
+    return record.steps / (end - record.stamps_ns[0]) * 1e9
