@@ -26,7 +26,11 @@ EXAMPLES = {
     "compare": """\
   llmprof compare run.sqlite                                its engines with its first one
   llmprof compare old.sqlite:torch new.sqlite:torch
-  llmprof compare old.sqlite new.sqlite --fail-on 'tok_s<98%'""",
+  llmprof compare old.sqlite new.sqlite --fail-on 'tok_s<98%,itl_p99_ms>1.1x'
+  llmprof compare --baseline main new.sqlite --fail-on 'tok_s<98%' --junit gate.xml""",
+    "baseline": """\
+  llmprof baseline save main run.sqlite
+  llmprof baseline list""",
     "model": """\
   llmprof model synth llama2-7b --engine exllamav2 -o model
   llmprof model prepare --engine mlc --from Llama-2-7b-hf --artifact-path dist""",

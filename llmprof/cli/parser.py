@@ -23,6 +23,7 @@ commands:
   llmprof export FILE --to FORMAT -o OUT   nsys, perfetto, chrome, html, speedscope, …
   llmprof findings RUN     what would make a token cheaper, ranked, with evidence
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
+  llmprof baseline save|list|show  runs to compare with: llmprof compare --baseline NAME RUN
   llmprof model synth|prepare  random or real weights in an engine's own format
   llmprof engines          engines that can be named here: state, versions
   llmprof doctor [--json]  what works on this machine, and how to get the rest
@@ -245,14 +246,9 @@ def subcommand(name: str) -> argparse.ArgumentParser:
         parser.add_argument("b", metavar="B", nargs="?", help="the same, compared with A")
         parser.add_argument("--json", action="store_true", help="one JSON document")
         _step_range(parser)
-        parser.add_argument(
-            "--fail-on",
-            metavar="EXPR",
-            action="append",
-            default=[],
-            help="exit 4 if B / A is beyond: tok_s<98%%, ttft>105%% (and the difference is seen),"
-            " 5 if that cannot be told; may be repeated",
-        )
+        from llmprof.cli.files.compare_arguments import add_arguments as add_gate_arguments
+
+        add_gate_arguments(parser)
         parser.set_defaults(command=_late("llmprof.cli.files.compare_command:compare"))
     elif name == "findings":
         parser.description = (
@@ -264,6 +260,12 @@ def subcommand(name: str) -> argparse.ArgumentParser:
         _step_range(parser)
         _config(parser)
         parser.set_defaults(command=_late("llmprof.cli.files.findings_command:findings"))
+    elif name == "baseline":
+        from llmprof.cli.files.baseline_command import add_arguments as add_baseline_arguments
+
+        parser.description = "Runs kept under a name, to compare with: compare --baseline NAME RUN."
+        add_baseline_arguments(parser)
+        parser.set_defaults(command=_late("llmprof.cli.files.baseline_command:baseline"))
     elif name == "export":
         parser.description = "Write runs in another format."
         parser.add_argument(
@@ -313,6 +315,7 @@ SUBCOMMANDS = (
     "findings",
     "export",
     "compare",
+    "baseline",
     "model",
     "engines",
     "doctor",

@@ -7,20 +7,30 @@ files: the named engines, or every engine that both files have under the same la
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from llmprof.analysis.timing.compare import Comparison, compare_runs, compare_to_first, find_engine
+from llmprof.analysis.timing.compare import (
+    Comparison,
+    compare_engines,
+    compare_runs,
+    compare_to_first,
+    find_engine,
+)
 from llmprof.analysis.view.falls import Fall, fall_between, timing_step_ns
+from llmprof.analysis.view.metrics import MetricSide
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
-from llmprof.cli.files.gate import Gate, parse_gate
+from llmprof.cli.files.gate import Judgement, exit_code, judge_all, parse_gates
 from llmprof.cli.files.opening import open_one
 from llmprof.cli.files.step_choice import step_choice
-from llmprof.errors import EXIT_GATE, EXIT_INCONCLUSIVE, EXIT_OK, RunFileError, UsageError
+from llmprof.config import check_target, locked
+from llmprof.errors import LlmprofError, RunFileError, UsageError
+from llmprof.plaintext import one_line
 from llmprof.records import (
     Maybe,
     RunData,
@@ -43,30 +53,76 @@ class Side:
     data: RunData
 
 
+@dataclass(frozen=True)
+class Found:
+    """One pair: the ratio, the reasons, and both sides for the gates."""
+
+    pair: Comparison
+    fall: Fall
+    a: MetricSide
+    b: MetricSide
+
+
 def compare(arguments: argparse.Namespace) -> int:
-    gates = [parse_gate(text) for text in arguments.fail_on]
+    gates = parse_gates(arguments.fail_on)
     steps = step_choice(arguments)
     first = _side(arguments.a, steps)
-    second = None if arguments.b is None else _second(arguments.b, first, steps)
-    found = _one_file(first) if second is None else _two_files(first, second)
+    if arguments.baseline is not None:
+        found = _with_baseline(arguments, first, steps)
+    elif arguments.across:
+        raise UsageError("--across goes with --baseline NAME")
+    else:
+        second = None if arguments.b is None else _second(arguments.b, first, steps)
+        found = _one_file(first) if second is None else _two_files(first, second)
+    judged = judge_all(gates, [(f.pair, f.a, f.b) for f in found])
     if arguments.json:
-        _print_json(found)
+        _print_json(found, judged)
     else:
         _print_text(found)
-    return _judged(gates, [pair for pair, _ in found])
+    for item in judged:
+        print(f"llmprof: gate {item.outcome}: {item.gate.text}: {item.line}", file=sys.stderr)
+    _write_reports(arguments, found, judged)
+    return exit_code(judged)
 
 
-def _judged(gates: list[Gate], pairs: list[Comparison]) -> int:
-    """A line for every gate and pair; the worst of them is the exit code."""
-    seen = set()
-    for gate in gates:
-        for pair in pairs:
-            outcome, line = gate.judge(pair)
-            seen.add(outcome)
-            print(f"llmprof: gate {outcome}: {gate.text}: {line}", file=sys.stderr)
-    if "failed" in seen:
-        return EXIT_GATE
-    return EXIT_INCONCLUSIVE if "inconclusive" in seen else EXIT_OK
+def _with_baseline(arguments: argparse.Namespace, run: Side, steps: StepChoice) -> list[Found]:
+    """The run is B. Conditions that differ are a warning of every pair."""
+    from llmprof.baselines import baseline_for
+
+    if arguments.b is not None:
+        raise UsageError("--baseline NAME is A: give one run to compare with it")
+    kept, differ = baseline_for(arguments.baseline, run.data, arguments.across)
+    found = _two_files(_side(str(kept.path), steps), run, force=arguments.across)
+    told = tuple(f"other conditions: {text}" for text in differ)
+    return [replace(f, pair=replace(f.pair, warnings=(*f.pair.warnings, *told))) for f in found]
+
+
+def _write_reports(
+    arguments: argparse.Namespace, found: list[Found], judged: list[Judgement]
+) -> None:
+    """``--junit FILE``; ``--summary-md [FILE]``, which a CI's job summary may be appended to."""
+    if arguments.junit is None and arguments.summary_md is None:
+        return
+    from llmprof.exports.text.gate_reports import GateLine, junit, summary
+
+    lines = [GateLine(j.gate.text, j.a, j.b, j.outcome, j.line) for j in judged]
+    if arguments.junit is not None:
+        _write(Path(arguments.junit), junit(lines), "w")
+    if arguments.summary_md is not None:
+        target = arguments.summary_md or os.environ.get("GITHUB_STEP_SUMMARY", "")
+        if not target:
+            raise UsageError("--summary-md: name a file, GITHUB_STEP_SUMMARY is not set")
+        _write(Path(target), summary([f.pair for f in found], lines), "a")
+
+
+def _write(path: Path, text: str, mode: str) -> None:
+    if locked():
+        check_target(path)
+    try:
+        with path.open(mode, encoding="utf-8") as file:
+            file.write(text)
+    except OSError as why:
+        raise LlmprofError(f"{one_line(str(path))}: cannot be written: {why.strerror}") from None
 
 
 def _side(text: str, steps: StepChoice) -> Side:
@@ -96,19 +152,22 @@ def _second(text: str, first: Side, steps: StepChoice) -> Side:
         ) from None
 
 
-def _one_file(side: Side) -> list[tuple[Comparison, Fall]]:
+def _one_file(side: Side) -> list[Found]:
     if side.label is not None:
         raise UsageError("name a second engine: llmprof compare FILE:LABEL FILE:LABEL")
     if len(side.data.engines) < 2:
         raise UsageError(f"{side.data.shown_path} has one engine only: give a second file")
-    falls = RunTrace(side.path, side.data).falls
-    return list(zip(compare_to_first(side.data), falls, strict=True))
+    trace = RunTrace(side.path, side.data)
+    sides = [MetricSide(side.data, e, trace.engine(e.label)) for e in side.data.engines]
+    pairs = zip(compare_to_first(side.data), trace.falls, sides[1:], strict=True)
+    return [Found(pair, fall, sides[0], other) for pair, fall, other in pairs]
 
 
-def _two_files(a: Side, b: Side) -> list[tuple[Comparison, Fall]]:
+def _two_files(a: Side, b: Side, force: bool = False) -> list[Found]:
     if a.path.resolve() == b.path.resolve() and a.label and b.label:
         return [_within(a, a.label, b.label)]
-    return [_across(a, left, b, right) for left, right in _label_pairs(a, b)]
+    one, two = RunTrace(a.path, a.data), RunTrace(b.path, b.data)
+    return [_across(a, one, left, b, two, right, force) for left, right in _label_pairs(a, b)]
 
 
 def _label_pairs(a: Side, b: Side) -> list[tuple[str, str]]:
@@ -125,35 +184,36 @@ def _label_pairs(a: Side, b: Side) -> list[tuple[str, str]]:
     return [(label, label) for label in common]
 
 
-def _within(side: Side, left: str, right: str) -> tuple[Comparison, Fall]:
-    from llmprof.analysis.timing.compare import compare_engines
-
+def _within(side: Side, left: str, right: str) -> Found:
     data = side.data
-    pair = compare_engines(data, find_engine(data, left), find_engine(data, right))
+    a, b = find_engine(data, left), find_engine(data, right)
     trace = RunTrace(side.path, data)
-    return pair, _fall(data, trace, left, data, trace, right)
+    sides = MetricSide(data, a, trace.engine(left)), MetricSide(data, b, trace.engine(right))
+    return Found(compare_engines(data, a, b), _fall(*sides), *sides)
 
 
-def _across(a: Side, left: str, b: Side, right: str) -> tuple[Comparison, Fall]:
-    pair = compare_runs(a.data, left, b.data, right)
-    one, two = RunTrace(a.path, a.data), RunTrace(b.path, b.data)
-    return pair, _fall(a.data, one, left, b.data, two, right)
+def _across(
+    a: Side, one: RunTrace, left: str, b: Side, two: RunTrace, right: str, force: bool
+) -> Found:
+    pair = compare_runs(a.data, left, b.data, right, force=force)
+    sides = (
+        MetricSide(a.data, find_engine(a.data, left), one.engine(left)),
+        MetricSide(b.data, find_engine(b.data, right), two.engine(right)),
+    )
+    return Found(pair, _fall(*sides), *sides)
 
 
-def _fall(
-    data_a: RunData, trace_a: RunTrace, left: str, data_b: RunData, trace_b: RunTrace, right: str
-) -> Fall:
-    a, b = trace_a.engine(left), trace_b.engine(right)
-    step_a: Maybe = timing_step_ns(data_a, left, a)
-    return fall_between(a, step_a, b, timing_step_ns(data_b, right, b))
+def _fall(a: MetricSide, b: MetricSide) -> Fall:
+    step_a: Maybe = timing_step_ns(a.data, a.engine.label, a.trace)
+    return fall_between(a.trace, step_a, b.trace, timing_step_ns(b.data, b.engine.label, b.trace))
 
 
-def _print_text(found: list[tuple[Comparison, Fall]]) -> None:
+def _print_text(found: list[Found]) -> None:
     from llmprof.exports.text import pairing_table, roles_table
     from llmprof.exports.text.waterfall_table import render
-    from llmprof.plaintext import one_line
 
-    for number, (pair, fall) in enumerate(found):
+    for number, item in enumerate(found):
+        pair, fall = item.pair, item.fall
         if number:
             print()
         print(one_line(pair.verdict))
@@ -167,8 +227,16 @@ def _print_text(found: list[tuple[Comparison, Fall]]) -> None:
             print(line)
 
 
-def _print_json(found: list[tuple[Comparison, Fall]]) -> None:
-    from llmprof.exports.json.report import comparison_document, to_text
+def _print_json(found: list[Found], judged: list[Judgement]) -> None:
+    from llmprof.exports.json.comparison import comparison_document, gate_document
+    from llmprof.exports.json.report import to_text
 
-    document: dict[str, Any] = comparison_document(found)
+    gates = [
+        gate_document(
+            j.gate.text, j.gate.metric, j.gate.below, j.gate.limit, j.a, j.b, j.outcome,
+            j.value, j.low, j.high, j.line,
+        )
+        for j in judged
+    ]  # fmt: skip
+    document: dict[str, Any] = comparison_document([(f.pair, f.fall) for f in found], gates)
     sys.stdout.write(to_text(document))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmprof.exports.formats import Progress
-from llmprof.exports.json.report import SCHEMA_VERSION, to_document, to_text
+from llmprof.exports.json.comparison import SCHEMA_VERSION
+from llmprof.exports.json.report import to_document, to_text
 from llmprof.exports.loaded import load
 from llmprof.step_records import (
     StepChoice,

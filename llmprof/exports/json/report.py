@@ -7,36 +7,23 @@ the sibling exists only then.
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import datetime, timezone
 from typing import Any
 
 from llmprof.analysis.timing.agreement import TokenAgreement
-from llmprof.analysis.timing.compare import Comparison
 from llmprof.analysis.timing.conditions import Conditions
 from llmprof.analysis.timing.cpu import CpuConditions
 from llmprof.analysis.timing.stats import CONFIDENCE, Distribution, Estimate
 from llmprof.analysis.timing.steps import RoundSteps
-from llmprof.analysis.view.falls import Fall
 from llmprof.analysis.view.report import EngineReport, Report
 from llmprof.analysis.view.traced import EngineTrace, RunTrace, all_warnings
+from llmprof.exports.json.comparison import SCHEMA_VERSION, finite, pair_document
 from llmprof.exports.json.host import host_document
 from llmprof.exports.json.ranks import ranks_document
-from llmprof.exports.json.roles import role_pairs_document
-from llmprof.exports.json.trace import (
-    engine_trace,
-    fall_document,
-    null,
-    pairing_document,
-    waterfalls,
-)
+from llmprof.exports.json.trace import engine_trace, null, waterfalls
 from llmprof.records import GpuDevice, RunData, RunInfo, Unavailable
-
-SCHEMA_VERSION = "1.2"
-"""Major: a key changed its meaning or went away. Minor: keys were added."""
 
 Document = dict[str, Any]
 
@@ -74,27 +61,14 @@ def to_document(report: Report, data: RunData, trace: RunTrace | Unavailable) ->
         "workload": _workload(info.workload),
         "gpus": [_gpu(device) for device in data.gpu_devices],
         "engines": [_engine(engine, data, traces[engine.label]) for engine in report.engines],
-        "pairs": [_pair(pair) for pair in report.pairs],
+        "pairs": [pair_document(pair) for pair in report.pairs],
         "waterfalls": waterfalls(trace),
         **ranks_document(trace),
         "agreement": [_agreement(item) for item in report.agreement],
         "warnings": [asdict(item) for item in all_warnings(report, trace)],
         "unavailable": [asdict(item) for item in report.missing],
     }
-    clean: Document = _finite(document)
-    return clean
-
-
-def comparison_document(found: Sequence[tuple[Comparison, Fall]]) -> Document:
-    """The document of ``llmprof compare --json``: the same ``pairs`` and ``waterfalls``."""
-    document: Document = {
-        "schema_version": SCHEMA_VERSION,
-        "pairs": [_pair(pair) for pair, _ in found],
-        "waterfalls": [fall_document(fall) for _, fall in found],
-        "kernel_pairs": [pairing_document(fall.kernels) for _, fall in found],
-        "role_pairs": [role_pairs_document(fall.roles) for _, fall in found],
-    }
-    clean: Document = _finite(document)
+    clean: Document = finite(document)
     return clean
 
 
@@ -241,34 +215,6 @@ def _cpu(item: CpuConditions | Unavailable) -> Any:
     return item if isinstance(item, Unavailable) else asdict(item)
 
 
-def _pair(pair: Comparison) -> Document:
-    return {
-        "a": pair.a,
-        "b": pair.b,
-        "paired": pair.paired,
-        "rounds": pair.rounds,
-        **_ratio("tok_s_ratio", pair.tok_s_ratio),
-        **_ratio("ttft_ratio", pair.ttft_ratio),
-        "difference_seen": pair.difference_seen,
-        "smallest_difference": pair.allowance,
-        "outcome": pair.outcome,
-        **_maybe("same_within", pair.same_within),
-        **_maybe("needed_s", pair.needed_s),
-        "interval_over": pair.method,
-        "processes": pair.processes,
-        **_maybe("process_share", pair.process_share),
-        "verdict": pair.verdict,
-        "warnings": list(pair.warnings),
-    }
-
-
-def _ratio(key: str, item: Estimate) -> Document:
-    if isinstance(item.value, Unavailable):
-        return _maybe(key, item.value)
-    bounds = {**_maybe("low", item.low), **_maybe("high", item.high)}
-    return {key: {"value": item.value, **bounds, "confidence": CONFIDENCE}}
-
-
 def _agreement(item: TokenAgreement) -> Document:
     return {
         "a": item.a,
@@ -278,14 +224,3 @@ def _agreement(item: TokenAgreement) -> Document:
         "length": item.length,
         "rounds": item.rounds,
     }
-
-
-def _finite(value: Any) -> Any:
-    """Copy with lists for tuples, and null for NaN and infinity (which JSON has not)."""
-    if isinstance(value, dict):
-        return {str(key): _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
