@@ -298,7 +298,8 @@ class Session:
             self._round(run, "traced", 0)
             run.end_captured()
             return
-        run.warmup_max_s = min(run.warmup_max_s, max(MIN_WARM_UP_S, self._share_s(run) / 3))
+        left = max(MIN_WARM_UP_S, self._share_s(run) / 3)
+        run.warmup_max_s = min(self._plan.warmup_max_s, left)
         run.start(self._plan.trace_level)
         self._fit_traced(run)
         record = self._round(run, "traced", 0)

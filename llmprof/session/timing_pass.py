@@ -21,6 +21,8 @@ from llmprof.session.schedule import Turns
 BATCHES = 36
 """Into the time of the timing pass: neighbours are disturbed alike, and a look wants a dozen."""
 LEAST_ROUNDS = 5
+LEAST_OF_MANY = 2
+"""Rounds of one of several process pairs."""
 MANY_PROCESSES = 8
 """Process pairs that ``auto`` makes."""
 CHEAP = 0.05
@@ -59,6 +61,8 @@ class TimingPass:
         self._adapt = adapt
         self._turns = Turns(len(runs), seed)
         self._index = 0
+        self._precise = False
+        self._width: float | None = None
         self._rates: list[dict[int, float]] = [{} for _ in runs]
         if goal.rounds is None:
             for run in runs:
@@ -89,17 +93,20 @@ class TimingPass:
         """After the first warm-up: length of a round, process pairs."""
         alive = [run for run in self._runs if run.alive]
         goal = self.goal
-        if goal.processes is None:
-            cost = sum(run.loading_s + run.warmup_s for run in alive)
-            many = goal.rounds is None and cost <= CHEAP * goal.max_s and len(self._runs) > 1
-            goal = replace(goal, processes=MANY_PROCESSES if many else 1)
         if goal.rounds is None and alive:
             length = alive[0].plan.workload.decode_len
             if self._adapt:
-                room = goal.max_s * ROUND
-                length = fitting_length(lambda n: self._seconds(n), length, room)
+                length = fitting_length(self._seconds, length, goal.max_s * ROUND)
             for run in self._runs:
                 run.shorten(length)
+            if goal.processes is None:
+                cost = sum(run.loading_s + run.warmup_s for run in alive)
+                fitting = self._clock.timing_left(self._traces) / max(1e-9, self._seconds(length))
+                many = cost <= CHEAP * goal.max_s and fitting >= MANY_PROCESSES * LEAST_ROUNDS
+                goal = replace(goal, processes=MANY_PROCESSES if many and len(alive) > 1 else 1)
+            for run in self._runs:
+                run.warmup_max_s /= goal.processes or 1
+        goal = replace(goal, processes=goal.processes or 1)
         self.goal = goal
         self._tell()
 
@@ -112,6 +119,8 @@ class TimingPass:
         processes = self.goal.processes or 1
         for number in range(processes):
             if number:
+                if self.goal.rounds is None and self._clock.timing_left(self._traces) <= 0:
+                    break
                 for run in self._runs:
                     run.end()
                 if not self.start(trace):
@@ -164,7 +173,7 @@ class TimingPass:
                 goal = replace(goal, batch_rounds=max(1, round(fitting / BATCHES)))
                 self.goal = goal
                 self._tell()
-            self._show(goal)
+            self._look(goal, done)
             if ended := self._ended(goal, done, spent, share, number, processes):
                 self.goal = replace(goal, ended_by=ended)
                 return
@@ -183,10 +192,10 @@ class TimingPass:
             upto = math.ceil(goal.rounds * (number + 1) / processes)
             return "rounds" if self._index >= upto else ""
         next_end = spent + spent / done
-        if done >= LEAST_ROUNDS:
+        if done >= (LEAST_ROUNDS if processes == 1 else LEAST_OF_MANY):
             if next_end > share:
                 return "time"
-            if processes == 1 and done % goal.batch_rounds == 0 and self._precise(goal):
+            if processes == 1 and self._precise:
                 return "precision"
         # Too slow for five rounds: the time ends it all the same.
         return (
@@ -205,24 +214,20 @@ class TimingPass:
                 series.append([math.log(rates[i] / base[i]) for i in common])
         return series
 
-    def _precise(self, goal: Goal) -> bool:
-        series = self._logs()
-        wanted = math.log1p(goal.precision)
-        return bool(series) and all(precise(batches(s, goal.batch_rounds), wanted) for s in series)
-
-    def _show(self, goal: Goal) -> None:
+    def _look(self, goal: Goal, done: int) -> None:
+        """After a batch: how precise is it? After every round: tell the time."""
         if goal.rounds is not None:
             return
-        widths = []
-        for series in self._logs():
-            found = interval_at(batches(series, goal.batch_rounds))
-            widths.append(math.inf if isinstance(found, Unavailable) else (found[1] - found[0]) / 2)
-        width = max(widths, default=math.inf)
-        self._recorder.goal(
-            None if math.isinf(width) else math.expm1(width),
-            goal.precision,
-            max(0.0, self._clock.timing_left(self._traces)),
-        )
+        if done % goal.batch_rounds == 0:
+            means = [batches(series, goal.batch_rounds) for series in self._logs()]
+            wanted = math.log1p(goal.precision)
+            self._precise = bool(means) and all(precise(m, wanted) for m in means)
+            found = [interval_at(m) for m in means]
+            widths = [math.inf if isinstance(f, Unavailable) else (f[1] - f[0]) / 2 for f in found]
+            width = max(widths, default=math.inf)
+            self._width = None if math.isinf(width) else math.expm1(width)
+        left = max(0.0, self._clock.timing_left(self._traces))
+        self._recorder.goal(self._width, goal.precision, left)
 
     def _done(self) -> None:
         if self.goal.ended_by:

@@ -17,7 +17,7 @@ import pytest
         (["--decode-len", "-5"], "--decode-len: '-5' is not an integer ≥ 1"),
         (["--rounds", "0"], "--rounds"),
         (["--rounds", "many"], "--rounds"),
-        (["--trace", "all"], "--trace"),
+        (["--trace", "everything"], "--trace"),
         (["--prompt", "a", "--prompt-len", "3"], "not allowed with"),
         (["--model", "/no/such/model.gguf"], "/no/such/model.gguf"),
         (["--model", "tinny"], "tiny"),
