@@ -44,7 +44,8 @@ def test_one_clear_line_and_exit_code_2(llmprof, arguments: list[str], words: st
 
 @pytest.mark.parametrize(
     ("word", "words"),
-    [("opne", "did you mean open?"), ("diff", "did you mean compare?"), ("zzz", "commands: record, open"),
+    [("opne", "did you mean open?"), ("diff", "did you mean compare?"),
+     ("zzz", "commands: record, open"),
      ("run.sqlite", "llmprof open run.sqlite")],
 )  # fmt: skip
 def test_a_word_that_is_no_command(llmprof, word: str, words: str) -> None:
