@@ -6,7 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from llmprof.errors import EXIT_INTERRUPTED, EXIT_USAGE, LlmprofError
+from llmprof.errors import EXIT_INTERRUPTED, EXIT_NOTHING_RAN, EXIT_USAGE, LlmprofError
 
 if TYPE_CHECKING:
     import argparse
@@ -46,6 +46,11 @@ def run_command_line(
             streams.give_up()
         print(f"llmprof: {printable(str(why))}", file=sys.stderr)
         return why.exit_code
+    except MemoryError:
+        # Also SQLite's and numpy's. What was being worked on is gone by now, so there is room.
+        said = "out of memory: give it more, or less to do; what was recorded is kept"
+        print(f"llmprof: {said}", file=sys.stderr)
+        return EXIT_NOTHING_RAN
     except KeyboardInterrupt:
         return EXIT_INTERRUPTED
     except BrokenPipeError:

@@ -103,6 +103,8 @@ class Recording:
         self._newest: dict[int, GpuSample] = {}
         self._heard: list[tuple[str, str]] = []
         self._full = ""
+        self._saved_at = 0.0
+        self._ended_at: float | None = None
         self.outcome = Outcome(0)
 
     def toggle_window(self) -> None:
@@ -241,33 +243,47 @@ class Recording:
     # -- while it runs -----------------------------------------------------------------------
 
     def _follow(self, program: Program, started_ns: int) -> None:
-        ended_at: float | None = None
-        saved_at = time.monotonic()
+        self._saved_at = time.monotonic()
         while True:
-            busy = self._read()
-            now_ns = time.monotonic_ns()
-            steps = steps_seen(self._spools.steps_source)
-            self.window.follow(now_ns, started_ns, steps)
-            if self._toggle.is_set():
-                self._toggle.clear()
-                self.window.toggle(now_ns, steps)
-            if time.monotonic() - saved_at >= SAMPLES_S:
-                saved_at = time.monotonic()
-                self._save_samples()
-            self._follow_host()
-            self.status = self._status(now_ns - started_ns, steps)
-            if program.poll() is not None:
-                ended_at = ended_at or time.monotonic()
-                alive = program.reap(self._helpers())
-                if not alive or time.monotonic() - ended_at > GRACE_S:
-                    if alive:
-                        self._warn(
-                            f"{len(alive)} processes outlived the program by {GRACE_S:.0f} s and"
-                            " go on without being recorded"
-                        )
+            try:
+                busy = self._look(started_ns)
+                if self._is_over(program):
                     return
+            except MemoryError as why:
+                busy = False
+                self._give_up(_text(why))
             if not busy:
                 time.sleep(POLL_S)
+
+    def _look(self, started_ns: int) -> bool:
+        """What is new in the spools, window and status; ``False``: nothing."""
+        busy = self._read()
+        now_ns = time.monotonic_ns()
+        steps = steps_seen(self._spools.steps_source)
+        self.window.follow(now_ns, started_ns, steps)
+        if self._toggle.is_set():
+            self._toggle.clear()
+            self.window.toggle(now_ns, steps)
+        if time.monotonic() - self._saved_at >= SAMPLES_S:
+            self._saved_at = time.monotonic()
+            self._save_samples()
+        self._follow_host()
+        self.status = self._status(now_ns - started_ns, steps)
+        return busy
+
+    def _is_over(self, program: Program) -> bool:
+        """The program has ended, and those it left behind have too, or had the time to."""
+        if program.poll() is None:
+            return False
+        self._ended_at = self._ended_at or time.monotonic()
+        alive = program.reap(self._helpers())
+        late = time.monotonic() - self._ended_at > GRACE_S
+        if alive and late:
+            self._warn(
+                f"{len(alive)} processes outlived the program by {GRACE_S:.0f} s and"
+                " go on without being recorded"
+            )
+        return late or not alive
 
     def _helpers(self) -> frozenset[int]:
         """Children of ours that are no part of the program."""
@@ -283,17 +299,20 @@ class Recording:
             self._host.begin((self._spools.engines[0].traced_pid or 0) & 0xFFFFFF)
 
     def _read(self) -> bool:
-        """A full disk ends the recording, never the program."""
+        """A full disk, or no memory, ends the recording, never the program."""
         if self._full:
             return False
         try:
             return self._spools.read()
-        except RunFileError as why:
-            self._give_up(str(why))
+        except (RunFileError, MemoryError) as why:
+            self._give_up(_text(why))
             return False
 
     def _give_up(self, why: str) -> None:
+        if self._full:
+            return
         self._full = why
+        self._spools.drop()  # what was read and not written: there is no place for it
         self.window.close(time.monotonic_ns())
         self._say(f"the recording ends here, the program goes on: {why}")
 
@@ -311,8 +330,8 @@ class Recording:
             return
         try:
             self._spools.read(final=True)
-        except RunFileError as why:
-            self._give_up(str(why))
+        except (RunFileError, MemoryError) as why:
+            self._give_up(_text(why))
 
     def _status(self, passed_ns: int, steps: int) -> Status:
         with self._lock:
@@ -359,8 +378,8 @@ class Recording:
             self._writer.put_gpu_samples(samples)
             for scope, text in heard:
                 self._writer.put_warning(Warned(scope, text))
-        except RunFileError as why:
-            self._give_up(str(why))
+        except (RunFileError, MemoryError) as why:
+            self._give_up(_text(why))
 
     # -- the end -----------------------------------------------------------------------------
 
@@ -370,8 +389,8 @@ class Recording:
             stop(None if self._full else self._writer)
             if not self._full:
                 self._writer.put_missing(missing)
-        except RunFileError as why:
-            self._give_up(str(why))
+        except (RunFileError, MemoryError) as why:
+            self._give_up(_text(why))
 
     def _warn(self, text: str, scope: str = "run") -> None:
         self.outcome.warnings.append(text if scope == "run" else f"{scope}: {text}")
@@ -379,8 +398,8 @@ class Recording:
             return
         try:
             self._writer.put_warning(Warned(scope, text))
-        except RunFileError as why:
-            self._give_up(str(why))
+        except (RunFileError, MemoryError) as why:
+            self._give_up(_text(why))
 
     def _end(self, missing: list[Missing]) -> None:
         """Processes, engines, losses, state. The spools are gone by now: there is room again."""
@@ -391,8 +410,12 @@ class Recording:
             self._writer.put_missing(missing)
             closing.close(self._plan, self._writer, self._spools, self._known, self._warn)
             self._writer.set_state(state, full)
-        except RunFileError as why:
-            text = f"the end of the recording could not be written: {why}"
+        except (RunFileError, MemoryError) as why:
+            text = f"the end of the recording could not be written: {_text(why)}"
             self.outcome.warnings.append(text)
         self.outcome.engines = self._spools.engines
         self.outcome.summary += closing.summary(self._spools)
+
+
+def _text(why: RunFileError | MemoryError) -> str:
+    return "llmprof is out of memory" if isinstance(why, MemoryError) else str(why)

@@ -271,7 +271,9 @@ class _Window:
             return False
         document = self._document
         try:
-            data = self._file.read(CHUNK)
+            # An element that is not whole is looked at again with each reading: twice as much
+            # each time makes a long one cost its length, not the square of it.
+            data = self._file.read(max(CHUNK, len(self._text) - self._at))
         except (EOFError, zlib.error) as why:
             data, document.cut = b"", f"the compressed data ends badly ({one_line(str(why), 80)})"
         except OSError as why:

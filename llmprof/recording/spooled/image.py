@@ -158,6 +158,10 @@ class Image:
             self._writer.put_nvtx(self._events)
             self._events = []
 
+    def drop(self) -> None:
+        """Forget what waits to be written."""
+        self._raw, self._raw_bytes, self._events = [], 0, []
+
     def _decode(self) -> None:
         if self._layout is None:
             if self._raw:

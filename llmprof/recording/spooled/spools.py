@@ -145,6 +145,11 @@ class Spools:
         """GPUs that NVML did not know."""
         return self._devices.added
 
+    def drop(self) -> None:
+        """Forget records that were read and not written."""
+        for recorded in self.all:
+            recorded.image.drop()
+
     def close(self) -> None:
         for recorded in self.all:
             recorded.tail.close()
