@@ -46,8 +46,10 @@ def run_command_line(
             streams.give_up()
         print(f"llmprof: {printable(str(why))}", file=sys.stderr)
         return why.exit_code
-    except MemoryError:
+    except (MemoryError, ImportError) as why:
         # Also SQLite's and numpy's. What was being worked on is gone by now, so there is room.
+        if isinstance(why, ImportError) and "failed to map segment" not in str(why):
+            raise  # not the loader's way to say that there is no memory for a library
         said = "out of memory: give it more, or less to do; what was recorded is kept"
         print(f"llmprof: {said}", file=sys.stderr)
         return EXIT_NOTHING_RAN

@@ -39,6 +39,16 @@ def failure_kind(why: BaseException) -> str:
     return "input" if isinstance(why, UsageError) else "exception"
 
 
+def _text(why: BaseException) -> str:
+    if isinstance(why, LlmprofError):
+        return str(why)
+    if isinstance(why, MemoryError):  # mostly without a word
+        return f"out of memory on the host ({type(why).__name__})" + (
+            f": {why}" if str(why) else ""
+        )
+    return f"{type(why).__name__}: {why}"
+
+
 class Worker:
     """State between requests: the engine, its prompt, the shared stamps, the tracers."""
 
@@ -195,8 +205,7 @@ def serve(read_fd: int, write_fd: int) -> None:
             except BaseException as why:  # noqa: BLE001 - whatever an engine raises is its failure
                 if not isinstance(why, LlmprofError):
                     traceback.print_exc()  # stderr is the worker's log, kept in the run
-                text = str(why) if isinstance(why, LlmprofError) else f"{type(why).__name__}: {why}"
-                channel.send({"is": "failed", "kind": failure_kind(why), "message": text})
+                channel.send({"is": "failed", "kind": failure_kind(why), "message": _text(why)})
                 if isinstance(why, (KeyboardInterrupt, SystemExit)):
                     return
     except ChannelClosed:

@@ -23,11 +23,11 @@ from llmprof.errors import LlmprofError
 from llmprof.exports.json.report import to_document
 from llmprof.exports.text.table import render
 from llmprof.plaintext import one_line, printable
-from llmprof.recording.devices import DeviceMap
-from llmprof.recording.ranges import RangeReader
-from llmprof.recording.spools import Spools
+from llmprof.recording.spooled.devices import DeviceMap
+from llmprof.recording.spooled.ranges import RangeReader
+from llmprof.recording.spooled.spools import Spools
 from llmprof.records import Unavailable
-from llmprof.runfile.writer import RunFileWriter
+from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.cupti.decode import Trace
 from llmprof.traces.opened import readable
 

@@ -35,7 +35,7 @@ class FakeEngine:
         self.prefill_s = options.integer("prefill_us", 500) / 1e6
         self.at = {
             what: options.integer(f"{what}_at", None, minimum=-1)
-            for what in ("crash", "raise", "hang", "exit", "oom", "thread_hang")
+            for what in ("crash", "raise", "hang", "exit", "oom", "thread_hang", "hog")
         }
         self.weights = options.text("weights", "")
         self.offset = options.integer("offset", 0)
@@ -80,6 +80,8 @@ class FakeEngine:
             os._exit(7)
         if self.total == self.at["raise"]:
             raise ValueError("a bug in \x1b[31mthe engine")
+        if self.total == self.at["hog"]:
+            bytearray(1 << 46)  # 64 TiB: the allocator itself says no
         if self.total == self.at["oom"]:
             raise OutOfMemory("fake: needs 9000 MiB, 1 MiB free")
         if self.total == self.at["hang"]:
