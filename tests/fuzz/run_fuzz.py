@@ -102,7 +102,7 @@ def keep(name: str, arguments: argparse.Namespace) -> None:
         inputs = sorted((p.read_bytes() for p in small.iterdir()), key=lambda d: (len(d), d))
     target = fuzz_inputs.CORPUS / name
     target.mkdir(parents=True, exist_ok=True)
-    for old in target.glob("*.gz"):
+    for old in target.glob("[0-9]*.gz"):  # those named found-N once failed
         old.unlink()
     kept = size = 0
     for data in inputs:

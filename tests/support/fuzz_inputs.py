@@ -137,7 +137,7 @@ def _recorded() -> list[bytes]:
         }  # fmt: skip
         writer.write_json(spool.PROCESS, facts)
         writer.write_json(spool.LAYOUT, {**layout.to_dict(), "level": "full", "pid": 5})
-        device = {"ordinal": 0, "uuid": "GPU-5e6f", "name": "NVIDIA H100", "sm_count": 132}
+        device = {"ordinal": 0, "uuid": "GPU-" + "5e6f" * 8, "name": "NVIDIA H100", "sm_count": 132}
         writer.write_json(spool.DEVICES, {"devices": [device]})
         names = {str(pointer): f"_Z{i}kernelv" for i, pointer in enumerate(NAME_POINTERS)}
         writer.write_json(

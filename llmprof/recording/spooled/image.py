@@ -17,7 +17,7 @@ from llmprof.ingest.activities import ActivityRows
 from llmprof.plaintext import one_line
 from llmprof.process_records import RecordedProcess
 from llmprof.recording.spooled.devices import MOST_DEVICES, DeviceMap
-from llmprof.recording.spooled.ranges import RangeReader
+from llmprof.recording.spooled.ranges import FAR_NS, RangeReader
 from llmprof.records import NvtxEvent
 from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.cupti import spool
@@ -102,7 +102,8 @@ class Image:
             if not isinstance(value, dict):
                 raise ValueError("not one JSON object")
             self._take_object(kind, value)
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as why:
+        except (ArithmeticError, ValueError, TypeError, LookupError, AttributeError,
+                RecursionError) as why:  # fmt: skip
             self.lost.append(f"a frame of kind {kind} is corrupt: {one_line(repr(why), 80)}")
 
     def _take_object(self, kind: int, value: dict[str, Any]) -> None:
@@ -115,10 +116,15 @@ class Image:
         elif kind == spool.LAYOUT:
             self._layout = Layout.from_dict(value)
         elif kind == spool.MARK:
-            self.dropped += int(value["dropped"])
+            dropped, monotonic, cupti = (
+                int(value[key]) for key in ("dropped", "monotonic_ns", "cupti_ns")
+            )
+            if not (0 <= dropped < 1 << 40 and 0 <= monotonic < FAR_NS and 0 <= cupti < FAR_NS):
+                raise ValueError("a number is out of range")
+            self.dropped += dropped
             self.ended = value["where"] == "end"
             if self._clock_is_cuptis:
-                self._offset_ns = int(value["monotonic_ns"]) - int(value["cupti_ns"])
+                self._offset_ns = monotonic - cupti
         elif kind == spool.PROCESS:
             self.facts.update(value)
         elif kind == spool.DEVICES:

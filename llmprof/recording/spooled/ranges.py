@@ -10,6 +10,8 @@ from llmprof.records import NvtxEvent
 _EVENT = struct.Struct("<QQQQIHcB")
 """``struct event`` of the recorder: time, id, domain, payload, thread, text length, two types."""
 _NUMBER = re.compile(r"\d+")
+FAR_NS = 1 << 62
+"""146 years: no clock of a recorded process is there. SQLite's integers end at twice that."""
 MAX_SHAPES = 4096
 """Texts with numbers left out that are counted; a program could make new ones without end."""
 
@@ -42,6 +44,8 @@ class RangeReader:
             time_ns, number, domain, _, tid, length, kind, _ = unpack(payload, at)
             text_at = at + size
             at = text_at + (length + 7 & ~7)
+            if time_ns >= FAR_NS:
+                continue
             if kind == b")":
                 stack = self._stacks.get((tid, domain))
                 if stack:
