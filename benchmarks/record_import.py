@@ -1,8 +1,8 @@
 """Kernels a second from a spool into a run file, as ``llmprof record`` reads along.
 
-    python benchmarks/record_import.py [--kernels 2000000] [--calls]
+    python benchmarks/record_import.py [--kernels 2000000] [--calls] [--processes 500]
 
-A synthetic spool of one process, in frames of 20 ms at 300,000 kernels a second: a CUDA graph of
+A synthetic spool of one process (or of several, which share the kernels), in frames of 20 ms at 300,000 kernels a second: a CUDA graph of
 587 kernels, names once, with ``--calls`` one API record a kernel. The recording's own classes read
 it. Beside the rate: kernels a second of processor time (what a busy machine leaves comparable),
 those of decoding alone, and how much resident memory grew. Goal: 1 million
@@ -65,29 +65,40 @@ def frames(kernels: int, calls: bool) -> Iterator[bytes]:
         yield both.tobytes()
 
 
+def write_spool(path: Path, kernels: int, calls: bool) -> float:
+    """Seconds that decoding its buffers takes."""
+    layout = known_layout(130001)
+    assert layout is not None
+    writer = spool.SpoolWriter(path)
+    writer.write_json(spool.LAYOUT, layout.to_dict())
+    names = {str(0x7F0000000000 + 64 * i): f"_Z6kernelILi{i}EEvPfi" for i in range(22)}
+    api = {"5": {"211": "cudaLaunchKernel_v7000"}}
+    writer.write_json(spool.NAMES, {"kernels": names, "api": api})
+    devices = [{"ordinal": 0, "uuid": "ab" * 16, "pci_bus_id": "0", "name": "GPU"}]
+    writer.write_json(spool.DEVICES, {"devices": devices})
+    decoding = 0.0
+    for payload in frames(kernels, calls):
+        writer.write(spool.RECORDS, payload)
+        begin = time.perf_counter()
+        decode_buffer(payload, layout)
+        decoding += time.perf_counter() - begin
+    writer.close()
+    return decoding
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--kernels", type=int, default=2_000_000)
     parser.add_argument("--calls", action="store_true")
+    parser.add_argument("--processes", type=int, default=1)
     arguments = parser.parse_args()
-    layout = known_layout(130001)
-    assert layout is not None
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
-        writer = spool.SpoolWriter(folder / "4711-1000.spool")
-        writer.write_json(spool.LAYOUT, layout.to_dict())
-        names = {str(0x7F0000000000 + 64 * i): f"_Z6kernelILi{i}EEvPfi" for i in range(22)}
-        api = {"5": {"211": "cudaLaunchKernel_v7000"}}
-        writer.write_json(spool.NAMES, {"kernels": names, "api": api})
-        devices = [{"ordinal": 0, "uuid": "ab" * 16, "pci_bus_id": "0", "name": "GPU"}]
-        writer.write_json(spool.DEVICES, {"devices": devices})
         decoding = 0.0
-        for payload in frames(arguments.kernels, arguments.calls):
-            writer.write(spool.RECORDS, payload)
-            begin = time.perf_counter()
-            decode_buffer(payload, layout)
-            decoding += time.perf_counter() - begin
-        writer.close()
+        each = arguments.kernels // arguments.processes
+        for number in range(arguments.processes):
+            decoding += write_spool(folder / f"{4711 + number}-{1000 + number}.spool", each,
+                                    arguments.calls)  # fmt: skip
         info = RunInfo(10**12, 0, "0", None, [], {}, {}, "full", source="recorded")
         before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         with RunFileWriter(folder / "run.sqlite", info) as run:
@@ -97,10 +108,11 @@ def main() -> None:
             took = time.perf_counter() - begin
             processor = time.process_time() - processor
             spools.close()
-        kernels = spools.all[0].image.kernels
+        kernels = sum(one.image.kernels for one in spools.all)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     result = {
         "kernels": kernels,
+        "seconds": round(took, 2),
         "kernels_s": round(kernels / took),
         "per_processor_second": round(kernels / processor),
         "decoding_kernels_s": round(kernels / decoding),

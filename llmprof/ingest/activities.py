@@ -20,6 +20,8 @@ MEMORY_KIND = np.array([7, 0, 1, 2, 3, 4, 5, 6], np.int64)
 """CUpti_ActivityMemoryKind (0 unknown, 1 pageable…) → nsys' ENUM_CUDA_MEM_KIND (0 pageable…)."""
 
 
+_ZERO_IS_NULL = ("graphNodeId",)
+
 RANK_BITS = 16
 """Above the engine's number in a correlation id: engines are few, and the id stays in 63 bits."""
 
@@ -137,7 +139,7 @@ class ActivityRows:
         columns |= {column: rows[name].astype(np.int64) for column, name in plain.items()}
         columns |= dict(zip(("demangledName", "shortName", "mangledName"), ids.T, strict=True))
         columns |= _graph_nodes(rows)
-        self._writer.bulk("CUPTI_ACTIVITY_KIND_KERNEL", columns)
+        self._writer.bulk("CUPTI_ACTIVITY_KIND_KERNEL", columns, _ZERO_IS_NULL)
 
     def _name(self, names: Names, pointer: int) -> tuple[int, int, int]:
         """String ids of a kernel's demangled, short and mangled name."""
@@ -159,7 +161,7 @@ class ActivityRows:
             columns["srcKind"] = MEMORY_KIND[np.minimum(rows["src_kind"], 7)]
             columns["dstKind"] = MEMORY_KIND[np.minimum(rows["dst_kind"], 7)]
             columns |= _graph_nodes(rows)
-            self._writer.bulk("CUPTI_ACTIVITY_KIND_MEMCPY", columns)
+            self._writer.bulk("CUPTI_ACTIVITY_KIND_MEMCPY", columns, _ZERO_IS_NULL)
 
     def _memset(self, clock: Clock, rows: NDArray[Any]) -> None:
         if len(rows):
@@ -168,7 +170,7 @@ class ActivityRows:
             columns["bytes"] = rows["bytes"].astype(np.int64)
             columns |= _graph_nodes(rows)
             columns["memKind"] = MEMORY_KIND[np.minimum(rows["memory_kind"], 7)]
-            self._writer.bulk("CUPTI_ACTIVITY_KIND_MEMSET", columns)
+            self._writer.bulk("CUPTI_ACTIVITY_KIND_MEMSET", columns, _ZERO_IS_NULL)
 
     def _api(self, names: Names, clock: Clock, rows: NDArray[Any]) -> None:
         if not len(rows):
@@ -229,6 +231,4 @@ def base_name(demangled: str) -> str:
 def _graph_nodes(rows: NDArray[Any]) -> dict[str, Any]:
     """nsys has NULL, not 0, for work outside a CUDA graph. SQLite has no unsigned integers."""
     nodes = rows["graph_node"].astype(np.int64)
-    if not nodes.any():
-        return {}
-    return {"graphNodeId": nodes if nodes.all() else [n or None for n in nodes.tolist()]}
+    return {"graphNodeId": nodes} if nodes.any() else {}

@@ -408,7 +408,8 @@ class Recording:
         try:
             self._save_samples()
             self._writer.put_missing(missing)
-            closing.close(self._plan, self._writer, self._spools, self._known, self._warn)
+            with self._writer.batch():
+                closing.close(self._plan, self._writer, self._spools, self._known, self._warn)
             self._writer.set_state(state, full)
         except (RunFileError, MemoryError) as why:
             text = f"the end of the recording could not be written: {_text(why)}"

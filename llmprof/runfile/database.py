@@ -10,7 +10,7 @@ import os
 import shutil
 import sqlite3
 import stat
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,6 +34,7 @@ _MAX_PARAMETERS = 999
 """Of one statement: SQLITE_MAX_VARIABLE_NUMBER before SQLite 3.32."""
 _MAX_ROWS = 64
 """Of one statement; more of them gain nothing."""
+_BLOCK_ROWS = 4096
 
 
 @dataclass
@@ -77,6 +78,10 @@ class RunDatabase:
         self.written = Written()
         self._strings: dict[str, int] = {}
         self._better: dict[str, str] = {}
+        self._batch: Written | None = None
+        """What the file held before the open batch wrote; set with its transaction."""
+        self._batching = False
+        self._size_before = 0
         self._created = _claim(path)
         self.sql = writable(path)
         try:
@@ -137,28 +142,35 @@ class RunDatabase:
     def insert_columns(
         self,
         table: str,
-        bound: Mapping[str, Sequence[Any]],
+        bound: Mapping[str, Any],
         fixed: Mapping[str, int],
         count: int,
+        zero_is_null: Collection[str] = (),
     ) -> None:
         """``count`` rows, given column by column; ``fixed`` holds what is the same in every row.
 
         One value to bind and one statement to step for each cell and row is what an insert costs,
         so ``fixed`` goes into the text of the statement, and a statement takes many rows.
+
+        Args:
+            bound: lists of Python values, or numpy arrays of integers.
+            zero_is_null: columns whose 0 is written as NULL.
         """
         width = len(bound)
         names = ", ".join(quoted(name) for name in (*bound, *fixed))
-        row = f"({', '.join([*'?' * width, *(str(int(v)) for v in fixed.values())])})"
-        cells: list[Any] = [None] * (count * width)  # row after row
-        for at, values in enumerate(bound.values()):
-            cells[at::width] = values
+        marks = ["NULLIF(?, 0)" if name in zero_is_null else "?" for name in bound]
+        literals = [
+            "NULL" if name in zero_is_null and not value else str(int(value))
+            for name, value in fixed.items()
+        ]
+        row = f"({', '.join([*marks, *literals])})"
         many = max(1, min(_MAX_ROWS, _MAX_PARAMETERS // max(1, width)))
         whole = count - count % many
         for first, last, rows in ((0, whole, many), (whole, count, count - whole)):
             if first < last:
                 self.sql.executemany(
                     f"INSERT INTO {quoted(table)} ({names}) VALUES {', '.join([row] * rows)}",
-                    (cells[i * width : (i + rows) * width] for i in range(first, last, rows)),
+                    _cells(list(bound.values()), first, last, rows),
                 )
 
     def replace_all(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
@@ -177,26 +189,66 @@ class RunDatabase:
             raise ValueError(f"{table}: needs column {', '.join(sorted(left_out))}")
 
     @contextmanager
+    def batch(self) -> Iterator[None]:
+        """The transactions within are one: a commit waits for the disk. All or nothing, at its end
+        or at the first that fails; none is opened before there is something to write.
+
+        Raises:
+            RunFileError: as ``transaction``.
+        """
+        if self._batching:
+            raise ValueError("a batch within a batch")
+        self._batching = True
+        try:
+            yield
+        except BaseException:
+            if self._batch is not None:
+                self.written, self._batch = self._batch, None
+                self._roll_back()
+            raise
+        finally:
+            self._batching = False
+            if self._batch is not None:
+                before, self._batch = self._batch, None
+                self._commit(before)
+
+    @contextmanager
     def transaction(self) -> Iterator[None]:
         """All or nothing.
 
         Raises:
             RunFileError: disk full, I/O error, or another program holds the file.
         """
-        before, need = self.written.copy(), 0
+        before = self.written.copy() if self._batch is None else self._batch
         try:
-            self.sql.execute("BEGIN IMMEDIATE")
-            size = self._size()
+            if self._batch is None:
+                self.sql.execute("BEGIN IMMEDIATE")
+                self._size_before = self._size()
+                if self._batching:
+                    self._batch = before
             yield
+        except BaseException as why:
+            self._undo(before, why, 0)
+            raise
+        if self._batch is None:
+            self._commit(before)
+
+    def _commit(self, before: Written) -> None:
+        need = 0
+        try:
             self._finish(before)
-            need = self._size() - size + self._journal_size()
+            need = self._size() - self._size_before + self._journal_size()
             self.sql.execute("COMMIT")
         except BaseException as why:
-            self.written = before
-            self._roll_back()
-            if isinstance(why, sqlite3.DatabaseError) and not isinstance(why, _BUGS):
-                raise self._failure(why, need) from why
+            self._undo(before, why, need)
             raise
+
+    def _undo(self, before: Written, why: BaseException, need: int) -> None:
+        """Raises ``RunFileError`` where the file is the cause."""
+        self.written, self._batch = before, None
+        self._roll_back()
+        if isinstance(why, sqlite3.DatabaseError) and not isinstance(why, _BUGS):
+            raise self._failure(why, need) from why
 
     def _finish(self, before: Written) -> None:
         """Rows that any call may have left to write: new strings, the end of the recording."""
@@ -245,6 +297,30 @@ class RunDatabase:
                 f"free space or use -o elsewhere; {kept}"
             )
         return RunFileError(f"{path}: cannot be written: {why}; {kept}")
+
+
+def _cells(columns: list[Any], first: int, last: int, rows: int) -> Iterator[list[Any]]:
+    """The parameters of each statement of ``rows`` rows, row after row."""
+    width = len(columns)
+    if not width:
+        yield from ([] for _ in range(first, last, rows))
+    elif all(getattr(column, "dtype", None) == "int64" for column in columns):
+        import numpy as np
+
+        # A block of rows that the processor's cache holds, and one call that makes all its values.
+        block = max(1, _BLOCK_ROWS // rows) * rows
+        for begin in range(first, last, block):
+            end = min(begin + block, last)
+            table = np.empty((end - begin, width), np.int64)
+            for at, column in enumerate(columns):
+                table[:, at] = column[begin:end]
+            yield from table.reshape(-1, rows * width).tolist()
+    else:
+        cells: list[Any] = [None] * ((last - first) * width)
+        for at, column in enumerate(columns):
+            part = column[first:last]
+            cells[at::width] = part.tolist() if hasattr(part, "tolist") else part
+        yield from (cells[i : i + rows * width] for i in range(0, len(cells), rows * width))
 
 
 def _claim(path: Path) -> bool:

@@ -28,6 +28,8 @@ from llmprof.tracers.cupti.times import TimeCheck
 FLUSH_BYTES = 16 << 20
 """Raw records that wait before they are decoded together: frames of 20 ms are small, and a commit
 waits for the disk."""
+DECODE_BYTES = 2 << 20
+"""Of records that are decoded as one: what the processor's cache holds."""
 FLUSH_NS = 500_000_000
 DEVICES_WAIT_NS = 2_000_000_000
 """Records wait so long to be told which GPUs the process means."""
@@ -179,7 +181,7 @@ class Image:
         while at < len(raw):
             # Buffers hold whole records, so several can be decoded as one.
             taken, size = at, 0
-            while at < len(raw) and (size == 0 or size + len(raw[at]) <= FLUSH_BYTES):
+            while at < len(raw) and (size == 0 or size + len(raw[at]) <= DECODE_BYTES):
                 size += len(raw[at])
                 at += 1
             self._put(decode_buffer(b"".join(raw[taken:at]), self._layout))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from llmprof.runfile.schema import process_number
 from llmprof.runfile.writing.writer import RunFileWriter
 
 _NAME = re.compile(r"(\d{1,7})-(\d{1,20})\.spool")
+BATCH_BYTES = 64 << 20
+"""Of spools that are read in one transaction: with one a process, 500 processes wait 500 times for
+the disk."""
 
 
 @dataclass
@@ -57,19 +60,34 @@ class Spools:
             RunFileError: the run file cannot be written.
         """
         self._find()
-        any_new = False
+        any_new, more = False, True
+        pieces = self._pieces(final)
+        while more:
+            taken, more = 0, False
+            with self._writer.batch():
+                for size in pieces:
+                    taken += size
+                    any_new = any_new or size > 0
+                    if taken >= BATCH_BYTES:
+                        more = True
+                        break
+        return any_new
+
+    def _pieces(self, final: bool) -> Iterator[int]:
+        """Take in what is new, piece by piece: the bytes of each."""
         for recorded in self.all:
             if recorded.tail.broken:
                 continue
             while frames := recorded.tail.read():
-                any_new = True
+                size = 0
                 for kind, payload in frames:
                     recorded.image.take(kind, payload)
-                    self.bytes_read += len(payload)
+                    size += len(payload)
+                self.bytes_read += size
                 recorded.image.flush()
                 recorded.tail.release()
+                yield size
             recorded.image.flush(final)
-        return any_new
 
     def _find(self) -> None:
         try:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from datetime import datetime, timezone
 from pathlib import Path
@@ -255,13 +256,23 @@ class RunFileWriter:
         """The id of ``text`` in StringIds. Written with the next call that writes rows."""
         return self._db.string_id(text)
 
-    def bulk(self, table: schema.BulkTable, columns: Mapping[str, Column]) -> None:
+    def batch(self) -> AbstractContextManager[None]:
+        """What is written within is one transaction, which is opened with the first call that
+        writes. A call that fails takes back all of it."""
+        return self._db.batch()
+
+    def bulk(
+        self,
+        table: schema.BulkTable,
+        columns: Mapping[str, Column],
+        zero_is_null: Collection[str] = (),
+    ) -> None:
         """Many rows of one table, column by column: lists or one-dimensional numpy arrays.
 
         ``start`` and ``end`` are absolute CLOCK_MONOTONIC ns, as everywhere. Columns left out are
-        NULL. Binding values is the cost, so what is constant in a chunk (device, context, process,
-        most launch parameters) stands in the statement as a literal, and a statement takes many
-        rows (``benchmarks/insert_kernels.py``).
+        NULL, and 0 in those of ``zero_is_null``. Binding values is the cost, so what is constant in
+        a chunk (device, context, process, most launch parameters) stands in the statement as a
+        literal, and a statement takes many rows (``benchmarks/insert_kernels.py``).
 
         Raises:
             ValueError: unknown table or column, a required column left out, unequal lengths.
@@ -281,7 +292,8 @@ class RunFileWriter:
                 parts = {n: c[at : at + _CHUNK] for n, c in columns.items()}
                 fixed = {n: v for n, c in parts.items() if (v := _constant(n, c)) is not None}
                 bound = {n: self._values(n, c) for n, c in parts.items() if n not in fixed}
-                self._db.insert_columns(table, bound, fixed, min(_CHUNK, total - at))
+                count = min(_CHUNK, total - at)
+                self._db.insert_columns(table, bound, fixed, count, zero_is_null)
 
     # What follows runs inside a transaction of one of the calls above.
 
@@ -413,14 +425,16 @@ class RunFileWriter:
         rows = gpus.cuda_device_rows(devices, sorted(pids))
         self._db.replace_all("TARGET_INFO_CUDA_DEVICE", rows)
 
-    def _values(self, name: str, part: Any) -> list[Any]:
-        """Python values (sqlite3 binds no numpy ones) of one chunk of one column."""
+    def _values(self, name: str, part: Any) -> Any:
+        """One chunk of one column: int64 or Python values (sqlite3 binds no numpy ones)."""
         if name in _TIMES:
             self._seen(int(max(part) if not hasattr(part, "max") else part.max()))
             if hasattr(part, "dtype"):
                 part = part - self._t0_ns
             else:
                 part = [value - self._t0_ns for value in part]
+        if getattr(part, "dtype", None) == "int64":
+            return part
         return part.tolist() if hasattr(part, "tolist") else list(part)
 
     def _seen(self, absolute_ns: int) -> None:

@@ -65,6 +65,10 @@ class Records:
     """What this buffer held that is not in the arrays, and why."""
 
 
+_FAR = 32
+"""Records between two that ``_chain`` walks to; a power of two."""
+
+
 def record_dtype(fields: tuple[Field, ...], size: int) -> np.dtype[Any]:
     """The structured type of a record of ``size`` bytes; bytes that no field names are skipped."""
     names, formats, offsets = zip(*fields, strict=True)
@@ -122,18 +126,20 @@ def _chain(words: Array, step_of: Array) -> tuple[Array, int]:
     number = np.full(count + 1, end, np.int32)
     number[starts] = np.arange(end, dtype=np.int32)
     jump = np.append(number[after], np.int32(end))
+    far = jump
+    for _ in range(_FAR.bit_length() - 1):
+        far = far[far]  # leads twice as far on
+    # Every so many records one by one, those between them side by side: doubling ``jump`` until it
+    # leads past the end would cost as many rounds over all candidates as there are bits in it.
+    lead, anchors, at = far.data, [], 0
+    while at < end:
+        anchors.append(at)
+        at = lead[at]
     reached = np.zeros(end + 1, np.bool_)
-    reached[0] = True
-    front = np.zeros(1, np.int32)
-    while True:
-        # ``front`` holds what is reached in under 2^i steps, ``jump`` leads 2^i steps on.
-        new = jump[front]
-        new = new[new < end]
-        if not len(new):
-            break
-        reached[new] = True
-        front = np.concatenate((front, new))
-        jump = jump[jump]
+    front = np.array(anchors, np.int32)
+    for _ in range(_FAR):
+        reached[front] = True
+        front = jump[front]
     chain = np.flatnonzero(reached[:end])
     return starts[chain], int(after[chain[-1]])
 
