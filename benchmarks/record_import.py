@@ -2,11 +2,11 @@
 
     python benchmarks/record_import.py [--kernels 2000000] [--calls] [--processes 500]
 
-A synthetic spool of one process (or of several, which share the kernels), in frames of 20 ms at 300,000 kernels a second: a CUDA graph of
-587 kernels, names once, with ``--calls`` one API record a kernel. The recording's own classes read
-it. Beside the rate: kernels a second of processor time (what a busy machine leaves comparable),
-those of decoding alone, and how much resident memory grew. Goal: 1 million
-kernels a second, memory flat.
+A synthetic spool of one process (or of several, which share the kernels), in frames of 20 ms at
+300,000 kernels a second: a CUDA graph of 587 kernels, names once, with ``--calls`` one API record a
+kernel. The recording's own classes read it. Beside the rate: kernels a second of processor time
+(what a busy machine leaves comparable), those of decoding alone, and how much resident memory grew.
+Goal: 1 million kernels a second, memory flat.
 """
 
 from __future__ import annotations
