@@ -20,7 +20,7 @@ from pathlib import Path
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
-def _die_with_parent() -> None:
+def die_with_parent() -> None:
     """A parent that is killed -9 must not leave a worker holding the GPU."""
     libc = ctypes.CDLL(None, use_errno=True)
     libc.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
@@ -43,7 +43,7 @@ def _import_package() -> None:
 
 
 def main() -> None:
-    _die_with_parent()
+    die_with_parent()
     here = str(Path(__file__).resolve().parent)
     sys.path[:] = [p for p in sys.path if p != here]
     _import_package()

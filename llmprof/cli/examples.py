@@ -31,6 +31,11 @@ EXAMPLES = {
     "baseline": """\
   llmprof baseline save main run.sqlite
   llmprof baseline list""",
+    "sweep": """\
+  llmprof sweep --engine torch --model smollm2 --context 128,1k,4k --batch 1,4 -o sweep
+  llmprof sweep grid.toml --on gpus -o sweep                one worker a GPU
+  llmprof sweep grid.toml --on ray --accelerator H100 -o sweep
+  llmprof sweep report sweep --to html                      curves, fits, tables""",
     "model": """\
   llmprof model synth llama2-7b --engine exllamav2 -o model
   llmprof model prepare --engine mlc --from Llama-2-7b-hf --artifact-path dist""",

@@ -24,6 +24,7 @@ commands:
   llmprof findings RUN     what would make a token cheaper, ranked, with evidence
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
   llmprof baseline save|list|show  runs to compare with: llmprof compare --baseline NAME RUN
+  llmprof sweep [report]   curves over context, batch, any field: here or on a Ray cluster
   llmprof model synth|prepare  random or real weights in an engine's own format
   llmprof engines          engines that can be named here: state, versions
   llmprof doctor [--json]  what works on this machine, and how to get the rest
@@ -290,6 +291,22 @@ def subcommand(name: str) -> argparse.ArgumentParser:
         )
         add_record_arguments(parser)
         parser.set_defaults(command=_late("llmprof.cli.record_command:record"))
+    elif name == "sweep":
+        from llmprof.cli.sweep_command import sweep_parser
+
+        parser.description = (
+            "Run a grid of points, a run file each; the same command goes on with a sweep that was"
+            " stopped or killed. llmprof sweep report DIR --to FORMAT."
+        )
+        sweep_parser(parser)
+        _config(parser)
+        parser.set_defaults(command=_late("llmprof.cli.sweep_command:sweep"))
+    elif name == "sweep report":
+        from llmprof.cli.sweep_command import report_parser
+
+        parser.description = "Curves, tables and fits of a sweep, as a file."
+        report_parser(parser)
+        parser.set_defaults(command=_late("llmprof.cli.sweep_command:report"))
     elif name == "engines":
         parser.description = "The engines that can be named here: state, versions, interpreter."
         _config(parser)
@@ -316,6 +333,7 @@ SUBCOMMANDS = (
     "export",
     "compare",
     "baseline",
+    "sweep",
     "model",
     "engines",
     "doctor",
@@ -338,6 +356,8 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Arguments with ``command`` set to what to call. Exits with 2 on a mistake."""
     if argv and argv[0] == "record":
         return _record(argv[1:])
+    if argv[:1] == ["sweep"] and argv[1:2] == ["report"]:
+        return subcommand(f"sweep {argv[1]}").parse_args(argv[2:])
     if argv and argv[0] in SUBCOMMANDS:
         return subcommand(argv[0]).parse_args(argv[1:])
     if argv and not argv[0].startswith("-"):

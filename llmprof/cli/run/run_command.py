@@ -112,7 +112,7 @@ def exit_code(state: RunState, engines: list[EngineRecord]) -> int:
 
 
 @contextmanager
-def _ends_cleanly(session: Any, told: Callable[[], None] = lambda: None) -> Iterator[None]:
+def ends_cleanly(session: Any, told: Callable[[], None] = lambda: None) -> Iterator[None]:
     """Ctrl-C, a closed ssh session and a polite kill all stop the run and keep what it has.
 
     Args:
@@ -150,7 +150,7 @@ def _headless(prepared: Any, as_json: bool) -> int:
     from llmprof.session.run import Session
 
     session = Session(prepared.plan, [StderrProgress()], prepared.decode)
-    with _ends_cleanly(session):
+    with ends_cleanly(session):
         session.run()
     return _ended(prepared.plan.output, session.engines, as_json)
 
@@ -188,7 +188,7 @@ def _in_tui(prepared: Any) -> int:
     def leave() -> None:
         fold.leave = True
 
-    with _ends_cleanly(session, leave):
+    with ends_cleanly(session, leave):
         thread.start()
         try:
             run_app(fold, keymap=load_config().keys)

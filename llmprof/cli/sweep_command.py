@@ -1,0 +1,258 @@
+"""``llmprof sweep``: a grid of points; its report; its page in the TUI."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import threading
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from llmprof.errors import (
+    EXIT_ENGINE_FAILED,
+    EXIT_INTERRUPTED,
+    EXIT_NOTHING_RAN,
+    EXIT_OK,
+    UsageError,
+)
+
+if TYPE_CHECKING:
+    from llmprof.sweep.forecast import Forecast, Place
+    from llmprof.sweep.grid import Grid
+    from llmprof.sweep.run import Executor
+    from llmprof.sweep.store import Store
+
+FORMATS = ("html", "png", "svg", "csv", "md")
+_LISTS = (
+    ("--context", "context", "128,1k,8k", "KV positions before decoding (seeded ids)"),
+    ("--batch", "batch", "1,2,4", "sequences at once"),
+    ("--decode-len", "decode-len", "N,…", "decode steps a round (64)"),
+    ("--rounds", "rounds", "R,…", "timing rounds an engine"),
+    ("--traced-steps", "traced-steps", "N,…", "steps of the traced pass; 0: none"),
+    ("--trace", "trace", "LEVEL,…", "what the traced pass records"),
+    ("--bandwidth", "bandwidth", "LEVEL,…", "DRAM counters: kernels, steps, off"),
+    ("--seed", "seed", "S,…", "prompt ids, order, weights"),
+)
+
+
+def sweep_parser(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``llmprof sweep``."""
+    parser.add_argument("grid", nargs="?", metavar="GRID.toml", help="the grid as a file")
+    what = parser.add_argument_group("the grid: lists, every value with every other")
+    what.add_argument(
+        "--engine", action="append", metavar="NAME[@PYTHON][:key=value,…]",
+        help="an engine; repeat: the engines of a point take turns, round by round",
+    )  # fmt: skip
+    what.add_argument("--model", action="append", help="a model; repeat for several")
+    for option, _, shown, text in _LISTS:
+        what.add_argument(option, action="append", metavar=shown, help=text)
+    what.add_argument(
+        "--vary", action="append", default=[], metavar="FIELD=V,…",
+        help="any other field, or an engine's option: torch.dtype=fp16,bf16",
+    )  # fmt: skip
+    what.add_argument("--repeat", type=int, metavar="N", help="run the whole grid N times (1)")
+    how = parser.add_argument_group("how to run it")
+    how.add_argument("-o", "--output", metavar="DIR", help="the sweep's folder (new, or its own)")
+    how.add_argument(
+        "--on", default="local", metavar="WHERE",
+        help="local; gpus: one worker a GPU of this host; ray, or ray://HOST:PORT",
+    )  # fmt: skip
+    how.add_argument("--accelerator", metavar="TYPE", help="only Ray nodes with it, such as H100")
+    how.add_argument("--runs-at", metavar="PATH", help="nodes keep run files in this shared folder")
+    how.add_argument("--retry", choices=("failed",), help="run failed points again")
+    how.add_argument("--dry-run", action="store_true", help="points, memory, time; nothing is run")
+    how.add_argument("--save-grid", metavar="GRID.toml", help="write the grid as a file")
+
+
+def report_parser(parser: argparse.ArgumentParser) -> None:
+    """Arguments of ``llmprof sweep report``."""
+    parser.add_argument("folder", metavar="DIR", help="the sweep's folder")
+    parser.add_argument("--to", choices=FORMATS, required=True, help="format")
+    parser.add_argument("-o", "--output", metavar="OUT", help="the new file (DIR/report.FORMAT)")
+    parser.add_argument("--over", metavar="FIELD", help="the axis of the curves (the first one)")
+
+
+def sweep(arguments: argparse.Namespace) -> int:
+    from llmprof.sweep import columns
+    from llmprof.sweep.forecast import corrected, forecasts, here
+    from llmprof.sweep.store import Store
+
+    grid = _grid(arguments)
+    points = grid.points()
+    if not points:
+        raise UsageError("an empty grid: it has no points")
+    place: Place | None = None if arguments.on.startswith("ray") else here()
+    found = forecasts(points, place)
+    if arguments.save_grid:
+        _save(grid, Path(arguments.save_grid))
+    if arguments.dry_run:
+        took: dict[str, float] = {}
+        if arguments.output and (Path(arguments.output) / "sweep.json").is_file():
+            known = Store.open(Path(arguments.output))
+            took = {k: e.seconds for k, e in known.ended.items() if e.state == "done"}
+        print(dry_run(grid, corrected(found, took), bool(took)))
+        return EXIT_OK
+    columns.check_pyarrow()
+    if not arguments.output:
+        raise UsageError("say where the sweep is kept: -o DIR (the same DIR goes on with it)")
+    for line in impossible_lines(found):
+        _say(line)
+    executor = _executor(arguments, grid)
+    try:
+        store = Store.create(Path(arguments.output), grid)
+        return _run(store, executor, found, arguments.retry == "failed")
+    finally:
+        executor.close()
+
+
+def _run(store: Store, executor: Executor, found: list[Forecast], retry: bool) -> int:
+    from llmprof.cli.run.run_command import ends_cleanly
+    from llmprof.sweep.run import summary, sweep
+
+    before = summary(store)
+    if before.done + before.failed + before.impossible:
+        _say(f"going on: {before.done} done, {before.failed} failed, {before.left} left")
+    _say(f"{len(store.points)} points on {executor.words}; {store.folder}")
+    stopper = _Stopper()
+    with ends_cleanly(stopper):
+        result = sweep(store, executor, found, tell=_say, stop=stopper.stopped, retry_failed=retry)
+    text = f"{result.done} done"
+    for count, word in ((result.failed, "failed"), (result.impossible, "impossible"),
+                        (result.left, "left")):  # fmt: skip
+        text += f", {count} {word}" if count else ""
+    _say(f"{text}; {store.folder}/points.parquet")
+    if result.interrupted and result.left:
+        _say("stopped: the same command goes on with it")
+        return EXIT_INTERRUPTED
+    if result.failed:
+        _say("failed points are run again with --retry failed")
+    if not result.done:
+        return EXIT_NOTHING_RAN
+    return EXIT_ENGINE_FAILED if result.failed else EXIT_OK
+
+
+class _Stopper:
+    def __init__(self) -> None:
+        self._event = threading.Event()
+
+    def stop(self) -> None:
+        self._event.set()
+
+    def stopped(self) -> bool:
+        return self._event.is_set()
+
+
+def _executor(arguments: argparse.Namespace, grid: Grid) -> Executor:
+    from llmprof.sweep.local import LocalExecutor, gpu_slots
+
+    where = arguments.on
+    for option, value in (
+        ("--runs-at", arguments.runs_at),
+        ("--accelerator", arguments.accelerator),
+    ):
+        if value and not where.startswith("ray"):
+            raise UsageError(f"{option} goes with --on ray")
+    if where == "local":
+        return LocalExecutor()
+    if where == "gpus":
+        return LocalExecutor(*gpu_slots())
+    if where == "ray" or where.startswith("ray:"):
+        from llmprof.sweep.cluster import connect
+
+        address = "auto" if where == "ray" else where.removeprefix("ray:")
+        if address.startswith("//"):
+            address = f"ray:{address}"
+        return connect(address, grid, arguments.accelerator or "", arguments.runs_at or "")
+    raise UsageError(f"--on {where}: choose local, gpus, ray or ray://HOST:PORT")
+
+
+def _grid(arguments: argparse.Namespace) -> Grid:
+    from llmprof.sweep.fields import canonical
+    from llmprof.sweep.grid import make, read_toml
+
+    fields: dict[str, list[str]] = {}
+    if arguments.model:
+        fields["model"] = list(arguments.model)
+    for option, name, _, _ in _LISTS:
+        given = getattr(arguments, option[2:].replace("-", "_"))
+        if given:
+            fields[name] = given
+    for text in arguments.vary:
+        name, equals, values = text.partition("=")
+        if not equals:
+            raise UsageError(f"--vary {text}: expected FIELD=VALUE,VALUE")
+        known = canonical(name)
+        if known in fields:
+            raise UsageError(f"field {known} is given twice")
+        fields[known] = [values]
+    if arguments.grid is not None:
+        if fields or arguments.engine or arguments.repeat:
+            raise UsageError(f"{arguments.grid} is the whole grid: it takes no lists beside it")
+        return read_toml(Path(arguments.grid))
+    fields.setdefault("context", ["128"])
+    return make(arguments.engine or [], fields, arguments.repeat or 1)
+
+
+def _save(grid: Grid, path: Path) -> None:
+    try:
+        with path.open("x", encoding="utf-8") as file:
+            file.write(grid.to_toml())
+    except OSError as why:
+        raise UsageError(f"--save-grid {path}: {why.strerror}") from None
+
+
+def impossible_lines(found: list[Forecast]) -> list[str]:
+    """One line a reason, with the points that it is about."""
+    reasons: dict[str, list[str]] = {}
+    for item in found:
+        if item.impossible:
+            reasons.setdefault(item.impossible, []).append(item.point.words)
+    return [
+        f"impossible, not run: {points[0]}"
+        + (f" and {len(points) - 1} more" if len(points) > 1 else "")
+        + f": {why}"
+        for why, points in reasons.items()
+    ]
+
+
+def dry_run(grid: Grid, found: list[Forecast], corrected: bool) -> str:
+    """The plan as text."""
+    from llmprof.sweep.run import duration
+
+    lines = impossible_lines(found)
+    able = [item for item in found if not item.impossible]
+    lines.append(f"{len(found)} points, {len(able)} possible; engines: {', '.join(grid.engines)}")
+    lines.append(f"{'point':<14}{'memory':>12}{'time':>9}  what")
+    shown = able if len(able) <= 60 else [*able[:40], *able[-10:]]
+    for item in shown:
+        if len(able) > 60 and item is able[-10]:
+            lines.append(f"… {len(able) - 50} more")
+        memory = "not known" if item.need_mib is None else f"{item.need_mib:,.0f} MiB"
+        time = "?" if item.seconds is None else duration(item.seconds)
+        lines.append(f"{item.point.point_id:<14}{memory:>12}{time:>9}  {item.point.words}")
+    times = [item.seconds for item in able]
+    known = [t for t in times if t is not None]
+    if known:
+        basis = "scaled by the points that have ended" if corrected else "a model on assumed rates"
+        unknown = f", {len(times) - len(known)} points unknown" if len(known) < len(times) else ""
+        lines.append(f"about {duration(sum(known))} in all one after another ({basis}{unknown})")
+    lines.append("every engine loads for each point: the size of its KV cache is fixed at load")
+    return "\n".join(lines)
+
+
+def report(arguments: argparse.Namespace) -> int:
+    from llmprof.sweep.report.formats import write
+    from llmprof.sweep.store import Store
+
+    folder = Path(arguments.folder)
+    store = Store.open(folder)
+    out = Path(arguments.output) if arguments.output else folder / f"report.{arguments.to}"
+    write(store, arguments.to, out, arguments.over or "")
+    print(out)
+    return EXIT_OK
+
+
+def _say(text: str) -> None:
+    from llmprof.plaintext import one_line
+
+    print(f"llmprof: {one_line(text)}", file=sys.stderr, flush=True)
