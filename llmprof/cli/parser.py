@@ -292,7 +292,7 @@ def subcommand(name: str) -> argparse.ArgumentParser:
         add_record_arguments(parser)
         parser.set_defaults(command=_late("llmprof.cli.record_command:record"))
     elif name == "sweep":
-        from llmprof.cli.sweep_command import sweep_parser
+        from llmprof.cli.sweep_arguments import sweep_parser
 
         parser.description = (
             "Run a grid of points, a run file each; the same command goes on with a sweep that was"
@@ -302,7 +302,7 @@ def subcommand(name: str) -> argparse.ArgumentParser:
         _config(parser)
         parser.set_defaults(command=_late("llmprof.cli.sweep_command:sweep"))
     elif name == "sweep report":
-        from llmprof.cli.sweep_command import report_parser
+        from llmprof.cli.sweep_arguments import report_parser
 
         parser.description = "Curves, tables and fits of a sweep, as a file."
         report_parser(parser)

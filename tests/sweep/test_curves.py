@@ -13,7 +13,8 @@ from llmprof.errors import UsageError
 from llmprof.records import Unavailable
 from llmprof.sweep.curves import IDLE, chosen_axis, curves, doubts
 from llmprof.sweep.fits import bytes_line, context_fit, fit_words, knee_of
-from llmprof.sweep.report.formats import content, write
+from llmprof.sweep.report.content import content
+from llmprof.sweep.report.formats import write
 from llmprof.sweep.rows import rows_of
 
 AXES = ("context", "batch")

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import re
 from html import escape
-from typing import TYPE_CHECKING
 
 from llmprof.plaintext import one_line
+from llmprof.sweep.report.content import Content
 from llmprof.sweep.report.pictures import picture
 from llmprof.sweep.report.tables import COLUMNS, MOST_FAILED, number
-
-if TYPE_CHECKING:
-    from llmprof.sweep.report.formats import Content
 
 MOST_ROWS = 2000
 _STYLE = (

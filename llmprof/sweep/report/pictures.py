@@ -4,16 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmprof.analysis.device.categories import OTHER
 from llmprof.plaintext import shortened
 from llmprof.sweep.curves import IDLE, METRICS, Curve, Place, curves
 from llmprof.sweep.fields import FIELDS, short
+from llmprof.sweep.report.content import Content
 from llmprof.sweep.rows import hardware
-
-if TYPE_CHECKING:
-    from llmprof.sweep.report.formats import Content
 
 ENGINES = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 """Okabe and Ito's colours, which the common kinds of colour blindness tell apart."""

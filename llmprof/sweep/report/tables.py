@@ -5,14 +5,11 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 from llmprof.plaintext import one_line
 from llmprof.sweep.curves import Curve
+from llmprof.sweep.report.content import Content
 from llmprof.sweep.rows import COUNTS, NUMBERS, TEXTS, Row
-
-if TYPE_CHECKING:
-    from llmprof.sweep.report.formats import Content
 
 COLUMNS = (
     "step_ms",
