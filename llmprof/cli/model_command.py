@@ -47,7 +47,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     synth.add_argument("--bits", help="of the layers: 4 (default), or mix (exl2: 5, 4 and 3)")
     synth.add_argument("--head-bits", type=int, metavar="N", help="of lm_head (16)")
     synth.add_argument("--seed", type=int, default=0, metavar="S")
-    synth.add_argument("--lib", metavar="LIB.so", help="mlc: the library that wants the weights")
+    synth.add_argument(
+        "--lib", metavar="LIB.so", help="mlc: the library that will load the weights"
+    )
     synth.add_argument("--vocab", type=int, metavar="N", help="mlc: where no preset is named")
     prepare = actions.add_parser("prepare", help="real weights for an engine")
     prepare.add_argument("--from", dest="source", required=True, metavar="GGUF|DIR")

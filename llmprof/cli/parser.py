@@ -169,7 +169,9 @@ def run_parser() -> argparse.ArgumentParser:
         "--host-native", action="store_true", help="C and C++ frames too; stops the worker"
     )
     stacks.add_argument(
-        "--host-blocking", action="store_true", help="stop the worker for each stack: none is torn"
+        "--host-blocking",
+        action="store_true",
+        help="stop the worker while each stack is read: no torn stacks",
     )
     stacks.add_argument("--no-host", action="store_true", help="no host stacks")
     how.add_argument("--seed", type=_natural, metavar="S", help="prompt ids, order, weights (0)")

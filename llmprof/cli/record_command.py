@@ -32,8 +32,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="steps: NVTX only; kernels: GPU work; full: and the calls that launch it and wait"
         " (default); all: every API call",
     )
-    parser.add_argument("--after", metavar="30s|200steps", help="begin to record then")
-    parser.add_argument("--for", dest="length", metavar="10s|64steps", help="record so much")
+    parser.add_argument("--after", metavar="30s|200steps", help="start recording then")
+    parser.add_argument("--for", dest="length", metavar="10s|64steps", help="record for so long")
     parser.add_argument("--gpus", metavar="0,1", help="keep work on these GPUs only")
     parser.add_argument(
         "--host",

@@ -32,7 +32,7 @@ CAP_SYS_ADMIN = 21  # linux/capability.h
 MIN_COLUMNS, MIN_LINES = 80, 24
 EXTRAS = ("torch", "llamacpp", "mlc")
 """Engines whose packages are an extra of llmprof's own distribution."""
-LACKING = {"mlc": "there is drive=vm alone, and no model prepare"}
+LACKING = {"mlc": "only drive=vm works, and not model prepare"}
 """Engine → what goes without its further packages; else some formats of models cannot be read."""
 NOT_ON_PYPI = ("mlc_llm",)
 

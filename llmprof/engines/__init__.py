@@ -1,1 +1,1 @@
-"""Engines: what decodes. One file an engine, heavy imports inside ``load``."""
+"""Engines: what decodes. One folder a family, heavy imports inside ``load``."""

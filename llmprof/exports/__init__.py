@@ -1,1 +1,1 @@
-"""Output formats: one module each."""
+"""Output formats, a folder a kind; ``formats`` is their registry. For cli and tui."""

@@ -46,7 +46,9 @@ def run_again(
     """
     pattern = data.info.environment.get("step_range")
     if not isinstance(pattern, str) or not pattern:
-        return Unavailable("the program marks no steps with NVTX: untraced ones have no end")
+        return Unavailable(
+            "the program marks no steps with NVTX, so untraced steps cannot be timed"
+        )
     page = ControlPage(folder, RANGES)
     try:
         settings = {"LLMPROF_RECORD_DIR": str(folder.resolve()), "LLMPROF_RECORD_TRACE": "steps"}

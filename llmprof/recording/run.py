@@ -174,7 +174,7 @@ class Recording:
         from llmprof.recording.again import run_again
 
         data = open_run(self._plan.output)
-        self._say("the command runs again, untraced")
+        self._say("running the command again, untraced")
         with hidden_beside(self._plan.output.resolve()) as folder:
             variables = {**os.environ, **self._variables(folder, recorder)}
             found = run_again(self._plan.command, folder, variables, data)

@@ -1,1 +1,1 @@
-"""The parent: starts workers, takes turns, runs its own tracers, writes the run file."""
+"""The parent: starts workers, interleaves their rounds, samples, writes the run file."""

@@ -215,5 +215,5 @@ class WorkerClient:
         else:
             how = f"exited with code {code}"
         last = [line for line in self.log_tail().splitlines() if line.strip()]
-        said = f"; last words: {one_line(last[-1], 160)}" if last else ""
+        said = f"; last output: {one_line(last[-1], 160)}" if last else ""
         return EngineFailure(f"{self.label}: the worker {how} during {doing}{said}", "crash")

@@ -1,4 +1,4 @@
-"""The session: load, warm up, take turns, trace, and leave a run file that tells it all."""
+"""The session: load, warm up, interleave the timing rounds, trace, and leave a run file."""
 
 from __future__ import annotations
 

@@ -181,7 +181,7 @@ def test_a_window_by_time_and_by_steps(record: Record) -> None:
 
 def test_twice_states_the_slowdown(record: Record) -> None:
     code, said = record.run(record.program, "exit", "20", "5", "2000", options=("--twice",))
-    assert code == 7 and "runs again, untraced" in said and record.left() == []
+    assert code == 7 and "running the command again, untraced" in said and record.left() == []
     data = record.data()
     assert [(r.pass_name, len(r.stamps_ns)) for r in data.rounds] == [
         ("timing", 21),

@@ -68,4 +68,4 @@ def test_the_counters_of_a_gpu_that_one_process_used(tmp_path: Path) -> None:
 def test_the_counters_of_a_shared_gpu_are_nobodys(tmp_path: Path, engines: int) -> None:
     data = recorded(tmp_path / "a.sqlite", engines)
     assert not [r for r in data.rounds if r.pass_name == "sampled"]
-    assert "its counters are nobody's own" in str(data.why_missing("e0", "pm"))
+    assert "its counters cannot be told apart by process" in str(data.why_missing("e0", "pm"))

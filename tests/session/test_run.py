@@ -73,7 +73,7 @@ def test_same_ids_for_every_engine_and_the_same_tokens_for_the_same_weights(llmp
     ("option", "kind", "words"),
     [
         ("crash_at=40", "crash", "SIGKILL"),
-        ("exit_at=40", "crash", "last words: fake: giving up"),
+        ("exit_at=40", "crash", "last output: fake: giving up"),
         ("raise_at=40", "exception", r"a bug in \x1b[31mthe engine"),
         ("oom_at=0", "oom", "needs 9000 MiB"),
         ("colour=red", "input", "unknown option 'colour'"),

@@ -58,17 +58,17 @@ PEER_WAITS: tuple[Cause, ...] = ("sync", "wait", "host", "device", "unknown")
 """Not ``launch`` and the like: there the host is at work, and late, whatever the other GPU does."""
 
 WORDS: Mapping[Cause, str] = {
-    "launch": "launch-bound, the GPU waited for the next launch",
-    "sync": "the host waited for the device or a copy, and went on too late",
+    "launch": "the GPU waited for the next launch",
+    "sync": "the host waited for the device or a copy before it launched more work",
     "graph update": "the host was updating CUDA graphs",
     "allocator": "memory was being allocated or freed",
     "wait": "the host slept, or waited for a lock or a file",
-    "gil": "the host waited for the GIL, which another Python thread held",
+    "gil": "another Python thread held the GIL",
     "host": "the host computed (sampling, detokenising, Python)",
-    "device": "the device's own way from one kernel to the next; the work was there",
+    "device": "the time between two kernels whose work was already queued",
     "other process": "another process (or another thread's loop) used the GPU meanwhile",
-    "other GPU": "another GPU of the engine was at work, this one had to wait for it",
-    "unknown": "no call and no sample says",
+    "other GPU": "this GPU waited for another GPU of the engine",
+    "unknown": "no API call and no stack sample covers it",
 }
 
 
@@ -307,9 +307,11 @@ def _verdict(
     if rest := sum(c.ms_per_step for c in causes if c not in shown):
         parts.append(f"{rest:.3f} ms other causes")
     first = causes[0]
+    name: str = "launch-bound" if first.cause == "launch" else first.cause
     words = WORDS[first.cause]
     if first.cause == "unknown" and call is not None:
-        words = f"not resolved, the host was inside {label(call)} (--trace full adds its calls)"
+        name = "not resolved"
+        words = f"the host was inside {label(call)} (--trace full adds its calls)"
     # A count of n samples tells a share to within two standard errors: 60 % of 16 may be 40 %.
     error = 0.0
     if samples is not None and first.cause not in ("device", "other process", "other GPU"):
@@ -318,11 +320,11 @@ def _verdict(
     if first.share - error > 0.5:
         degree = "mostly"
     elif first.share > 0.5:
-        few = f"{first.share:.0%} ± {error:.0%}" if error < 0.3 else "of too few samples to be sure"
-        degree = f"the largest part, {few}"
+        few = f"{first.share:.0%} ± {error:.0%}" if error < 0.3 else "too few samples to be sure"
+        degree = f"the largest part ({few}) is"
     else:
-        degree = f"the largest part, {first.share:.0%}"
-    return f"{ms:.3f} ms idle a step = {' + '.join(parts)}; {degree}: {words}"
+        degree = f"the largest part ({first.share:.0%}) is"
+    return f"{ms:.3f} ms idle a step = {' + '.join(parts)}; {degree} {name}: {words}"
 
 
 @dataclass(frozen=True, eq=False)

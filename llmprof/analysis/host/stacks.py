@@ -308,7 +308,7 @@ def _fighting(rows: HostRows, busy: dict[int, float], own: float) -> dict[int, f
 
 
 _WORDS = {
-    "launch": "inside the framework (issuing work; on a CPU, doing it)",
+    "launch": "inside the framework",
     "sync": "waiting for the device or a copy",
     "graph update": "updating CUDA graphs",
     "allocator": "allocating memory",
@@ -333,9 +333,9 @@ def _verdict(
     text = f"of {step_ms:.2f} ms a step the host spent {', '.join(parts)}"
     rivals = [t.name or str(t.tid) for t in threads if t.python and not t.decoding]
     if kinds.get("gil", 0.0) >= 0.05 * step_ms and rivals:
-        text += f" (the rival: thread {rivals[0]})"
+        text += f" (thread {rivals[0]} competes for it)"
     if call is not None:
-        text += f"; not resolved is what {label(call)} does inside (--host-native shows it)"
+        text += f"; what {label(call)} does inside is not resolved (--host-native shows it)"
     return text
 
 

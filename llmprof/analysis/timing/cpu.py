@@ -65,13 +65,13 @@ def cpu_warnings(label: str, found: CpuConditions | Unavailable) -> list[Warned]
     if found.throttled_periods > THROTTLED * found.quota_periods:
         texts.append(
             f"the CPU quota stopped it in {found.throttled_periods} of {found.quota_periods}"
-            f" periods ({found.throttled_s:.1f} s of its threads): these are the quota's numbers"
+            f" periods ({found.throttled_s:.1f} s of its threads): its numbers reflect the quota"
         )
     free = max(0, found.cpus - found.wanted_cpus)
     if found.other_cpus > 0.9 * free + SHARE * found.cpus:
         texts.append(
             f"other processes took {found.other_cpus:.1f} of {found.cpus} CPUs while it decoded,"
-            f" which needs {found.wanted_cpus}: slower, and less even, than alone"
+            f" which needs {found.wanted_cpus}: slower and less even than alone"
         )
     if found.steal_share > STEAL:
         texts.append(

@@ -225,7 +225,7 @@ def _joule_per_token(
     if engine.info is not None:
         device = gpu_index(engine)
         if device is None:
-            return Unavailable("energy is read from NVML, which knows no CPU")
+            return Unavailable("energy comes from NVML, which covers GPUs only")
         reason = missing_reason(data, ("run", f"gpu{device}", engine.label), "energy") or reason
     return Unavailable(reason)
 

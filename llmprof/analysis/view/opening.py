@@ -83,7 +83,7 @@ def _add_sampled_rounds(data: RunData, devices: list[tuple[int, int]]) -> None:
         ]
         if len(users) != 1:
             who = ", ".join(e.label for e in users) or "nobody"
-            reason = f"GPU {device} was used by {who}: its counters are nobody's own"
+            reason = f"GPU {device} was used by {who}: its counters cannot be told apart by process"
             data.missing += [Missing(e.label, "pm", reason) for e in users]
             continue
         traced = data.rounds_of(users[0].engine_id, "traced")
@@ -214,8 +214,8 @@ class _Opened:
             self.data.warnings.append(
                 Warned(
                     label,
-                    f"pauses part the {one.taken} ranges {one_line(pattern, 60)} into"
-                    f" {len(one.rounds)} rounds; the longest, {longest} steps, is shown",
+                    f"the {one.taken} ranges {one_line(pattern, 60)} are {len(one.rounds)} groups"
+                    f" separated by pauses; showing the longest ({longest} steps)",
                 )
             )
         for text in one.left_out:
@@ -247,8 +247,8 @@ class _Opened:
                 data.warnings.append(Warned(label, text))
             if len(parts) > 1:
                 longest = max(len(part) for part in parts)
-                text = f"pauses part its steps into {len(parts)} rounds; the longest, {longest}"
-                data.warnings.append(Warned(label, f"{text} steps, is shown"))
+                text = f"its steps are {len(parts)} groups separated by pauses; showing the longest"
+                data.warnings.append(Warned(label, f"{text} ({longest} steps)"))
         self._put(rounds)
 
     def _none(self, why: str, offered: Offered) -> None:
@@ -265,7 +265,7 @@ class _Opened:
     def _no_steps(self, label: str, words: StepsFound, offered: Offered) -> None:
         there = ", ".join(one_line(c.pattern, 60) for c in offered[:3])
         hint = f"; choose some with --step-range: {there}" if there else ""
-        text = f"no steps are known, so totals only: {words.words}{hint}"
+        text = f"no steps are known, so only totals are shown: {words.words}{hint}"
         self.data.warnings.append(Warned(label, text))
 
 
@@ -293,7 +293,7 @@ def _marked_words(
             ("regular", round(candidate.regular, 4)),
         ]
     if candidate is not None and candidate.cycle:
-        words += f"; {candidate.cycle} texts come round, a step is one turn"
+        words += f"; {candidate.cycle} texts repeat in a cycle, which is one step"
     if one.overlapping:
         words += (
             f"; {one.overlapping:,} overlap the one before, so a step lasts from one start to the"

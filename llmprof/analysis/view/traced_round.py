@@ -55,7 +55,10 @@ def of_threads(
         return rows, {}, ()
     threads = ", ".join(map(str, record.other_tids[:5]))
     if not len(rows.api):
-        text = f"kernels that thread {threads} launched count too: the file has no calls to tell by"
+        text = (
+            f"kernels that thread {threads} launched count too: the file has no API calls to tell"
+            " them apart"
+        )
         return rows, {}, (text,)
     mine, theirs = rows.split_threads(record.other_tids)
     gone = len(theirs.kernels) + len(theirs.copies)

@@ -135,7 +135,7 @@ def _choose_drive(asked: str, model: MlcModel, vm_only: bool) -> tuple[str, str]
     if asked == "vm":
         return "vm", ""
     if asked == "auto" and (model.made_on_device or vm_only):
-        return "vm", "drive=vm: asked for what only it has"
+        return "vm", "drive=vm: an option was given that only this drive has"
     if util.find_spec("mlc_llm") is None:
         why = "mlc_llm is not installed in this interpreter"
     else:

@@ -119,7 +119,7 @@ def open_engine(
 
     Raises:
         OutOfMemory: weights or KV cache do not fit.
-        EngineFailure: vLLM's start-up failed, with its last words.
+        EngineFailure: vLLM's start-up failed, with its last output.
     """
     arguments: dict[str, Any] = {
         "model": str(folder.path),

@@ -60,8 +60,8 @@ def _groups(report: KernelReport) -> Iterator[str]:
         yield "  * not in the means and medians of this report"
     if report.unattributed_kernels:
         yield (
-            f"  {report.unattributed_kernels:,} kernels ({report.unattributed_ns / 1e6:.3f} ms) are"
-            " of no step that is known: counts a step may be too low by these"
+            f"  {report.unattributed_kernels:,} kernels ({report.unattributed_ns / 1e6:.3f} ms)"
+            " could not be assigned to a step: counts a step may be too low by these"
         )
 
 

@@ -173,7 +173,10 @@ def _dram(engine: EngineTrace) -> list[str]:
         for v in (sampled.mean_measured_gb_s, sampled.mean_modelled_gb_s)
     ]
     own = sum(value is not None for value in sampled.measured_gb_s)
-    note = sampled.why_no_steps or f"{own} of {len(sampled.measured_gb_s)} steps have their own"
+    note = (
+        sampled.why_no_steps
+        or f"{own} of {len(sampled.measured_gb_s)} steps have a value of their own"
+    )
     return [
         f"  {shortened(engine.label, LABEL):<{LABEL}}{cells[0]:>11} measured"
         f" {cells[1]:>11} modelled",

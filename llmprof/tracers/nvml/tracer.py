@@ -193,7 +193,7 @@ class NvmlTracer:
         if len({device.name for device in self._devices}) > 1 and order != "PCI_BUS_ID":
             self._on_warning(
                 "run",
-                "GPUs of different kinds: CUDA may number them otherwise than NVML does,"
+                "GPUs of different kinds: CUDA may number them differently from NVML;"
                 " set CUDA_DEVICE_ORDER=PCI_BUS_ID",
             )
 
@@ -289,7 +289,7 @@ class _DeviceLoop:
         stamp = (start + time.monotonic_ns()) // 2
         values.update(self._read_gpm())
         if not self._fields and self._gpm is None:
-            raise _DeviceLost("it answers no question any more")
+            raise _DeviceLost("it no longer answers")
         return GpuSample(stamp, self.index, **values)
 
     def close(self) -> None:

@@ -134,10 +134,10 @@ def test_one_native_call_is_not_resolved() -> None:
 
 def test_few_samples_are_no_verdict() -> None:
     causes = [CauseTime("launch", 60, 0.6, 0.6), CauseTime("host", 40, 0.4, 0.4)]
-    assert "the largest part, 60% ± 24%: launch-bound" in _verdict(causes, 1.0, 16)
-    assert "of too few samples to be sure" in _verdict(causes, 1.0, 5)
-    assert "mostly: launch-bound" in _verdict(causes, 1.0, 1000)
-    assert "mostly: launch-bound" in _verdict(causes, 1.0)
+    assert "the largest part (60% ± 24%) is launch-bound" in _verdict(causes, 1.0, 16)
+    assert "too few samples to be sure" in _verdict(causes, 1.0, 5)
+    assert "mostly launch-bound: the GPU waited" in _verdict(causes, 1.0, 1000)
+    assert "mostly launch-bound: the GPU waited" in _verdict(causes, 1.0)
 
 
 def test_each_long_gap_has_its_own_cause() -> None:
@@ -309,5 +309,7 @@ def test_no_sample_in_a_step_is_a_reason() -> None:
 
 def test_a_plurality_is_not_called_most() -> None:
     causes = (CauseTime("launch", 38, 0.38, 0.38), CauseTime("device", 33, 0.33, 0.33))
-    assert "the largest part, 38%: launch-bound" in _verdict(causes, 1.0)
-    assert "mostly: launch-bound" in _verdict((CauseTime("launch", 9, 0.9, 0.9),), 1.0)
+    assert "the largest part (38%) is launch-bound" in _verdict(causes, 1.0)
+    assert "mostly launch-bound: the GPU waited" in _verdict(
+        (CauseTime("launch", 9, 0.9, 0.9),), 1.0
+    )

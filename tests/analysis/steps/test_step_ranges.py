@@ -159,7 +159,7 @@ def test_layers_alone_are_a_step_a_turn(tmp_path: Path) -> None:
     opened = Opened(path)
     assert opened.data.rounds[0].steps == 24 and mean_ms(opened) == pytest.approx(8, abs=0.05)
     found = opened.first.steps_found
-    assert "4 texts come round, a step is one turn" in found.words
+    assert "4 texts repeat in a cycle, which is one step" in found.words
     assert any("72 ranges" in text for text in found.left_out)
 
 

@@ -95,7 +95,7 @@ def test_energy_per_token() -> None:
 def test_energy_that_is_not_there_says_why() -> None:
     gpu = engine(0, "torch", info=engine_info(device="cuda:0"))
     assert steps_of([decode_round(0, 0)]).joule_per_token == Unavailable(
-        "energy is read from NVML, which knows no CPU"
+        "energy comes from NVML, which covers GPUs only"
     )
     stuck = steps_of([decode_round(0, 0, energy_mj=(5, 5))], gpu).joule_per_token
     assert isinstance(stuck, Unavailable)
