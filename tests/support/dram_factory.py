@@ -108,17 +108,36 @@ def strobe(
     start = np.concatenate(begin).astype(np.int64)
     end = np.concatenate(until).astype(np.int64)
     label = np.concatenate(kind).astype(np.int64)
-    edges = np.arange(origin_ns + 1234, now, interval_ns)
-    value = np.diff(_integral(start, end, label, kinds, edges)) / interval_ns
-    value += noise_pct * rng.standard_normal(len(value))
-    shift = offset_ns + drift_ns * np.linspace(0, 1, len(edges))
-    placed = np.rint(edges - shift).astype(np.int64)
     sort = np.argsort(start, kind="stable")
+    made = measured(
+        start[sort], end[sort], label[sort], kinds, np.array(stamps), interval_ns, noise_pct, rng
+    )
+    s, count = made.samples, len(made.samples.dram_pct) + 1
+    placed = np.concatenate((s.start_ns, s.end_ns[-1:])).astype(np.float64)
+    placed = np.rint(placed - offset_ns - drift_ns * np.linspace(0, 1, count)).astype(np.int64)
+    return replace(made, samples=replace(s, start_ns=placed[:-1], end_ns=placed[1:]))
+
+
+def measured(
+    start: Ints,
+    end: Ints,
+    kind: Ints,
+    kinds: tuple[Planted, ...],
+    stamps: Ints,
+    interval_ns: int = 200_000,
+    noise_pct: float = 0.1,
+    rng: np.random.Generator | None = None,
+) -> Strobe:
+    """The samples that these kernels, ordered by start, would give."""
+    rng = np.random.default_rng(0) if rng is None else rng
+    edges = np.arange(stamps[0] + 1234, stamps[-1], interval_ns)
+    value = np.diff(_integral(start, end, kind, kinds, edges)) / interval_ns
+    value += noise_pct * rng.standard_normal(len(value))
     samples = Samples(
-        placed[:-1], placed[1:], np.maximum(value, 0), np.zeros(len(value), np.int64),
+        edges[:-1], edges[1:], np.maximum(value, 0), np.zeros(len(value), np.int64),
         np.empty((len(value), 0)),
     )  # fmt: skip
-    return Strobe(start[sort], end[sort], label[sort], kinds, np.array(stamps), samples)
+    return Strobe(start, end, kind, kinds, stamps, samples)
 
 
 def _integral(start: Ints, end: Ints, kind: Ints, kinds: Sequence[Planted], edges: Ints) -> Floats:
