@@ -3,7 +3,8 @@
     python3 tests/gpu/run_bandwidth.py [--wheels DIR] [--only planted|torch|ncu] [--keep DIR]
 
 Needs torch for CUDA, numpy, nvcc; ncu for the comparison. ``--wheels`` is a folder of wheels that
-the interpreter lacks (nvtx, platformdirs, nvidia-ml-py, threadpoolctl): they are unpacked, nothing is installed.
+the interpreter lacks (nvtx, platformdirs, nvidia-ml-py, threadpoolctl): they are unpacked, nothing
+is installed.
 Under four minutes on an H100. Prints markdown tables; exit code 1 if a check failed.
 
 * planted: kernels of our own that read a known number of bytes at a known time
