@@ -208,6 +208,8 @@ class RoundRecord:
     """NVML total energy at start and end of decoding, millijoule."""
     cpu: CpuUse | None = None
     """``None``: not counted."""
+    prefill_energy_mj: int | None = None
+    """Of the whole GPU, from the start to the end of prefill."""
     steps_from: StepsFrom = "driven"
     labels: tuple[StepLabel, ...] = ()
     """One a step where they are of several kinds; none: each is a decode step."""

@@ -327,7 +327,7 @@ def subcommand(name: str) -> argparse.ArgumentParser:
 
 
 EXPORTS = ("nsys", "perfetto", "chrome", "parquetdir", "csv", "markdown", "html", "json",
-           "speedscope", "collapsed")  # fmt: skip
+           "benchmark-report", "llama-bench", "speedscope", "collapsed")  # fmt: skip
 SUBCOMMANDS = (
     "record",
     "open",

@@ -55,6 +55,14 @@ _FORMATS = (
     Format("html", ".html", "one page: timelines, waterfall, tables", "html.page"),
     Format("json", ".json", "the document of --json", "json.file"),
     Format(
+        "benchmark-report",
+        ".benchmark-report",
+        "llm-d's Benchmark Report v0.2.1, one an engine",
+        "interchange.benchmark_report",
+        True,
+    ),
+    Format("llama-bench", ".json", "the JSON of llama-bench", "interchange.llama_bench"),
+    Format(
         "speedscope", ".speedscope.json", "host stacks, for speedscope.app", "stacks.speedscope"
     ),
     Format(

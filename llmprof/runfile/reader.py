@@ -393,8 +393,10 @@ def _round(row: dict[str, Any], stamps: defaultdict[Any, array[int]]) -> RoundRe
         "tokens": list[list[int]],
         "energy_mj": tuple[int, int] | None,
         "cpu": CpuUse | None,
+        "prefill_energy_mj": int | None,
     }
-    row.setdefault("cpu", None)  # older files have none
+    for name in ("cpu", "prefill_energy_mj"):
+        row.setdefault(name, None)  # older files have none
     if lost := types.keys() - row.keys():
         raise RowError(f"LLMPROF_ROUND: no column {', '.join(sorted(lost))}")
     values = {

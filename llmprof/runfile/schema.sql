@@ -398,7 +398,8 @@ CREATE TABLE LLMPROF_ROUND (
   synchronous INTEGER NOT NULL,
   tokens TEXT NOT NULL,
   energy_mj TEXT,
-  cpu TEXT
+  cpu TEXT,
+  prefill_energy_mj INTEGER
 );
 -- Step 0 is prefill; the end of step i is RoundRecord.stamps_ns[i] and the start of step i + 1.
 CREATE TABLE LLMPROF_STEP (

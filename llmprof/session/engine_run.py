@@ -273,6 +273,7 @@ class EngineRun:
         if seen != serial or not prefill_ns:
             return None  # it ended before this round's first clock read
         facts: dict[str, Any] = reply.facts if reply else {}
+        prefill = self._energy(prefill_ns, stamps[0] if len(stamps) else None)
         return RoundRecord(
             round_id=serial,
             engine_id=self.record.engine_id,
@@ -287,16 +288,17 @@ class EngineRun:
             complete=reply is not None and len(stamps) == steps + 1,
             synchronous=facts.get("synchronous", True),
             tokens=facts.get("tokens", []),
-            energy_mj=self._energy(stamps, facts.get("end_ns")),
+            energy_mj=self._energy(stamps[0] if len(stamps) else None, facts.get("end_ns")),
             cpu=cpu,
+            prefill_energy_mj=None if prefill is None else max(0, prefill[1] - prefill[0]),
         )
 
-    def _energy(self, stamps: array[int], end_ns: int | None) -> tuple[int, int] | None:
-        """NVML's counters of all its GPUs at both ends of decoding; ``None`` on a CPU."""
+    def _energy(self, start_ns: int | None, end_ns: int | None) -> tuple[int, int] | None:
+        """NVML's counters of all its GPUs at both moments; ``None`` on a CPU."""
         devices = gpu_indices(self.record)
-        if not devices or end_ns is None or not len(stamps):
+        if not devices or start_ns is None or end_ns is None:
             return None
-        spent = [self._energy_between(device, stamps[0], end_ns) for device in devices]
+        spent = [self._energy_between(device, start_ns, end_ns) for device in devices]
         known = [pair for pair in spent if pair is not None]
         if len(known) < len(devices):
             return None  # of one GPU it is not known

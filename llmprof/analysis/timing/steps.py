@@ -46,6 +46,8 @@ class RoundSteps:
     prefill_tok_s: Maybe
     energy_j: Maybe
     """While decoding."""
+    prefill_energy_j: float | None
+    """``None``: not counted."""
     process: int
     """Process id of the worker; a run may have several of an engine, one after another."""
 
@@ -68,12 +70,21 @@ class EngineSteps:
     tok_s: Estimate
     ttft_ms: Estimate
     prefill_tok_s: Estimate
+    tok_s_per_sequence: Estimate
+    """``tok_s`` / sequences decoded at once: what one user sees."""
+    tpot_ms: Estimate
+    """Time per output token after the first: decode time / steps of each round."""
     itl_ms: Distribution | Unavailable
+    """Gaps between tokens."""
     step_ns: Maybe
     """Median step. Of an engine that runs free: median over rounds of decode time / steps."""
     joule_per_token: Maybe
     """Energy of all complete rounds while decoding / their tokens; of the whole GPU, idle power
     included."""
+    joule_per_total_token: Maybe
+    """Energy of prefill and decoding / tokens of prompt and output."""
+    mean_power_w: Maybe
+    """Energy while decoding / decode time: of the whole GPU."""
     slowdown: Slowdown
 
 
@@ -91,9 +102,13 @@ def engine_steps(data: RunData, engine: EngineRecord) -> EngineSteps:
             NO_REQUEST if rounds and data.info.source == "recorded" else nothing,
         ),
         prefill_tok_s=_over([r.prefill_tok_s for r in rounds], nothing),
+        tok_s_per_sequence=_over([_each(r) for r in rounds], nothing),
+        tpot_ms=_over([_tpot_ms(r) for r in rounds], nothing),
         itl_ms=distribution(samples) if samples else Unavailable(RUNS_FREE if free else nothing),
         step_ns=_median_step(rounds, None, nothing),
         joule_per_token=_joule_per_token(data, engine, rounds, nothing),
+        joule_per_total_token=_joule_per_total_token(data, engine, rounds, nothing),
+        mean_power_w=_mean_power(data, engine, rounds, nothing),
         slowdown=_slowdown(data, engine, rounds),
     )
 
@@ -122,6 +137,9 @@ def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:
         tok_s=_rate(record, decode_ns, batch),
         prefill_tok_s=_prefill_rate(data, ttft_ns, batch),
         energy_j=_energy(record),
+        prefill_energy_j=(
+            None if record.prefill_energy_mj is None else record.prefill_energy_mj / 1000
+        ),
         process=record.pid,
     )
 
@@ -228,6 +246,54 @@ def _joule_per_token(
             return Unavailable("energy comes from NVML, which covers GPUs only")
         reason = missing_reason(data, ("run", f"gpu{device}", engine.label), "energy") or reason
     return Unavailable(reason)
+
+
+def _each(r: RoundSteps) -> Maybe:
+    if isinstance(r.tok_s, Unavailable) or not r.steps:
+        return r.tok_s
+    return r.tok_s * r.steps / r.tokens
+
+
+def _tpot_ms(r: RoundSteps) -> Maybe:
+    if not r.complete:
+        return Unavailable(f"the round ended early, after {r.steps} decode steps")
+    if not r.decode_ns or not r.steps:
+        return Unavailable("the round has no decode step")
+    return r.decode_ns / r.steps / 1e6
+
+
+def _joule_per_total_token(
+    data: RunData, engine: EngineRecord, rounds: Sequence[RoundSteps], nothing: str
+) -> Maybe:
+    prompt = workload_number(data, "prompt_len")
+    energy, tokens = 0.0, 0
+    for r in rounds:
+        if isinstance(r.energy_j, Unavailable) or not r.complete or not prompt:
+            continue
+        if r.prefill_energy_j is not None:
+            energy += r.prefill_energy_j + r.energy_j
+            # Prefill gives the first token of each sequence; the steps give the rest.
+            tokens += r.tokens + (prompt + 1) * (r.tokens // max(1, r.steps))
+    if tokens:
+        return energy / tokens
+    decoded = _joule_per_token(data, engine, rounds, nothing)
+    if isinstance(decoded, Unavailable):
+        return decoded
+    return Unavailable("the energy of prefill was not read")
+
+
+def _mean_power(
+    data: RunData, engine: EngineRecord, rounds: Sequence[RoundSteps], nothing: str
+) -> Maybe:
+    energy, seconds = 0.0, 0.0
+    for r in rounds:
+        if r.complete and r.decode_ns and not isinstance(r.energy_j, Unavailable):
+            energy += r.energy_j
+            seconds += r.decode_ns / NS
+    if seconds:
+        return energy / seconds
+    decoded = _joule_per_token(data, engine, rounds, nothing)
+    return decoded if isinstance(decoded, Unavailable) else Unavailable(nothing)
 
 
 def _slowdown(data: RunData, engine: EngineRecord, timing: Sequence[RoundSteps]) -> Slowdown:

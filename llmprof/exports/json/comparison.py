@@ -13,7 +13,7 @@ from llmprof.exports.json.roles import role_pairs_document
 from llmprof.exports.json.trace import fall_document, null, pairing_document
 from llmprof.records import Maybe, Unavailable
 
-SCHEMA_VERSION = "1.3"
+SCHEMA_VERSION = "2.0"
 """Major: a key changed its meaning or went away. Minor: keys were added."""
 
 Document = dict[str, Any]

@@ -133,8 +133,10 @@ def _engine(engine: EngineReport, data: RunData, trace: EngineTrace | Unavailabl
             **_maybe("stable", engine.warmup_stable, "warm-up did not end"),
         },
         **_estimate("tok_s", steps.tok_s),
+        **_estimate("tok_s_per_sequence", steps.tok_s_per_sequence),
         **_estimate("ttft_ms", steps.ttft_ms),
         **_estimate("prefill_tok_s", steps.prefill_tok_s),
+        **_estimate("tpot_ms", steps.tpot_ms),
         **_maybe("itl_ms", _itl(steps.itl_ms, steps.rounds)),
         "rounds": [_round(item) for item in steps.rounds],
         "bandwidth": {
@@ -148,6 +150,8 @@ def _engine(engine: EngineReport, data: RunData, trace: EngineTrace | Unavailabl
             **_maybe("copy_gb_s", roof.copy_gb_s),
         },
         **_maybe("j_per_token", steps.joule_per_token),
+        **_maybe("j_per_total_token", steps.joule_per_total_token),
+        **_maybe("mean_power_w", steps.mean_power_w),
         "tracing": {
             **_maybe("slowdown", steps.slowdown.ratio),
             "steps": steps.slowdown.traced_steps,
@@ -184,7 +188,7 @@ def _estimate(key: str, item: Estimate) -> Document:
 def _itl(itl: Distribution | Unavailable, rounds: tuple[RoundSteps, ...]) -> Any:
     if isinstance(itl, Unavailable):
         return itl
-    return {**asdict(itl), "samples_ns": [list(r.step_ns) for r in rounds]}
+    return {**asdict(itl), "samples_ms": [[ns / 1e6 for ns in r.step_ns] for r in rounds]}
 
 
 def _round(item: RoundSteps) -> Document:

@@ -1,0 +1,1 @@
+"""Results in the formats of other benchmarks; called by ``exports.formats`` only."""

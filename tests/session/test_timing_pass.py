@@ -1,0 +1,110 @@
+"""The timing pass and its verdicts on simulated time, and warm-up of an engine that is slow."""
+
+from __future__ import annotations
+
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from llmprof.goal import Goal, fitting_length
+from llmprof.records import Unavailable
+from llmprof.worker.rounds import warm_up
+from llmprof.worker.stamps import StampBoard
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+from simulated_runs import World, simulate
+
+GRAPH = "H100 graph"
+RUNS = range(20)
+
+
+def test_precision_ends_a_run_before_its_time() -> None:
+    ended = [simulate(World(GRAPH), Goal(precision=0.01), seed) for seed in RUNS]
+    assert {e.ended_by for e in ended} == {"precision"}
+    for e in ended:
+        assert e.spent_s < 48 and e.pair.method == "batches" and e.pair.outcome == "same"
+        low, high = e.pair.tok_s_ratio.low, e.pair.tok_s_ratio.high
+        assert not isinstance(low, Unavailable) and not isinstance(high, Unavailable)
+        assert (high / low) ** 0.5 - 1 <= 0.0101
+
+
+def test_time_ends_a_run_that_cannot_be_precise() -> None:
+    e = simulate(World("busy CPU"), Goal(precision=0.001), 1)
+    assert (e.ended_by, e.pair.outcome) == ("time", "inconclusive")
+    assert e.rounds >= 5 and e.spent_s < 60
+    assert isinstance(e.pair.needed_s, float) and "more would tell" in e.pair.verdict
+
+
+def test_the_length_of_a_round_fits_the_time() -> None:
+    """64 steps of 47 ms twice are 6 s: the tenth of half a minute is less."""
+    e = simulate(World("busy CPU"), Goal(max_s=30.0), 1)
+    assert e.rounds >= 5 and e.spent_s < 33
+    assert fitting_length(lambda n: 0.01 * n, 64, 0.4) == 32
+    assert fitting_length(lambda n: 0.01 * n, 50, 0.4) == 32
+    assert fitting_length(lambda n: 0.01 * n, 50, 0.5) == 50
+    assert fitting_length(lambda n: 10.0 * n, 64, 0.4) == 4
+    assert fitting_length(lambda n: 10.0 * n, 2, 0.4) == 2
+
+
+def test_exact_rounds_are_exact_and_split_over_processes() -> None:
+    e = simulate(World(GRAPH), Goal(rounds=17, processes=6), 3)
+    assert (e.rounds, e.ended_by, e.pair.processes) == (17, "rounds", 6)
+    assert e.pair.method == "processes" and e.pair.allowance == 0
+
+
+def test_processes_that_differ_are_no_difference_of_engines() -> None:
+    """Each engine's processes lie up to 0.7 % apart, for life."""
+    world = World(GRAPH, process=0.007)
+    one = [simulate(world, Goal(processes=1), seed).pair for seed in RUNS]
+    assert not any(pair.difference_seen for pair in one)
+    many = [simulate(world, Goal(processes=8), seed).pair for seed in RUNS]
+    assert sum(pair.difference_seen for pair in many) <= 3
+    shares = [pair.process_share for pair in many]
+    assert all(isinstance(share, float) and 0 <= share < 1 for share in shares)
+
+
+def test_one_per_cent_is_found_over_eight_processes() -> None:
+    world = World(GRAPH, slower=0.01, process=0.005)
+    found = [simulate(world, Goal(processes=8), seed).pair.outcome for seed in RUNS]
+    assert found.count("slower") >= 16 and "faster" not in found
+
+
+def test_auto_makes_many_processes_where_starting_is_cheap() -> None:
+    goal = Goal(processes=None)
+    cheap = simulate(replace(World(GRAPH), loading_s=0.1), goal, 1)
+    dear = simulate(replace(World(GRAPH), loading_s=20.0), goal, 1)
+    assert (cheap.pair.processes, dear.pair.processes) == (8, 1)
+
+
+class Slow:
+    """40 ms a step."""
+
+    def __init__(self) -> None:
+        self.rounds: list[int] = []
+
+    def reset(self) -> None:
+        self.rounds.append(0)
+
+    def prefill(self, prompt: object) -> list[int]:
+        return [1]
+
+    def decode_step(self) -> list[int]:
+        time.sleep(0.04)
+        self.rounds[-1] += 1
+        return [1]
+
+
+@pytest.mark.parametrize(("round_s", "second"), [(0.5, 8), (None, 16)])
+def test_warm_up_begins_with_a_few_steps(
+    tmp_path: Path, round_s: float | None, second: int
+) -> None:
+    """64 steps would take 2.6 s: more than a round may take, or than warm-up has at all."""
+    board, engine = StampBoard(tmp_path / "stamps", 64, create=True), Slow()
+    limits = 0, 1.0
+    done = warm_up(engine, [[1]], 64, board, *limits, lambda steps, stable: None, round_s)  # type: ignore[arg-type]
+    board.close()
+    assert engine.rounds[0] == 4 and engine.rounds[1] <= second
+    assert done.steps == sum(engine.rounds) and 40e6 <= done.step_ns < 200e6
