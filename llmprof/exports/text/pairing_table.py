@@ -27,8 +27,8 @@ def render(pairing: Pairing | Unavailable) -> list[str]:
     for side, busy in (("A", pairing.a_elsewhere_ns), ("B", pairing.b_elsewhere_ns)):
         if busy > LEAST_SHARE * max(pairing.a_ns, pairing.b_ns):
             lines.append(
-                f"  in {side}'s steps the device was busy {busy / 1e6:.3f} ms more, with work whose"
-                " launch is not in them"
+                f"  {side}'s steps hold {busy / 1e6:.3f} ms more of device work that was launched"
+                " outside of them"
             )
     lines.append(f"  {what:<24} {'A':>9} {'B':>9} {'change':>9}  kernels")
     lines += [
@@ -41,8 +41,8 @@ def render(pairing: Pairing | Unavailable) -> list[str]:
         a, b = sum(r.a_ns for r in rest) / 1e6, sum(r.b_ns for r in rest) / 1e6
         lines.append(f"  {f'{len(rest)} more':<24} {a:9.3f} {b:9.3f} {b - a:+9.3f}")
     lines.append(
-        f"  pairs by name, else by what names of one category say; {pairing.paired_share:.0%} of"
-        " the time has a counterpart"
+        f"  paired by name, else by what the names in a category say; {pairing.paired_share:.0%} of"
+        " the time is paired"
     )
     return lines
 
