@@ -1,4 +1,4 @@
-"""``llmprof --help`` against ``python -c pass``, in turns. Goal: within 3×.
+"""``llmprof --help`` against ``python -c pass``, interleaved. Goal: within 3×.
 
 python benchmarks/cold_start.py
 """

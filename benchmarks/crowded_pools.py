@@ -2,7 +2,7 @@
 
     python benchmarks/crowded_pools.py [--engine torch|llamacpp] [--others N]
 
-Starts as many busy loops as there are CPUs (or N) and runs llmprof in turns with
+Starts as many busy loops as there are CPUs (or N) and runs llmprof interleaved with
 ``OMP_WAIT_POLICY=active`` and as it sets the workers itself (``machine.worker_variables``). Prints
 tok/s of both and their ratio.
 """

@@ -1,6 +1,6 @@
 """What llmprof's timing pass costs: its rounds against a bare loop over the same engine object.
 
-Both live in the same worker process and take turns. During a bare round the parent neither polls
+Both live in the same worker process, interleaved. During a bare round the parent neither polls
 nor samples NVML; during a timed round it does all that it does in a real run. Printed: the ratio of
 the paired decode times with its 95 % interval. Goal: within 1 %.
 

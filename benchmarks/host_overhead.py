@@ -2,7 +2,7 @@
 
     python benchmarks/host_overhead.py [--engine torch] [--model smollm2] [--rounds 12] [--steps 64]
 
-One worker stays resident. Rounds with and without py-spy take turns, in a random order; each ratio
+One worker stays resident. Rounds with and without py-spy are interleaved at random; each ratio
 is against the round without of the same turn: median over the turns, bootstrap interval (95 %).
 Goal: nonblocking at 100 Hz and 1 kHz costs less than 3 % where a processor is free for py-spy.
 """

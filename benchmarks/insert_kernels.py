@@ -4,7 +4,7 @@
 
 Columns as ``ingest/activities.py`` makes them of a CUDA graph of 587 kernels, one CUPTI buffer
 (4 MiB) and one transaction a call: one process, device, context and stream, 22 launch shapes, times
-and grid ids that all differ. Both take turns; printed are medians. Goal: 0.5 million rows a second.
+and grid ids that all differ. Interleaved; prints medians. Goal: 0.5 million rows a second.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
     python benchmarks/llamacpp_bindings.py --rounds 48
 
-Both bindings of llama.cpp in one run, round by round in turns, on SmolLM2: tok/s of cyllama over
+Both bindings of llama.cpp in one run, interleaved round by round, on SmolLM2: tok/s of cyllama over
 llama-cpp-python with its interval, for each drive. Needs both (extras llamacpp, llamacpp-source).
 Goal: 0.95 or more, with an interval that reaches 1.
 """

@@ -1,6 +1,6 @@
 """What the mlc engine's vm drive costs a step over the bare loop of virtual-machine calls.
 
-Both use the same loaded library, parameters and KV cache, and take turns step by step, in a random
+Both use one loaded library, its parameters and KV cache, interleaved step by step, in a random
 order within each pair of steps: what disturbs a machine lasts longer than that. Printed: the ratio
 of the two median steps of a round with the 95 % interval over the rounds. Goal: under 1 %.
 

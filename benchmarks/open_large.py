@@ -179,7 +179,7 @@ def first_paint(file: Path) -> tuple[float, float, float]:
 
 
 def at_the_terminal(file: Path, small: Path) -> None:
-    """Large and small file take turns: what differs is the file, not the import."""
+    """Large and small file are interleaved: what differs is the file, not the import."""
     pairs = [(first_paint(file), first_paint(small)) for _ in range(3)]
     large, little = (
         [median(v) for v in zip(*side, strict=True)] for side in zip(*pairs, strict=True)

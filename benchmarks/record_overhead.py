@@ -1,9 +1,9 @@
-"""What ``llmprof record`` costs a program: paired rounds of resident processes that take turns.
+"""What ``llmprof record`` costs a program: paired, interleaved rounds of resident processes.
 
     python3 benchmarks/record_overhead.py [--rounds 30] [--layers 16] [--modes bare,floor,full,off]
 
 One process a mode runs the decode loop of tests/gpu/record_targets.py, eager and in a CUDA graph;
-they take turns in random order, round by round, so what disturbs the machine disturbs all alike.
+they are interleaved round by round in random order, so disturbances hit all alike.
 
 bare      nothing injected
 floor     CUPTI's own cost: the same kinds, every buffer thrown away

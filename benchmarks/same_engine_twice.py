@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("extra", nargs="*", help="further llmprof options, after --")
     args = parser.parse_args()
     extra = args.extra or SHORT
-    # One core for all: the engines take turns, and on a shared machine one core may be slower than
+    # One core for all: they are interleaved, and on a shared machine one core may be slower than
     # its neighbour for minutes, which would be a difference between two processes.
     os.sched_setaffinity(0, {max(os.sched_getaffinity(0))})
     same = seen = 0

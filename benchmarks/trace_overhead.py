@@ -1,11 +1,11 @@
-"""What tracing costs: median decode steps under each tracer against the bare engine, in turns.
+"""What tracing costs: median decode steps under each tracer against the bare engine, interleaved.
 
     python benchmarks/trace_overhead.py --option dtype=fp16                    (eager, launch-bound)
     python benchmarks/trace_overhead.py --option dtype=fp16 --option cuda_graph=1
     python benchmarks/trace_overhead.py --modes bare,full,floor-full,torch-both
 
 Every mode is a process of its own (CUPTI's kinds never change in a process, and it has one client),
-all are resident at once and take turns round by round,
+all are resident at once and interleaved round by round,
 in a random order. ``floor`` has the kinds of ``kernels`` with
 callbacks that throw the buffers away: what CUPTI itself costs. Goals: steps ≤ 1.005; kernels within
 0.5 % of the floor, and well under torch.profiler.

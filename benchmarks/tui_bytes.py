@@ -3,7 +3,7 @@
     python benchmarks/tui_bytes.py [--seconds 10] [--hz 2] [--cols 120] [--rows 40]
 
 Runs the app in a pseudo-terminal over a scripted source that grows as a session does: the engines
-take turns, a step every 26 and 16 ms, a GPU sample every 100 ms. Then opens and closes
+are interleaved, a step every 26 and 16 ms, a GPU sample every 100 ms. Then opens and closes
 dialogs and turns pages on the timeline of a recorded run. Exit status 1: over a budget (4 kB/s
 live, 16 kB a dialog).
 """

@@ -1,4 +1,4 @@
-"""From ``llmprof open`` to the first frame, beside ``python -c 'import textual'``, in turns.
+"""From ``llmprof open`` to the first frame, beside ``python -c 'import textual'``, interleaved.
 
     python benchmarks/tui_cold_start.py [--turns 10]
 

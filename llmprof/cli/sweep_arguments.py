@@ -23,7 +23,7 @@ def sweep_parser(parser: argparse.ArgumentParser) -> None:
     what = parser.add_argument_group("the grid: lists, every value with every other")
     what.add_argument(
         "--engine", action="append", metavar="NAME[@PYTHON][:key=value,…]",
-        help="an engine; repeat: the engines of a point take turns, round by round",
+        help="an engine; repeat: the engines of a point are interleaved, round by round",
     )  # fmt: skip
     what.add_argument("--model", action="append", help="a model; repeat for several")
     for option, _, shown, text in LISTS:

@@ -1,4 +1,4 @@
-"""The timing pass: engines in turns, until its goal is reached; with fresh processes in between."""
+"""The timing pass: interleaved rounds until the goal is reached, with fresh processes between."""
 
 from __future__ import annotations
 

@@ -22,7 +22,7 @@ _TABLES = ("engine", "repeat", "fields")
 
 @dataclass(frozen=True)
 class Point:
-    """One run: its engines take turns in it."""
+    """One run: its engines are interleaved in it."""
 
     point_id: str
     """Of its engines, fields and repeat: the same on every machine, whatever else the grid has."""

@@ -123,7 +123,7 @@ def _frames(host: HostTrace, report: HostReport, width: int) -> list[str]:
     sampled = host.sampled
     how = "native" if sampled.native else "blocking" if sampled.blocking else "nonblocking"
     lines.append(
-        f"  {report.samples} samples, {how}, {sampled.rate_hz} Hz asked for; "
-        f"each dated within {sampled.error_ns / 1e6:.2f} ms"
+        f"  {report.samples} samples, {how}, {sampled.rate_hz} Hz requested; "
+        f"times within {sampled.error_ns / 1e6:.2f} ms"
     )
     return lines

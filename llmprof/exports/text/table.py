@@ -242,7 +242,7 @@ def _ratio(item: Estimate) -> str:
 def _agreement(item: TokenAgreement) -> str:
     return (
         f"{item.a} and {item.b}: the first {item.common_prefix} of {item.length} greedy tokens "
-        f"are equal, {item.agreement:.0%} of all positions"
+        f"are equal, as are {item.agreement:.0%} of all positions"
     )
 
 

@@ -30,7 +30,7 @@ FIELDS: Final = (
     ("prompt_len", "prompt tokens", "the built-in text, or N seeded ids"),
     ("decode_len", "decode steps", "a round"),
     ("batch", "batch", "sequences at once"),
-    ("rounds", "rounds", "timed, engines in turn"),
+    ("rounds", "rounds", "timed, interleaved"),
     ("traced_steps", "traced steps", "0: no traced pass"),
     ("trace", "trace", "left, right: kernels, full (API calls too), steps"),
 )
