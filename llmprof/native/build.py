@@ -64,14 +64,23 @@ def compile_with(compiler: list[str], output: Path, flags: tuple[str, ...] = ())
         with tempfile.TemporaryDirectory(dir=output.parent) as scratch:
             made = Path(scratch) / output.name
             command = [*compiler, *FLAGS, *flags, "-o", str(made), *map(str, sources())]
-            done = subprocess.run([*command, *LIBRARIES], capture_output=True, text=True)
+            # Its temporary files too: a container may have no other folder that can be written.
+            done = subprocess.run(
+                [*command, *LIBRARIES],
+                capture_output=True,
+                text=True,
+                env={**os.environ, "TMPDIR": scratch},
+            )
             if done.returncode:
                 errors = [line for line in done.stderr.splitlines() if "error" in line]
                 lines = errors or done.stderr.splitlines() or ["no message"]
                 raise BuildError(f"{compiler[0]} cannot compile the recorder: {lines[0].strip()}")
             made.replace(output)
     except OSError as why:
-        raise BuildError(f"the recorder cannot be compiled to {output}: {why.strerror}") from None
+        raise BuildError(
+            f"the recorder cannot be kept in {output.parent}: {why.strerror}: set XDG_CACHE_HOME"
+            " to a folder that can be written, or install llmprof from its wheel"
+        ) from None
 
 
 def prebuild(folder: Path, machines: tuple[str, ...] = tuple(TARGETS)) -> list[Path]:

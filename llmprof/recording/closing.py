@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from llmprof.plaintext import one_line
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.spooled.spools import Recorded, Spools
+from llmprof.recording.window import steps_seen
 from llmprof.records import LOST_RECORDS, EngineInfo, GpuDevice, Missing
 from llmprof.runfile.writing.writer import RunFileWriter
 
@@ -59,14 +60,22 @@ def summary(spools: Spools) -> list[str]:
 def _not_measured(plan: RecordPlan, spools: Spools) -> list[Missing]:
     rows = [] if plan.twice else [Missing("run", "timing pass", NO_TIMING)]
     if plan.level != "steps" and not any(r.image.worked for r in spools.all):
-        rows.append(Missing("run", "kernels", _why_no_kernels(spools)))
+        rows.append(Missing("run", "kernels", _why_no_kernels(plan, spools)))
     return rows
 
 
-def _why_no_kernels(spools: Spools) -> str:
+def _why_no_kernels(plan: RecordPlan, spools: Spools) -> str:
     errors = [e for r in spools.all for e in r.image.errors]
     if errors:
         return error_text(errors[0])
+    if plan.after is not None and plan.after.steps is not None:
+        seen = steps_seen(spools.steps_source)
+        if seen < plan.after.steps:
+            return (
+                f"--after {plan.after.steps}steps: the program ended after {seen} NVTX ranges that"
+                " say step, so the window never opened; give a time (--after 30s) where a program"
+                " marks no steps"
+            )
     if any("library" in r.image.facts for r in spools.all):
         return "the program loaded CUDA but ran nothing on a GPU while it was recorded"
     return NO_CUDA

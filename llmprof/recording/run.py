@@ -74,7 +74,11 @@ def check(plan: RecordPlan) -> None:
 
 
 def cache_folder() -> Path:
-    base = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    try:
+        home = Path.home()
+    except RuntimeError:  # a user without an entry and without HOME, as containers have
+        home = Path("/")
+    base = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
     return Path(base) / "llmprof"
 
 
@@ -205,7 +209,7 @@ class Recording:
         sampling = BandwidthSampling(self._known, plan.gpus) if plan.bandwidth else None
         self._sampling = sampling
         if sampling is not None:
-            sampling.start()
+            sampling.open()
         host = HostStacks(plan.host, folder) if plan.host is not None else None
         self._host = host
         program = self._program = Program(plan.command, variables, self._terminal)

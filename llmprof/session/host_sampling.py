@@ -36,7 +36,9 @@ class HostSampling:
             EngineFailure, Cancelled: the worker died meanwhile, or the user asked to stop.
         """
         tracer = self._tracer
-        self.why = tracer.probe() or tracer.open_board()
+        self.why = tracer.probe()
+        if self.why is None:
+            self.why = tracer.open_board()
         if self.why is not None:
             return
         request = {

@@ -328,3 +328,113 @@ def _wait_for(condition: object, seconds: float = 20) -> None:
     while not condition():  # type: ignore[operator]
         assert time.monotonic() < deadline
         time.sleep(0.05)
+
+
+def test_a_cache_that_cannot_be_written_is_one_line(record: Record, tmp_path: Path) -> None:
+    """As in a container with a read-only root: the recorder cannot be compiled anywhere."""
+    (tmp_path / "file").write_text("a folder cannot be made in a file, not even by root")
+    code, said = record.run("true", XDG_CACHE_HOME=str(tmp_path / "file"))
+    if code == 0:
+        pytest.skip("a prebuilt recorder: no cache is needed")
+    assert code == 2 and said.count("\n") == 1 and "set XDG_CACHE_HOME" in said
+    assert not record.output.exists()
+
+
+def test_no_home_at_all(record: Record) -> None:
+    """A user without an entry in the password file, and without HOME."""
+    import pwd
+
+    with pytest.raises(KeyError):
+        pwd.getpwuid(54321)
+    script = (
+        "import os; from llmprof.recording.run import cache_folder;"
+        "os.environ.pop('HOME', None); os.setuid(54321); print(cache_folder())"
+    )
+    environment = {k: v for k, v in record.environment.items() if k != "XDG_CACHE_HOME"}
+    if os.geteuid():
+        pytest.skip("only root may become another user")
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=environment, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == "/.cache/llmprof", done.stderr
+
+
+def test_a_setuid_program_runs_and_says_why_nothing_was_recorded(
+    record: Record, built: recorder_build.Built, tmp_path: Path
+) -> None:
+    """The loader drops LD_LIBRARY_PATH for it, and the driver the injection: here the program does
+    not even find its libraries, so it is copied as one that needs none."""
+    cc = recorder_build.compiler()
+    source, program = tmp_path / "s.c", tmp_path / "privileged"
+    source.write_text(
+        "#include <unistd.h>\nint main(void) { return geteuid() == getuid() ? 4 : 5; }"
+    )
+    subprocess.run([str(cc), "-o", program, source], check=True)
+    if os.geteuid():
+        pytest.skip("only root may give a program to another user")
+    os.chown(program, 54321, 54321)
+    program.chmod(0o4755)
+    code = record.run(str(program))[0]
+    if code == 4:
+        pytest.skip("this file system has no setuid")
+    assert code == 5
+    (missing,) = [m for m in record.data().missing if m.name == "kernels"]
+    assert "setuid" in missing.reason
+
+
+def test_a_pid_that_comes_again_is_another_process(
+    tmp_path: Path, built: recorder_build.Built, record: Record
+) -> None:
+    """The kernel gives numbers anew when they run out: two spools of one pid, of two programs."""
+    if os.geteuid() or not Path("/proc/sys/kernel/ns_last_pid").exists():
+        pytest.skip("the next pid can be set by root only")
+    script = (
+        f"import os, subprocess, sys\n"
+        f"program = {record.program!r}\n"
+        "first = subprocess.Popen([program, 'exit', '5', '4', '1000'])\n"
+        "first.wait()\n"
+        "for _ in range(50):\n"
+        "    open('/proc/sys/kernel/ns_last_pid', 'w').write(str(first.pid - 1))\n"
+        "    again = subprocess.Popen([program, 'exit', '5', '6', '1000'])\n"
+        "    again.wait()\n"
+        "    if again.pid == first.pid:\n"
+        "        sys.exit(0)\n"
+        "sys.exit(9)\n"
+    )
+    code, said = record.run(sys.executable, "-c", script)
+    if code:
+        pytest.skip(f"no pid came again ({code}): {said[-200:]}")
+    data = record.data()
+    reused = [p for p in data.processes if p.pid == data.processes[0].pid]
+    assert len(reused) == 2 and reused[0].process != reused[1].process
+    assert [kernels(data, e.label).kernels_per_step for e in data.engines[:1]] == [4]
+    assert reused[-1].kernels == 30
+
+
+UNMARKED_LOOP = """
+import ctypes, time
+cuda, cupti = ctypes.CDLL("libcuda.so.1"), ctypes.CDLL("libcupti.so.13")
+cuda.cuInit(0)
+for step in range(60):
+    cupti.stub_launch(9)
+    cupti.stub_copy_to_host()
+    time.sleep(0.002)
+"""
+
+
+def test_a_program_without_ranges_has_steps_when_it_is_opened(record: Record) -> None:
+    assert record.run(sys.executable, "-c", UNMARKED_LOOP)[0] == 0
+    data = record.data()
+    (engine,) = data.engines
+    found = data.steps_found[engine.engine_id]
+    assert found.source == "detected" and dict(found.evidence)["cut"] == "copy to host"
+    steps = sum(r.steps for r in data.rounds)
+    assert 55 <= steps <= 60  # the first and the last have no border
+    report = kernels(data, engine.label)
+    assert report.kernels_per_step == 9
+
+
+def test_a_window_by_steps_needs_ranges_and_says_so(record: Record) -> None:
+    assert record.run(sys.executable, "-c", UNMARKED_LOOP, options=("--after", "5steps"))[0] == 0
+    (missing,) = [m for m in record.data().missing if m.name == "kernels"]
+    assert "--after 5steps" in missing.reason and "NVTX" in missing.reason

@@ -9,13 +9,17 @@ import pytest
 
 from llmprof.analysis.view.opening import open_run
 from llmprof.process_records import RecordedProcess
+from llmprof.recording import bandwidth
+from llmprof.recording.bandwidth import BandwidthSampling
 from llmprof.records import (
     EngineInfo,
     EngineRecord,
+    GpuDevice,
     NvtxEvent,
     PmRound,
     RunData,
     RunInfo,
+    Unavailable,
 )
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.schema import PM_ROUNDS, process_number
@@ -40,7 +44,7 @@ def recorded(path: Path, engines: int) -> RunData:
             writer.put_process(
                 RecordedProcess(
                     process, i, 700 + i, 1, f"e{i}", "/e", ["e"], None, T0, T0, T0 + 10_000,
-                    5, 0, 0, 10, 0, True, "libcupti", {"0": "aa"},
+                    5, 0, 0, 10, 0, True, "libcupti", devices={"0": "aa"},
                 )
             )  # fmt: skip
         times = np.arange(T0, T0 + 10_000, 500)
@@ -69,3 +73,61 @@ def test_the_counters_of_a_shared_gpu_are_nobodys(tmp_path: Path, engines: int) 
     data = recorded(tmp_path / "a.sqlite", engines)
     assert not [r for r in data.rounds if r.pass_name == "sampled"]
     assert "its counters cannot be told apart by process" in str(data.why_missing("e0", "pm"))
+
+
+class Counters:
+    """A sampler that notes what it is asked for."""
+
+    def __init__(self, device: int, interval_ns: int, further: bool) -> None:
+        self.asked: list[str] = []
+        self.pid = None
+
+    def open(self) -> None:
+        self.asked.append("open")
+
+    def start_round(self, seconds: float) -> None:
+        self.asked.append("start")
+
+    def stop_round(self) -> Unavailable:
+        self.asked.append("stop")
+        return Unavailable("no samples from this double")
+
+    def close(self) -> None:
+        self.asked.append("close")
+
+
+@pytest.fixture
+def sampling(monkeypatch: pytest.MonkeyPatch) -> BandwidthSampling:
+    monkeypatch.setattr(bandwidth, "PmTracer", Counters)
+    return BandwidthSampling([GpuDevice(0, "GPU", "GPU-0")], None)
+
+
+def asked(sampling: BandwidthSampling) -> list[str]:
+    (tracer,) = sampling._tracers.values()
+    assert isinstance(tracer, Counters)
+    return tracer.asked
+
+
+def test_counters_count_while_the_window_is_open(sampling: BandwidthSampling) -> None:
+    sampling.open()
+    for now, is_open in enumerate((False, False, True, True, False, False, True)):
+        assert sampling.follow(is_open, now) == ""
+        assert asked(sampling) == ["open", "start", "stop"][: (1, 1, 2, 2, 3, 3, 3)[now]]
+    sampling.stop(None)
+    assert asked(sampling)[3:] == ["close"]
+    assert [m.reason for m in sampling.missing] == ["no samples from this double"]
+
+
+def test_a_long_window_has_its_first_part_counted_and_says_so(sampling: BandwidthSampling) -> None:
+    sampling.open()
+    said = [sampling.follow(True, now) for now in (0.0, 119.0, 121.0, 122.0)]
+    assert said[:2] == ["", ""] and "first 120 s only" in said[2] and said[3] == ""
+    assert asked(sampling) == ["open", "start", "stop"]
+
+
+def test_a_window_that_never_opens_is_a_reason(sampling: BandwidthSampling) -> None:
+    sampling.open()
+    sampling.follow(False, 0.0)
+    sampling.stop(None)
+    assert [m.reason for m in sampling.missing] == ["the window did not open: nothing was sampled"]
+    assert asked(sampling) == ["open", "close"]

@@ -111,6 +111,10 @@ class PmTracer:
             self.close()
         return refused
 
+    def open(self) -> Unavailable | None:
+        """Hold the counters, so that ``start_round`` begins at once."""
+        return self._open()
+
     def start_round(self, expected_seconds: float) -> Unavailable | None:
         """Begin to sample; when this returns ``None``, samples are being taken."""
         refused = self._open()

@@ -169,7 +169,8 @@ class PySpyTracer:
         """
         path = find()
         if path is None or self._board is None:
-            return self.probe() or Unavailable("the sampler was not opened")
+            refused = self.probe()
+            return Unavailable("the sampler was not opened") if refused is None else refused
         self._pids = (pid, metronome_pid)
         deadline = time.monotonic() + 10.0
         while not self._board.running:
