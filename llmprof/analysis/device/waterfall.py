@@ -151,7 +151,9 @@ def verdict_words(fall: Waterfall, limit: int = 3, smallest_ms: float = 0.005) -
     """Who takes how much longer, and the largest parts of that: ``exllama takes 5.20 ms more a
     step: 3.77 ms quantised GEMV/GEMM, 1.24 ms idle (modelled), −0.18 ms attention``. Labels as
     recorded."""
-    slower, faster = (fall.b, fall.a) if fall.delta_ns >= 0 else (fall.a, fall.b)
+    # One program recorded twice: both have its name.
+    a, b = (f"{fall.a} (A)", f"{fall.b} (B)") if fall.a == fall.b else (fall.a, fall.b)
+    slower, faster = (b, a) if fall.delta_ns >= 0 else (a, b)
     way = 1 if fall.delta_ns >= 0 else -1
     seen = [p for p in fall.parts if abs(p.delta_ms) >= smallest_ms][:limit]
     if not seen:
@@ -161,7 +163,7 @@ def verdict_words(fall: Waterfall, limit: int = 3, smallest_ms: float = 0.005) -
         for p in seen
     )
     if abs(fall.delta_ns) < smallest_ms * 1e6:
-        return f"{fall.b} takes as long a step as {fall.a}: {parts}"
+        return f"{b} takes as long a step as {a}: {parts}"
     return f"{slower} takes {abs(fall.delta_ns) / 1e6:.2f} ms more a step than {faster}: {parts}"
 
 

@@ -1,4 +1,5 @@
-"""The only writer of run files. One transaction a call: all that it wrote is there, or nothing."""
+"""The only writer of run files. One transaction a call, or a ``batch`` of calls: all that it wrote
+is there, or nothing."""
 
 from __future__ import annotations
 

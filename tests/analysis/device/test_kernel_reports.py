@@ -237,6 +237,8 @@ def test_verdict_words() -> None:
     same = waterfall(a, a)
     assert isinstance(same, Waterfall)
     assert verdict_words(same) == "no category differs by 0.005 ms"
+    twice = waterfall(a, StepParts("a", 4, 2_000_000, {"attention": 2_000_000}))
+    assert verdict_words(twice).startswith("a (A) takes 1.00 ms more a step than a (B): 1.00 ms")
 
 
 @given(st.integers(0, 10**12), st.dictionaries(st.text(max_size=3), st.integers(0, 10**15)))
