@@ -21,6 +21,7 @@ sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("support", "tui")]
 os.environ.update(LLMPROF_GLYPHS="unicode", COLORTERM="truecolor", TERM="xterm-256color")
 os.environ.pop("NO_COLOR", None)
 
+from test_home import RUNS  # noqa: E402
 from test_setup import FACTS  # noqa: E402
 from textual.widgets import Input  # noqa: E402
 from tui_snapshots_data import LIVE, FixedSource  # noqa: E402
@@ -29,6 +30,7 @@ from llmprof.analysis.view.live import RunDataSource  # noqa: E402
 from llmprof.analysis.view.snapshot import Snapshot  # noqa: E402
 from llmprof.cli.run.setup_command import _DEFAULTS  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
+from llmprof.tui.home.screen import HomeApp  # noqa: E402
 from llmprof.tui.setup.screen import Choice, Facts, SetupApp  # noqa: E402
 from llmprof.tui.shell.app import LlmprofApp  # noqa: E402
 
@@ -49,6 +51,8 @@ SCREENS = {
     "host": (HOST, "7"),
     "host-gaps": (HOST, "7 g g"),
     "host-lane": (HOST, "3 tab n w"),
+    "findings": (GRAPH, "f"),
+    "compare-purpose": (GRAPH, "4 u"),
     "help": (GRAPH, "3 question_mark"),
     "export": (GRAPH, "3 e"),
     "palette": (GRAPH, "3 colon s i l u"),
@@ -68,7 +72,9 @@ def replay(file: Path) -> LlmprofApp:
         return LlmprofApp(Replay(reader.run_data()))
 
 
-async def shot(app: LlmprofApp | SetupApp, keys: str, size: tuple[int, int], name: str) -> None:
+async def shot(
+    app: LlmprofApp | SetupApp | HomeApp, keys: str, size: tuple[int, int], name: str
+) -> None:
     async with app.run_test(size=size) as pilot:
         await app.workers.wait_for_complete()
         await pilot.pause()
@@ -93,6 +99,7 @@ async def main() -> None:
             await shot(replay(run), "3 n enter", size, "memory-step")
         await shot(LlmprofApp(FixedSource(LIVE)), "1", size, "live")
         await shot(LlmprofApp(FixedSource(LIVE)), "1 q", size, "stop")
+        await shot(HomeApp(lambda: RUNS, folders="/runs"), "", size, "home")
         await shot(SetupApp(lambda: facts, lambda _: "", Choice(), _DEFAULTS), "", size, "setup")
 
 

@@ -19,7 +19,7 @@ EPILOG = """\
 commands:
   llmprof [options]        decode, record, show (the TUI in a terminal, else --headless)
   llmprof record -- CMD…   record any program: its kernels, step by step
-  llmprof open FILE…       replay run files, or nsys exports, in the TUI, side by side
+  llmprof open [FILE…]     replay run files, or nsys exports, in the TUI, side by side
   llmprof export FILE --to FORMAT -o OUT   nsys, perfetto, chrome, html, speedscope, …
   llmprof findings RUN     what would make a token cheaper, ranked, with evidence
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
@@ -232,8 +232,9 @@ def subcommand(name: str) -> argparse.ArgumentParser:
         )
         parser.add_argument(
             "file",
-            nargs="+",
-            help="RUN.sqlite, TRACE.json[.gz], or X.nsys-rep where nsys is on PATH",
+            nargs="*",
+            help="RUN.sqlite, TRACE.json[.gz], or X.nsys-rep where nsys is on PATH; a folder;"
+            " without one: choose among the runs that there are",
         )
         _step_range(parser)
         _config(parser)

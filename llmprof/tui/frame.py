@@ -10,6 +10,7 @@ from llmprof.tui.compare import page as compare_page
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, row, rule, spread
 from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.numbers import elapsed
+from llmprof.tui.findings import page as findings_page
 from llmprof.tui.host import page as host_page
 from llmprof.tui.live import busy, cards, gpu, latency, pages, rounds
 from llmprof.tui.live.phase import progress_bar
@@ -65,8 +66,15 @@ def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
         tabs.append(Span(f"[{name}]" if on else f" {name} ", "strong" if on else "dim"))
     return [
         spread(left, (Span("  "), *right), width),
-        spread(row(Span(clean(snapshot.workload), "dim")), (Span("  "), *tabs), width),
+        spread(row(*_what(snapshot)), (Span("  "), *tabs), width),
     ]
+
+
+def _what(snapshot: Snapshot) -> list[Span]:
+    """Model, bits and GPU, then the workload."""
+    if not snapshot.what:
+        return [Span(clean(snapshot.workload), "dim")]
+    return [Span(clean(snapshot.what)), Span(f" · {clean(snapshot.workload)}", "dim")]
 
 
 def _reading(reading: Reading, glyphs: Glyphs) -> list[Span]:
@@ -79,6 +87,8 @@ def _reading(reading: Reading, glyphs: Glyphs) -> list[Span]:
 
 def body(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     """The page on show. Only ``steps`` is made to fit ``height``; the others scroll."""
+    if view.page == "findings":
+        return findings_page.page(snapshot, view, width)
     if view.page == "summary":
         return pages.summary(snapshot, view, width)
     if view.page == "timeline":

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from textual.message import Message
 
+from llmprof.analysis.findings.ranked import Findings, find
 from llmprof.analysis.view.snapshot import SnapshotSource
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.errors import LlmprofError
@@ -38,9 +39,14 @@ class TraceRead(Message):
     """
 
     def __init__(
-        self, trace: RunTrace | Unavailable | None, reading: Reading | None = None
+        self,
+        trace: RunTrace | Unavailable | None,
+        reading: Reading | None = None,
+        findings: Findings | None = None,
     ) -> None:
         super().__init__()
+        self.findings = findings
+        """``None``: as before."""
         self.trace = trace
         """``None``: as before."""
         self.reading = reading
@@ -80,6 +86,8 @@ def read(
             trace.lanes.axis("step")
             _ = trace.falls
             post(TraceRead(trace, now))
+            tell("looking for findings", None)
+            post(TraceRead(None, now, find(trace)))
             told_s = time.monotonic()
             seen = time.monotonic()
             for _ in trace.refine(tell):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Final, Literal, get_args
 
+from llmprof.analysis.findings.ranked import Findings
 from llmprof.analysis.timeline.axis import Align, RoundKey
 from llmprof.analysis.timeline.lod import Gap
 from llmprof.analysis.view.snapshot import EngineView, Snapshot
@@ -15,7 +16,9 @@ from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.palette import accent
 from llmprof.tui.opening import Reading
 
-Page = Literal["steps", "summary", "timeline", "compare", "text", "log", "host", "memory"]
+Page = Literal[
+    "steps", "summary", "timeline", "compare", "text", "log", "host", "memory", "findings"
+]
 PAGES: Final[tuple[Page, ...]] = get_args(Page)
 Scale = Literal["auto", "shared", "own"]
 SCALES: Final[tuple[Scale, ...]] = ("auto", "shared", "own")
@@ -61,6 +64,8 @@ class CompareView:
     against: int = 0
     """Index of the baseline engine; the other is the one in focus."""
     filter: str = ""
+    roles: bool = False
+    """What a step spends on each purpose, in place of its categories and kernels."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,10 @@ class View:
     """What is still being read of it."""
     timeline: TimelineView = field(default_factory=TimelineView)
     compare: CompareView = field(default_factory=CompareView)
+    findings: Findings | None = None
+    """``None``: not looked for yet, or without a trace."""
+    finding: int = 0
+    """The one that is selected, from 0."""
     host: HostRange = "all"
     """Whose stacks the host page shows: all steps', the selected step's, those in idle gaps."""
 

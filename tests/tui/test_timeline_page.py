@@ -351,7 +351,7 @@ async def test_the_trace_is_read_once_when_a_live_run_ends() -> None:
         assert "read when the run is over" in shown(await settled(pilot))
         live.now = over
         running.poll()
-        assert "GPU busy" in shown(await settled(pilot))
+        assert "where a step goes" in shown(await settled(pilot))
         await pilot.press("3", "4", "3")
         assert "traced round" in shown(await settled(pilot))
     assert reads == ["finished"]

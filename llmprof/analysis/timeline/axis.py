@@ -144,6 +144,8 @@ class Lane:
     """Kernel time behind what ``work`` holds."""
     others: tuple[LaneWork, ...] = ()
     """Of the same round on the engine's other devices."""
+    detected: bool = False
+    """Its steps were found in the device's own work: nobody marked them."""
 
     def analysed_steps(self, track: Track) -> int:
         """The first so many decode steps have all their kernels in ``work``."""

@@ -58,6 +58,7 @@ def build_lane(
     """The lane of one engine; reads what ``trace`` does not hold yet."""
     rounds = [r for r in data.rounds if r.engine_id == engine.engine_id]
     work, others = _work(trace)
+    known = data.steps_found.get(engine.engine_id)
     tracks = tuple(filter(None, (_track(record, trace) for record in rounds)))
     api = trace.api_rows
     covered = np.maximum.accumulate(api.end_ns) if len(api) else api.end_ns
@@ -76,6 +77,7 @@ def build_lane(
         host=None if isinstance(trace.host, Unavailable) else HostLane.of(trace.host),
         cells=trace.cells,
         others=others,
+        detected=known is not None and known.source == "detected",
     )
 
 

@@ -104,7 +104,40 @@ def build_snapshot(
         warnings=tuple(one_line(f"{w.scope}: {w.text}") for w in report.warnings),
         log=tuple(one_line(line) for line in log),
         file=one_line(data.shown_path),
+        what=what_ran(data),
     )
+
+
+def what_ran(data: RunData) -> str:
+    """What all engines have in common: ``llama2-7b · 4.2–4.5 bits · H100 80GB``."""
+    infos = [e.info for e in data.engines if e.info is not None]
+    names = list(dict.fromkeys(i.model.rstrip("/").rpartition("/")[2] for i in infos if i.model))
+    name = names[0] if len(names) == 1 else _begin_of(names)
+    if len(names) > 1 and len(name) < 2:
+        name = f"{len(names)} models"
+    bits = sorted({round(i.bits_per_weight, 1) for i in infos if i.bits_per_weight})
+    formats = {i.model_format for i in infos if i.model_format}
+    parts = [one_line(name, 24)]
+    if len(formats) == 1:
+        parts.append(one_line(formats.pop(), 24))
+    elif bits:
+        ends = [f"{b:g}" for b in (bits[0], bits[-1])]
+        parts.append(f"{'–'.join(dict.fromkeys(ends))} bits")
+    used = {i.device.partition(":")[2] for i in infos if i.device.startswith("cuda")}
+    gpus = [g.name for g in data.gpu_devices if str(g.index) in used]
+    if gpus:
+        parts.append(one_line(" ".join(gpus[0].removeprefix("NVIDIA ").split()[:2]), 24))
+    return " · ".join(part for part in parts if part)
+
+
+def _begin_of(names: Sequence[str]) -> str:
+    """What all names begin with; empty without any."""
+    same = 0
+    for letters in zip(*names, strict=False):
+        if len(set(letters)) > 1:
+            break
+        same += 1
+    return names[0][:same].rstrip("-_. ") if names else ""
 
 
 def _begin(data: RunData) -> int:

@@ -74,6 +74,7 @@ class SeveralRuns:
             state="finished" if states == {"finished"} else shots[0].state,
             message="; ".join(filter(None, (shot.message for shot in shots))),
             workload=" | ".join(workloads),
+            what=" | ".join(dict.fromkeys(s.what for s in shots if s.what)),
             elapsed_s=max(shot.elapsed_s for shot in shots),
             engines=tuple(engines),
             gpus=tuple(gpus) or shots[0].gpus,

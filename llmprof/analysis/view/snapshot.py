@@ -115,6 +115,8 @@ class Snapshot:
     """Last few lines of what happened (already printable)."""
     file: str = ""
     """Path of the run file."""
+    what: str = ""
+    """Model, bits a weight and GPU, as far as engines say: ``llama2-7b · 16 bits · H100 80GB``."""
 
 
 class SnapshotSource(Protocol):

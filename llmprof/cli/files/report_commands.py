@@ -18,6 +18,15 @@ def open_file(arguments: argparse.Namespace) -> int:
     from llmprof.cli.files.step_choice import step_choice
     from llmprof.config import load_config
 
+    if not arguments.file:
+        from llmprof.cli.home_command import list_runs, run_folders
+
+        return list_runs(run_folders())
+    folder = Path(arguments.file[0])
+    if len(arguments.file) == 1 and _holds_runs(folder):
+        from llmprof.cli.home_command import list_runs
+
+        return list_runs([folder])
     steps = step_choice(arguments)
     runs = [open_run(file, steps) for file in open_files([Path(f) for f in arguments.file])]
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -27,6 +36,13 @@ def open_file(arguments: argparse.Namespace) -> int:
     source = RunDataSource(runs[0]) if len(runs) == 1 else SeveralRuns(runs)
     run_app(source, keymap=load_config().keys, steps=steps)
     return EXIT_OK
+
+
+def _holds_runs(path: Path) -> bool:
+    """A folder with run files in it."""
+    from llmprof.analysis.view.recent import run_files
+
+    return path.is_dir() and bool(run_files([path], 1))
 
 
 def engines(arguments: argparse.Namespace) -> int:

@@ -49,18 +49,29 @@ def run(arguments: argparse.Namespace) -> int:
     from llmprof.config import load_config
 
     if not headless and not arguments.engine and "engine" not in load_config().run:
-        from llmprof.tui.shell.refresh import prepare as be_frugal
+        if arguments.argv:
+            code = _set_up(arguments)
+            return EXIT_OK if code is None else code
+        from llmprof.cli.home_command import home
 
-        be_frugal(os.environ)  # before textual is imported
-        from llmprof.cli.run.setup_command import set_up
-
-        chosen = set_up(arguments)
-        if chosen is None:
-            return EXIT_OK
-        with named_run(chosen) as prepared:
-            return _in_tui(prepared)
+        return home(lambda: _set_up(arguments))
     with named_run(prepare(arguments)) as prepared:
         return _headless(prepared, arguments.json) if headless else _in_tui(prepared)
+
+
+def _set_up(arguments: argparse.Namespace) -> int | None:
+    """The setup screen, then the run; ``None``: the user left."""
+    from llmprof.tui.shell.refresh import prepare as be_frugal
+
+    be_frugal(os.environ)  # before textual is imported
+    from llmprof.cli.run.planning import named_run
+    from llmprof.cli.run.setup_command import set_up
+
+    chosen = set_up(arguments)
+    if chosen is None:
+        return None
+    with named_run(chosen) as prepared:
+        return _in_tui(prepared)
 
 
 _REPORTS = ("source", "json", "headless", "step_range", "steps", "argv", "command")

@@ -21,6 +21,7 @@ from llmprof.analysis.timeline.lod import LaneWork
 from llmprof.analysis.view.snapshot import PairView, Snapshot
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.records import Unavailable
+from llmprof.tui.compare import roles
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, wrap
 from llmprof.tui.drawing.marks import category_letter, category_role
 from llmprof.tui.view import CompareView, Lane, View, trace_or_why
@@ -67,6 +68,8 @@ def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     out: list[Row] = []
     if a is not None:
         out += _fall(snapshot, trace, a, b, view, step, width)
+    if view.compare.roles:
+        return [*out, *roles.table(trace, a, b, view, width)]
     return [*out, *_table(trace, a, b, view, step, width)]
 
 
@@ -149,6 +152,8 @@ def _fall(
     out += [
         row(Span(t, "bright")) for t in wrap(verdict(snapshot, a, b, fall, step is not None), width)
     ]
+    if view.compare.roles:
+        return out
     if isinstance(fall, Unavailable):
         return [*out, *(row(Span(t, "dim")) for t in wrap(clean(fall.reason), width)), ()]
     out += _parts(fall, width, view)
@@ -267,7 +272,7 @@ def _table(
     found = entries(trace, None if a is None else a.index, b.index, compare, step)
     operators = bool(found) and found[0].category.startswith("operator")
     kind = ("operator" if operators else "kernel") + "s" * (len(found) != 1)
-    note = f"sorted by {compare.sort} (o) · filter (/)"
+    note = f"by purpose (u) · sorted by {compare.sort} (o) · filter (/)"
     if compare.filter:
         note = f"sorted by {compare.sort} (o) · {clean(compare.filter)!r} (/)"
     title = row(Span(f"{len(found)} {kind}", "strong"))
@@ -281,7 +286,7 @@ def _table(
         text = f"no {kind} of {clean(lacking.engine.label)} were recorded: nothing to compare with"
         out += [row(Span(t, "dim")) for t in wrap(text, width)]
     side = 18
-    room = max(12, min(60, width - 2 - (2 * side + 10 if a is not None else side)))
+    room = max(12, min(140, width - 2 - (2 * side + 10 if a is not None else side)))
     head = f"  {'':<{room}}"
     per = [_per(trace, lane, step) for lane in (a, b)]
     if a is not None:

@@ -24,6 +24,8 @@ class Glyphs:
     """Y axis: a labelled row, an unlabelled row."""
     done: str
     half: str
+    dashed: str
+    """In place of ``track`` for what is a guess."""
     track: str
     """Progress bar: filled, last half cell, the rest."""
     outlier: str
@@ -54,6 +56,7 @@ UNICODE: Final = Glyphs(
     tick="┤│",
     done="━",
     half="╸",
+    dashed="┄",
     track="─",
     outlier="▲",
     running="●",
@@ -72,6 +75,7 @@ ASCII: Final = Glyphs(
     tick="+|",
     done="=",
     half=">",
+    dashed=".",
     track="-",
     outlier="^",
     running="*",

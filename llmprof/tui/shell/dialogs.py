@@ -19,7 +19,8 @@ from llmprof.tui.drawing.palette import style
 Answer = TypeVar("Answer")
 
 _GENERAL: Final = (
-    (("page",), "next page; 1 to 7 go to one"),
+    (("page",), "next page; 1 to 9 go to one"),
+    (("findings",), "findings: what matters"),
     (("engine",), "engine in focus"),
     (("pause",), "freeze the display; the run goes on"),
     (("steps-pick",), "which NVTX ranges are steps (files of Nsight Systems)"),
@@ -42,8 +43,14 @@ _PAGES: Final[Mapping[str, Sequence[tuple[tuple[str, ...], str]]]] = {
         (("search", "match-next", "match-back"), "search kernels; next, before"),
         (("align", "round", "streams"), "by step or time; round (on steps too); streams"),
     ),
+    "findings": (
+        (("down", "up"), "next finding, the one before"),
+        (("zoom",), "its evidence: step, gap or kernel on the timeline"),
+        (("copy",), "copy the page"),
+    ),
     "compare": (
         (("sort", "search"), "order of kernels; filter by name"),
+        (("purpose",), "by purpose (qkv, o, down, …) with GB/s, or by kernel"),
         (("basis",), "timing pass, as traced, or the selected step"),
         (("engine", "baseline"), "engine compared; it becomes the baseline"),
     ),

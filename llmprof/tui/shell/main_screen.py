@@ -18,6 +18,7 @@ from llmprof.analysis.view.traced import RunTrace
 from llmprof.plaintext import one_line
 from llmprof.tui.drawing.canvas import Canvas
 from llmprof.tui.drawing.glyphs import Glyphs
+from llmprof.tui.findings import evidence
 from llmprof.tui.frame import body, header
 from llmprof.tui.live import rounds
 from llmprof.tui.opening import TraceRead, read
@@ -48,6 +49,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         Binding("t", "page", "Page", id="page"),
         Binding("enter", "zoom", "Zoom", key_display="enter", id="zoom"),
         Binding("e", "app.export", "Export", id="export"),
+        Binding("f", "page('findings')", show=False, id="findings"),
         Binding("p", "app.pick_steps", "Pick steps", show=False, id="steps-pick"),
         Binding("s", "screenshot", "Screenshot", show=False, id="screenshot"),
         Binding("c", "copy", "Copy", show=False, id="copy"),
@@ -79,6 +81,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         Binding("0,home", "whole", show=False, id="whole"),
         Binding("o", "sort", show=False, id="sort"),
         Binding("b", "basis", show=False, id="basis"),
+        Binding("u", "purpose", show=False, id="purpose"),
         Binding("A", "baseline", show=False, id="baseline"),
         Binding("escape", "out", show=False, id="out"),
         Binding("y", "scale", show=False, id="scale"),
@@ -94,7 +97,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         """The newest snapshot, also while the display is frozen."""
         self._shown = first
         self._live = live
-        page = PAGES[0] if first.state == "running" else "summary"
+        page = PAGES[0] if first.state == "running" else "findings"
         self.view = View(glyphs, page=page)
 
     def compose(self) -> ComposeResult:
@@ -118,7 +121,15 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def reopen(self, snapshot: Snapshot) -> None:
         """The same file, read in another way."""
-        self.view = replace(self.view, trace=None, timeline=TimelineView(), focus=0, zoom=False)
+        self.view = replace(
+            self.view,
+            trace=None,
+            timeline=TimelineView(),
+            focus=0,
+            zoom=False,
+            findings=None,
+            finding=0,
+        )
         self.show(snapshot)
         self._draw()
         self._load_trace()
@@ -131,7 +142,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         ended = self.snapshot.state == "running" and snapshot.state != "running"
         self.snapshot = snapshot
         if ended:
-            self.view = replace(self.view, page="summary", zoom=False, paused=False)
+            self.view = replace(self.view, page="findings", zoom=False, paused=False)
         if not self.view.paused:
             self._shown = snapshot
             self._draw()
@@ -146,7 +157,8 @@ class MainScreen(Screen[None], inherit_bindings=False):
             return None
         if action == "focus_engine" and len(self.snapshot.engines) < 2:
             return None
-        if action == "zoom" and self.view.page != "timeline" and len(self.snapshot.engines) < 2:
+        whole = self.view.page not in ("timeline", "findings")
+        if action == "zoom" and whole and len(self.snapshot.engines) < 2:
             return None
         if action == "export" and self.snapshot.state == "running":
             return None
@@ -201,7 +213,9 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def on_trace_read(self, message: TraceRead) -> None:
         trace = self.view.trace if message.trace is None else message.trace
-        self.set_view(replace(self.view, trace=trace, reading=message.reading))
+        found = self.view.findings if message.findings is None else message.findings
+        view = replace(self.view, trace=trace, reading=message.reading, findings=found)
+        self.set_view(view)
         if message.reading is None and isinstance(trace, RunTrace) and trace.cuts:
             cuts = tuple(one_line(f"{w.scope}: {w.text}") for w in trace.cuts)
             missing = tuple(text for text in cuts if text not in self.snapshot.warnings)
@@ -228,6 +242,8 @@ class MainScreen(Screen[None], inherit_bindings=False):
         canvas = self.query_one("#body", Canvas)
         if self.view.page == "timeline" and len(self._shown.engines) > 1:
             self.action_focus_engine(way)
+        elif self.view.page == "findings":
+            self.set_view(evidence.moved(self.view, way))
         else:
             canvas.scroll_relative(y=way, animate=False)
 
@@ -323,11 +339,21 @@ class MainScreen(Screen[None], inherit_bindings=False):
             self.set_view(replace(self.view, timeline=found))
 
     def action_zoom(self) -> None:
-        """Enter: the selection fills the view on the timeline; elsewhere one engine alone."""
+        """Enter: the selection fills the view on the timeline; the evidence of a finding; elsewhere
+        one engine alone."""
         if self.view.page == "timeline":
             self._move(nav.fit)
+        elif self.view.page == "findings":
+            self._show_evidence()
         else:
             self.set_view(replace(self.view, zoom=not self.view.zoom))
+
+    def _show_evidence(self) -> None:
+        there = evidence.shown(self.view, [engine.label for engine in self._shown.engines])
+        if there is not None:
+            self.set_view(there)
+        elif evidence.chosen(self.view) is not None:
+            self.notify("its evidence is not on a timeline: kernels were not traced")
 
     def action_out(self) -> None:
         if self.view.zoom:
@@ -376,6 +402,11 @@ class MainScreen(Screen[None], inherit_bindings=False):
         compare = self.view.compare
         turn = BASES[(BASES.index(compare.basis) + 1) % len(BASES)]
         self.set_view(replace(self.view, compare=replace(compare, basis=turn)))
+
+    def action_purpose(self) -> None:
+        """Kernels by what they are for, and back."""
+        compare = replace(self.view.compare, roles=not self.view.compare.roles)
+        self.set_view(replace(self.view, compare=compare))
 
     def action_baseline(self) -> None:
         """The engine in focus becomes the baseline."""

@@ -220,7 +220,14 @@ def _lane(
         cells, lane.accent, glyphs, spot if step_only else None, 1 if kernels else tall
     )
     out: _LaneRows = [("bars", row(Span(" " * GUTTER), *line)) for line in steps[:-1]]
-    out.append(("steps", row(Span("steps".ljust(GUTTER), "dim"), *steps[-1])))
+    out.append(
+        (
+            "steps",
+            row(
+                Span(("steps found" if mine.detected else "steps").ljust(GUTTER), "dim"), *steps[-1]
+            ),
+        )
+    )
     facts: Row = ()
     if not traced_here:
         facts = row(Span("no kernels: not the traced round", "dim"))

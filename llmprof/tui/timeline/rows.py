@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from itertools import groupby
 from typing import Final
@@ -94,11 +95,14 @@ def latency_role(ratio: float, accent: str) -> str:
 def steps(
     cells: Cells, accent: str, glyphs: Glyphs, spot: tuple[int, int] | None, tall: int = 1
 ) -> list[Row]:
-    """Steps as bars of their latency; as blocks with number and latency where there is room.
+    """Steps as bars of their latency; as blocks with number and latency where there is room,
+    dashed where nobody marked the steps.
 
     The blocks stand in the last of the ``tall`` rows, the bars reach over all of them: to twice
     the median.
     """
+    if cells.now.lanes.lanes[cells.index].detected:
+        glyphs = replace(glyphs, track=glyphs.dashed)
     best = np.zeros(cells.width)
     line: list[Cell] = [(" ", "")] * cells.width
     for track in cells.now.axis.tracks(cells.index):
@@ -201,28 +205,67 @@ def _label(
 
 
 def bars(spent: Ints, names: Sequence[str], edges: Ints, tall: int, glyphs: Glyphs) -> list[Row]:
-    """``tall`` rows: the height is the busy share of a cell, the colour its largest category."""
+    """``tall`` rows: the height is the busy share of a cell, its colours the categories' shares,
+    stacked with the largest below; of one row, one behind the other as ``mixed`` has them."""
     length = np.maximum(1, np.diff(edges))
     share = np.minimum(1.0, spent.sum(axis=0) / length)
     top = len(glyphs.bars) - 1
     heights = np.where(share > 0, np.maximum(1, np.round(share * top * tall)), 0).astype(int)
-    roles = [category_role(names[i]) for i in np.argmax(spent, axis=0).tolist()]
+    stacks = stacked(spent, tall) if tall > 1 else [[i] for i in mixed(spent)]
     out = []
     for line in range(tall - 1, -1, -1):
         levels = np.clip(heights - line * top, 0, top).tolist()
-        cells = [
-            (glyphs.bars[level], role if level else "")
-            for level, role in zip(levels, roles, strict=True)
-        ]
+        cells = []
+        for level, height, stack in zip(levels, heights.tolist(), stacks, strict=True):
+            # The bar's own rows, not those of the chart: all of it shares the colours.
+            own = min(tall - 1, line * tall * top // max(1, height)) if tall > 1 else 0
+            cells.append((glyphs.bars[level], category_role(names[stack[own]]) if level else ""))
         out.append(spans(cells))
     return out
 
 
+def mixed(spent: Ints) -> list[int]:
+    """Of each cell one of the categories that have time in it, so that along the row each comes as
+    often as its share of the busy time: a row of nothing but products hides no 20 % of other work.
+
+    Args:
+        spent: ns of each category in each cell, shape (categories, cells).
+    """
+    owed = [0.0] * len(spent)
+    chosen = []
+    for column in spent.T.tolist():
+        whole = sum(column)
+        best, most = 0, -math.inf
+        for i, ns in enumerate(column):
+            if ns > 0:
+                owed[i] += ns / whole
+                if owed[i] > most:
+                    best, most = i, owed[i]
+        if whole > 0:
+            owed[best] -= 1
+        chosen.append(best)
+    return chosen
+
+
+def stacked(spent: Ints, tall: int) -> list[list[int]]:
+    """Of each cell ``tall`` categories from the bottom up, the largest below."""
+    stacks = []
+    order = np.argsort(-spent, axis=0, kind="stable")
+    whole = np.maximum(1, spent.sum(axis=0))
+    upto = np.cumsum(np.take_along_axis(spent, order, axis=0), axis=0) / whole
+    # The category at the middle of each of the bar's rows.
+    for place in (np.arange(tall) + 0.5) / tall:
+        at = np.minimum((upto < place).sum(axis=0), len(spent) - 1)
+        stacks.append(order[at, np.arange(order.shape[1])].tolist())
+    return [list(column) for column in zip(*stacks, strict=True)]
+
+
 def letters(spent: Ints, names: Sequence[str], inside: Ints, glyphs: Glyphs) -> list[Cell]:
-    """The letter of each cell's largest category; a line where the device waits."""
-    largest, busy = np.argmax(spent, axis=0).tolist(), spent.sum(axis=0).tolist()
+    """A letter of each cell, in the mix that the row has (``mixed``); a line where the device
+    waits."""
+    chosen, busy = mixed(spent), spent.sum(axis=0).tolist()
     out: list[Cell] = []
-    for i, time, traced in zip(largest, busy, inside.tolist(), strict=True):
+    for i, time, traced in zip(chosen, busy, inside.tolist(), strict=True):
         if time > 0:
             out.append((category_letter(names[i]), category_role(names[i])))
         else:
