@@ -99,7 +99,7 @@ def keys(cols: int, rows: int) -> list[tuple[str, int]]:
         os.execvp(sys.executable, [sys.executable, "-m", "llmprof", "open", str(FILE)])
     try:
         seen = b""
-        while b"GPU busy" not in seen:
+        while b"ms/token" not in seen:
             seen += drain(master)
         os.write(master, b"3")
         drain(master)

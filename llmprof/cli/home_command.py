@@ -17,12 +17,9 @@ def home(run_here: Callable[[], int | None]) -> int:
     Args:
         run_here: the setup screen and the run; ``None``: it was left.
     """
-    from llmprof.cli.parser import SUBCOMMANDS
-
     folders = run_folders()
     while True:
-        doors = ("run", "record", "open", *(("sweep",) if "sweep" in SUBCOMMANDS else ()))
-        wish = ask(folders, doors)
+        wish = ask(folders, ("run", "record", "open", "sweep"))
         if wish is None:
             return EXIT_OK
         kind, text = wish
@@ -36,7 +33,7 @@ def home(run_here: Callable[[], int | None]) -> int:
 
 def command(kind: str, text: str) -> int:
     """Do what was asked for, as if it had been typed."""
-    from llmprof.cli.parser import parse
+    from llmprof.cli import main
 
     if kind == "open":
         words = ["open", str(Path(text).expanduser())]
@@ -46,8 +43,7 @@ def command(kind: str, text: str) -> int:
         except ValueError as why:
             raise UsageError(f"{kind}: {why}") from None
         words = [kind, "--", *typed] if kind == "record" else [kind, *typed]
-    arguments = parse(words)
-    return int(arguments.command(arguments))
+    return main(words)
 
 
 def ask(folders: list[Path], doors: tuple[str, ...]) -> tuple[str, str] | None:

@@ -116,7 +116,7 @@ def test_what_was_sent_adds_up_to_the_whole_screen(terminal) -> None:
     """Dialogs, pages, zooms, resizes: afterwards a screen sent anew is the same one."""
     shell = Terminal(OPEN, 100, 30, COLORTERM="truecolor")
     terminal.append(shell)
-    shell.until("finished", "GPU busy")
+    shell.until("finished", "ms/token")
     walk = ["3", "n", "?", "\x1b", "w", "]", "e", "\x1b", "g", "2", "\r", ":", "med", "\x1b", "4"]
     walk += ["+", "/", "el", "\r", "2", "7", "1", "3", "0", "\t", "n", "\r", "++", "hhl", "?"]
     for number, keys in enumerate(walk):

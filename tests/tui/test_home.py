@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from textual.widgets import Input
 
+from llmprof import cli
 from llmprof.analysis.view.recent import Recent, age_words, described, run_files
 from llmprof.cli import home_command
 from llmprof.tui.drawing.canvas import Canvas, strip
@@ -136,16 +137,7 @@ def test_open_without_a_file_lists_runs_where_there_is_no_terminal(tmp_path: Pat
 
 def test_a_wish_runs_the_command_that_one_would_type(monkeypatch) -> None:
     typed = []
-    from llmprof.cli import parser
-
-    class Parsed:
-        def __init__(self, words):
-            typed.append(words)
-
-        def command(self, _) -> int:
-            return 7
-
-    monkeypatch.setattr(parser, "parse", Parsed)
+    monkeypatch.setattr(cli, "main", lambda words: typed.append(words) or 7)
     assert home_command.command("record", "python 'a b.py' --x") == 7
     home_command.command("open", "~/x.sqlite")
     home_command.command("sweep", "--batch 1,8")

@@ -134,7 +134,7 @@ def terminal() -> Iterator[Callable[..., Terminal]]:
 
 def test_timeline_in_a_terminal_and_a_clean_end(terminal) -> None:
     shell = terminal(OPEN)
-    shell.until("finished", "GPU busy")
+    shell.until("finished", "ms/token")
     shell.press("3n")
     shell.until("timeline", "1. slowest of 4")
     shell.press("w]")
@@ -146,7 +146,7 @@ def test_timeline_in_a_terminal_and_a_clean_end(terminal) -> None:
 
 def test_resizing_lays_the_page_out_anew(terminal) -> None:
     shell = terminal(OPEN, 120, 40)
-    shell.until("GPU busy")
+    shell.until("ms/token")
     shell.press("3")
     shell.until("timeline", "nothing selected")
     shell.resize(80, 24)
@@ -211,7 +211,7 @@ def sgr(text: str) -> set[int]:
 
 def test_no_colour_and_no_unicode(terminal) -> None:
     shell = terminal(OPEN, TERM="xterm", LANG="C", LC_ALL="C", NO_COLOR="1")
-    shell.until("finished", "GPU busy")
+    shell.until("finished", "ms/token")
     shell.press("3n4")
     shell.until("faster than torch")
     text = shell.raw.decode("ascii")  # no Unicode at all
@@ -223,7 +223,7 @@ def test_no_colour_and_no_unicode(terminal) -> None:
 
 def test_sixteen_colours(terminal) -> None:
     shell = terminal(OPEN, TERM="xterm")
-    shell.until("finished", "GPU busy")
+    shell.until("finished", "ms/token")
     shell.press("3n")
     shell.until("timeline", "1. slowest of 4")
     codes = sgr(shell.raw.decode())
@@ -265,7 +265,7 @@ def test_under_tmux_it_survives_a_resize(tmux) -> None:
     def look() -> str:
         return tmux("capture-pane", "-pt", "t")
 
-    until(look, "finished", "GPU busy")
+    until(look, "finished", "ms/token")
     tmux("send-keys", "-t", "t", "3", "n")
     until(look, "1. slowest of 4")
     tmux("resize-window", "-t", "t", "-x", "80", "-y", "24")
@@ -318,7 +318,7 @@ def ssh(tmp_path: Path) -> Iterator[list[str]]:
 
 def test_over_ssh_with_resize(terminal, ssh) -> None:
     shell = terminal([*ssh, f"cd {shlex.quote(str(ROOT))} && LANG=C.UTF-8 {shlex.join(OPEN)}"])
-    shell.until("finished", "GPU busy")
+    shell.until("finished", "ms/token")
     shell.press("3n")
     shell.until("1. slowest of 4")
     shell.resize(80, 24)
@@ -336,7 +336,7 @@ def test_disconnected_and_reattached_under_tmux(terminal, ssh, tmp_path) -> None
     start = f"LANG=C.UTF-8 {tmux} new-session -s far {shlex.quote(shlex.join(OPEN))}"
     first = terminal([*ssh, f"cd {shlex.quote(str(ROOT))} && {start}"])
     try:
-        first.until("finished", "GPU busy")
+        first.until("finished", "ms/token")
         first.press("3n")
         first.until("1. slowest of 4")
         os.kill(first.pid, signal.SIGKILL)  # the line drops
