@@ -121,14 +121,14 @@ def test_what_was_sent_adds_up_to_the_whole_screen(terminal) -> None:
     walk += ["+", "/", "el", "\r", "2", "7", "1", "3", "0", "\t", "n", "\r", "++", "hhl", "?"]
     for number, keys in enumerate(walk):
         shell.press(keys)
-        take(shell, 0.3)
+        take(shell, 0.5)
         if number % 6 == 5 or number == len(walk) - 1:
             sent_anew_is_the_same(shell)
     assert "Keys of" in "\n".join(shell.screen.display)
     for cols, rows in ((80, 24), (100, 30)):
         shell.resize(cols, rows)
         shell.until("q Quit")
-        take(shell, 0.3)
+        take(shell, 0.5)
         sent_anew_is_the_same(shell)
 
 
