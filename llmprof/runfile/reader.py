@@ -293,6 +293,16 @@ class RunFileReader:
             ]
             return (found[0], read_pm(self._sql, round_id)) if found else None
 
+    def dram_fit(self, engine_id: int) -> tuple[int, str] | None:
+        """Version and document of the fit that the file keeps; ``None`` where there is none."""
+        with self._reading():
+            if "LLMPROF_DRAM_FIT" not in self._tables():
+                return None  # written before fits were kept
+            query = 'SELECT version, "document" FROM LLMPROF_DRAM_FIT WHERE engine_id = ?'
+            row = self._sql.execute(query, [engine_id]).fetchone()
+            kept = row is not None and isinstance(row[0], int) and isinstance(row[1], str)
+            return (row[0], row[1]) if kept else None
+
     def host_rows(self, record: RoundRecord) -> HostRows | None:
         """Host stacks sampled during a traced round; ``None`` where there are none."""
         with self._reading():

@@ -478,6 +478,13 @@ CREATE TABLE LLMPROF_PM_SAMPLE (
   l2_hit_pct REAL,
   tensor_pct REAL
 );
+-- Bandwidth of an engine's kernels as it was fitted to its sampled rounds (analysis.bandwidth.kept);
+-- a reader of another version fits again.
+CREATE TABLE LLMPROF_DRAM_FIT (
+  engine_id INTEGER NOT NULL PRIMARY KEY,
+  version INTEGER NOT NULL,
+  "document" TEXT NOT NULL
+);
 -- Tail of a worker's stdout and stderr.
 CREATE TABLE LLMPROF_LOG (
   label TEXT NOT NULL PRIMARY KEY,

@@ -311,6 +311,7 @@ class Session:
             )
             self._sampled_rounds(run, length, kernels=True)
         run.end()
+        self._recorder.dram_fit(run.record)
 
     def _round(
         self,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -161,9 +161,17 @@ def _integral(start: Ints, end: Ints, kind: Ints, kinds: Sequence[Planted], edge
 
 
 def dram_run(
-    path: Path, made: Strobe, copy_gb_s: float | None = 3010.0, further: bool = True
+    path: Path,
+    made: Strobe,
+    copy_gb_s: float | None = 3010.0,
+    further: bool = True,
+    then: Callable[[RunFileWriter, EngineRecord], None] = lambda *_: None,
 ) -> EngineRecord:
-    """A run file with one engine, a traced round of three steps and the sampled round."""
+    """A run file with one engine, a traced round of three steps and the sampled round.
+
+    Args:
+        then: called while the file is still being written.
+    """
     environment = {"copy_gb_s": {"cuda:0": copy_gb_s}} if copy_gb_s else {}
     info = replace(sample_info(), environment=environment)
     engine = sample_engine(0, "torch", "cuda:0")
@@ -222,6 +230,7 @@ def dram_run(
                 **counters,
             },
         )
+        then(writer, engine)
         writer.set_state("finished")
     return engine
 

@@ -7,7 +7,7 @@ ceiling" is against what a copy reached on this GPU before the run. GB is 1e9 by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -178,10 +178,10 @@ def kernel_bandwidth(
         return result
     steps = sum(r.steps for r, *_ in found)
     step_ns = sum(r.stamps_ns[-1] - r.stamps_ns[0] for r, *_ in found) / steps
-    categories = categorise(dict(enumerate(device.names)), engine.name, rules)
-    for number, name in enumerate(device.names):
-        if name.startswith("[mem"):
-            categories[number] = COPY
+    categories = {
+        number: kernel_category(name, engine.name, rules)
+        for number, name in enumerate(device.names)
+    }
     ceiling = copy_gb_s(data, engine)
     naming = _Naming(
         result, groups, device, categories,
@@ -214,6 +214,19 @@ def kernel_bandwidth(
         kernels=kernels,
         headroom=_headroom(kernels, ceiling, step_ns),
     )
+
+
+def kernel_category(name: str, engine: str, rules: Sequence[Rule]) -> str:
+    """Of a kernel, or of a copy as this module names it."""
+    return COPY if name.startswith("[mem") else categorise({0: name}, engine, rules)[0]
+
+
+def with_categories(found: KernelBandwidth, categories: Sequence[str]) -> KernelBandwidth:
+    """With other categories of its kernels, and what depends on them."""
+    pairs = zip(found.kernels, categories, strict=True)
+    kernels = tuple(replace(k, category=c) for k, c in pairs)
+    headroom = _headroom(kernels, found.ceiling_gb_s, found.step_ns)
+    return replace(found, kernels=kernels, headroom=headroom)
 
 
 def _device(rounds: Sequence[TraceRows], index: int) -> _Device:

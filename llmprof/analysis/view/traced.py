@@ -11,7 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import cache, cached_property
 from pathlib import Path
 
-from llmprof.analysis.bandwidth.kernels import KernelBandwidth, kernel_bandwidth
+from llmprof.analysis.bandwidth.kept import measured_bandwidth
+from llmprof.analysis.bandwidth.kernels import KernelBandwidth
 from llmprof.analysis.bandwidth.sampled import SampledSteps, sampled_steps
 from llmprof.analysis.device.attribution import attribute
 from llmprof.analysis.device.categories import OTHER, Rule, categorise, load_rules
@@ -259,7 +260,7 @@ class RunTrace:
             ) -> KernelBandwidth | Unavailable:
                 if data.rounds_of(engine.engine_id, "sampled"):
                     tell(f"fitting DRAM samples to kernels of {engine.label}", None)
-                return kernel_bandwidth(reader, data, engine, rules)
+                return measured_bandwidth(reader, data, engine, rules)
 
             self.engines = tuple(
                 EngineTrace(

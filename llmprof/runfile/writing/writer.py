@@ -205,6 +205,12 @@ class RunFileWriter:
                 self._db.sql.executemany(_METRIC, rows)
         self.bulk("LLMPROF_PM_SAMPLE", {"round_id": [sampled.round_id] * count, **samples})
 
+    def put_dram_fit(self, engine_id: int, version: int, document: str) -> None:
+        """The fit of an engine's sampled rounds, or overwrite it (same ``engine_id``)."""
+        row = {"engine_id": engine_id, "version": version, "document": document}
+        with self._db.transaction():
+            self._db.insert("LLMPROF_DRAM_FIT", [row], or_replace=True)
+
     def put_host_round(self, sampled: HostRound, frames: Sequence[HostFrame]) -> None:
         """Facts about sampled host stacks, and frames not put before; the samples come by
         ``bulk``. A frame's id is the ``string_id`` of its symbol."""
