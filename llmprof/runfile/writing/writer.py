@@ -7,7 +7,6 @@ import json
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
-from datetime import datetime, timezone
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
@@ -33,6 +32,7 @@ from llmprof.runfile.codec import clean, to_column, to_row
 from llmprof.runfile.database import RunDatabase, quoted
 from llmprof.runfile.nvtx import round_ranges
 from llmprof.runfile.writing import gpus
+from llmprof.runfile.writing.heading import heading_rows
 
 if TYPE_CHECKING:
     import numpy as np
@@ -308,33 +308,8 @@ class RunFileWriter:
         for table in schema.always_present():
             self._db.require(table)
         self._db.insert("LLMPROF_RUN", [to_row(info)])
-        version = [str(n) for n in schema.NSYS_SCHEMA]
-        facts = {
-            "EXPORT_PRODUCT_NAME": "llmprof",
-            "EXPORT_PRODUCT_VERSION": info.tool_version,
-            "EXPORT_SCHEMA_VERSION": ".".join(version),
-            "EXPORT_SCHEMA_VERSION_MAJOR": version[0],
-            "EXPORT_SCHEMA_VERSION_MINOR": version[1],
-            "EXPORT_SCHEMA_VERSION_MICRO": version[2],
-            "LLMPROF_SCHEMA_VERSION": str(schema.SCHEMA_VERSION),
-        }
-        self._db.insert("META_DATA_EXPORT", [{"name": k, "value": v} for k, v in facts.items()])
-        utc = datetime.fromtimestamp(info.t0_utc_ns // 10**9, timezone.utc)
-        start = {
-            "utcEpochNs": info.t0_utc_ns,
-            "utcTime": utc.strftime("%Y-%m-%dT%H:%M:%S"),
-            "localTime": utc.astimezone().strftime("%Y-%m-%dT%H:%M:%S"),
-            "systemClockNs": info.t0_ns,
-        }
-        self._db.insert("TARGET_INFO_SESSION_START_TIME", [start])
-        # As in real exports, start and stop are on the target's clock, unlike all other times.
-        span = {
-            "globalVid": schema.VM,
-            "duration": 0,
-            "startTime": info.t0_ns,
-            "stopTime": info.t0_ns,
-        }
-        self._db.insert("ANALYSIS_DETAILS", [span])
+        for table, rows in heading_rows(info).items():
+            self._db.insert(table, rows)
 
     def _name_process(self, pid: int, label: str) -> None:
         if self._db.written.processes.get(pid) == label:
