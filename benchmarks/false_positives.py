@@ -6,6 +6,7 @@
 Three worlds (nothing else, a CPU hog that comes and goes, processes that differ by up to 0.7 %
 for life) and one that a single process pair cannot tell from a difference (all of B's processes
 0.7 % slower), each with one process pair and with eight, for every recorded step distribution.
+``covers``: how many intervals hold the true ratio (of the two processes, where there is one pair).
 Fails where false differences are more than 5 % in a series, or the upper end of the 95 % interval
 of their share (Clopper and Pearson, Biometrika 26, 1934) is above 12 %.
 """
@@ -60,9 +61,8 @@ def simulated(runs: int, max_s: float) -> bool:
                     spent += ended.spent_s
                     ratio = ended.pair.tok_s_ratio
                     if not isinstance(ratio.low, Unavailable):
-                        truth = 1 / (1 + changes.get("fixed_process", 0.0))
                         known += 1
-                        covered += ratio.low <= truth <= ratio.high
+                        covered += ratio.low <= ended.truth <= ratio.high
                 false = seen["faster"] + seen["slower"]
                 bound = upper(false, runs)
                 ok = false <= MOST * runs and bound < MOST_BOUND

@@ -1,4 +1,4 @@
-"""A/A: the same engine twice must be "no difference seen"; one made 5 % slower must be seen.
+"""A/A on this machine: the same engine twice is no difference; one made 5 % slower is one.
 
     python benchmarks/same_engine_twice.py --runs 20
 

@@ -101,7 +101,7 @@ class _Engine:
     def start(self, trace: str | None) -> None:
         self._pid += 1
         half = self._world.process / 2
-        self._own = 1 + self._random.uniform(-half, half)
+        self.own = 1 + self._random.uniform(-half, half)
         self._machine.now += self._world.loading_s
         self.loading_s += self._world.loading_s
         begin = self._machine.now
@@ -116,7 +116,7 @@ class _Engine:
         """Stamps, s."""
         machine, noise = self._machine, self._random.standard_normal(steps)
         score, fresh = noise[0], math.sqrt(1 - self._alike**2)
-        this_round = self._own * math.exp(self._spread * self._random.standard_normal())
+        this_round = self.own * math.exp(self._spread * self._random.standard_normal())
         machine.now += self._ttft_s * machine.factor()
         stamps = [machine.now]
         for own in noise:
@@ -170,6 +170,9 @@ class Ended:
     ended_by: str
     spent_s: float
     """Without loading."""
+    truth: float
+    """tok/s of B / tok/s of A: of these two processes where there is one pair, else of the
+    engines."""
 
 
 def simulate(world: World, goal: Goal, seed: int) -> Ended:
@@ -191,4 +194,7 @@ def simulate(world: World, goal: Goal, seed: int) -> Ended:
     info = RunInfo(0, 0, "", None, [], recorder.kept, {}, "steps", "finished")
     data = RunData(info, [e.record for e in engines], rounds)
     (pair,) = compare_to_first(data)
-    return Ended(pair, len(rounds) // 2, timing.goal.ended_by, clock.spent())
+    truth = 1 / ((1 + world.slower) * (1 + world.fixed_process))
+    if pair.processes == 1:
+        truth *= engines[0].own / engines[1].own
+    return Ended(pair, len(rounds) // 2, timing.goal.ended_by, clock.spent(), truth)

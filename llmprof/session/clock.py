@@ -12,6 +12,9 @@ WARM_UP = 0.2
 """Of the time, at most: all engines together."""
 TIMING = 0.8
 """Of the time: warm-up and timing pass end here. The traced pass has the rest."""
+RELOAD = 0.1
+"""Of the time, at most, that the timing pass ends earlier for the traced pass's workers to load:
+their loading is not counted, but it is waited for."""
 ROUND = 0.1
 """Of the time: one round of all engines."""
 
@@ -30,13 +33,19 @@ class RunClock:
         self._runs = runs
         self._now = now
         self._begin = now()
+        self._reload_s = 0.0
 
     def spent(self) -> float:
         return self._now() - self._begin - sum(run.loading_s for run in self._runs)
 
     def timing_left(self, traces: bool) -> float:
         """Until the timing pass ends."""
-        return self._goal.max_s * (TIMING if traces else 1.0) - self.spent()
+        if not traces:
+            return self.left()
+        if not self._reload_s:
+            self._reload_s = sum(run.loading_s for run in self._runs)
+        early = min(RELOAD * self._goal.max_s, self._reload_s)
+        return self._goal.max_s * TIMING - early - self.spent()
 
     def left(self) -> float:
         return self._goal.max_s - self.spent()

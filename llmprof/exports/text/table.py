@@ -227,6 +227,13 @@ def _pair(pair: Comparison, width: int) -> list[str]:
         basis = [f"tok/s of {pair.rounds} {kind} round{'s' * (pair.rounds != 1)}"]
         if not isinstance(pair.ttft_ratio.value, Unavailable):
             basis.append(f"TTFT of {pair.b} / {pair.a}: {_ratio(pair.ttft_ratio)}")
+        if pair.processes > 1:
+            text = f"{pair.processes} process pairs"
+            if not isinstance(pair.process_share, Unavailable):
+                text += f", {pair.process_share:.0%} of the variance between them"
+            basis.append(text)
+        if pair.allowance:
+            basis.append(f"± {pair.allowance:.0%} allowed for the difference of processes")
         lines += _wrapped(" · ".join(basis), width, "    ")
     for warning in pair.warnings:
         lines += _wrapped(f"! {warning}", width, "    ", "      ")
