@@ -120,7 +120,7 @@ def student_interval(values: Sequence[float]) -> tuple[float, float] | Unavailab
     """Student's interval of the mean."""
     n = len(values)
     if n < SMALLEST_SAMPLE:
-        return Unavailable(f"{n} values: an interval needs at least {SMALLEST_SAMPLE}")
+        return Unavailable(f"{n} of the {SMALLEST_SAMPLE} values that an interval needs")
     width = student_t_quantile((1 + CONFIDENCE) / 2, n - 1) * math.sqrt(variance(values) / n)
     return fmean(values) - width, fmean(values) + width
 

@@ -46,7 +46,7 @@ def interval_at(
     """
     n = len(values)
     if n < SMALLEST:
-        return Unavailable(f"{n} values, an interval needs {SMALLEST}")
+        return Unavailable(f"{n} of the {SMALLEST} values that an interval needs")
     mean = math.fsum(values) / n
     variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
     width = half_width(n, variance, alpha, effect_variance)
