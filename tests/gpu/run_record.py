@@ -48,6 +48,7 @@ from recorded_truth import (  # noqa: E402
 )
 
 from llmprof.analysis.view.opening import open_run  # noqa: E402
+from llmprof.runfile.reader import RunFileReader  # noqa: E402
 from llmprof.step_records import StepChoice  # noqa: E402
 
 TARGETS = str(HERE / "record_targets.py")
@@ -208,8 +209,14 @@ def generate(folder: Path, *words: str) -> None:
     process = max(run.processes, key=lambda p: p.kernels)
     say(len(run.processes) == 1, f"{name}: processes with kernels {len(run.processes)}")
     calls = 3 + len(truths[0]["phases"])
-    marked = process.ranges - len(truths[0]["phases"])
-    say(marked == calls * 40, f"{name}: forwards marked {marked}, of {calls} calls of 40 tokens")
+    with RunFileReader(run.path) as reader:
+        ranges = reader.ranges()
+    texts = Counter(ranges.texts[int(n)][1].split(" ")[0] for n in ranges.text)
+    say(
+        texts["decode"] == calls * 40,
+        f"{name}: forwards marked {texts['decode']}, of {calls} calls of 40 tokens; all ranges:"
+        f" {dict(texts)}",
+    )
     rows = run.rows(process)
     say(
         matched_share(rows) == 1.0,

@@ -170,13 +170,14 @@ def _outside(ranges: RangeRows, prompts: Flags, launches: LaunchRows) -> LaunchR
 
 def _judge(ranges: RangeRows, launches: LaunchRows, rows: Ints, pattern: str) -> Candidate:
     start, end = ranges.start_ns[rows], ranges.end_ns[rows]
-    cycle = _cycle(ranges, rows)
+    example = ranges.texts[int(ranges.text[rows[0]])][1]
+    # Steps that count from 0 again for each request (``decode 0`` … ``decode 39``) are no cycle.
+    cycle = 0 if _word(example) >= _STEP else _cycle(ranges, rows)
     inside, reach = _explains(start, end, int(ranges.process[rows[0]]), launches)
     distance = np.diff(start)
     middle = float(np.median(distance)) if len(distance) else 0.0
     near = (distance >= 0.5 * middle) & (distance <= 2 * middle)
     regular = float(np.mean(near)) if len(distance) else 1.0
-    example = ranges.texts[int(ranges.text[rows[0]])][1]
     return Candidate(
         pattern=pattern,
         ranges=len(rows),

@@ -163,6 +163,14 @@ def test_layers_alone_are_a_step_a_turn(tmp_path: Path) -> None:
     assert any("72 ranges" in text for text in found.left_out)
 
 
+@pytest.mark.parametrize("text", ["decode {}", "step {}", "token {}"])
+def test_steps_that_count_anew_for_each_request_are_steps(tmp_path: Path, text: str) -> None:
+    plan = [(text.format(n % 6), 10 * MS, 10) for n in range(30)]
+    opened = Opened(capture(tmp_path / "x.sqlite", plan))
+    assert opened.data.rounds[0].steps == 30 and mean_ms(opened) == pytest.approx(10, abs=0.05)
+    assert opened.kernels.kernels_per_step == 10
+
+
 def test_ranges_that_overlap_are_not_dropped(tmp_path: Path) -> None:
     path = tmp_path / "x.sqlite"
     with Capture(path) as made:
