@@ -88,7 +88,7 @@ def test_prepare_runs_the_three_steps(source: Path, llmprof: Any, tmp_path: Path
     assert str(Path("dist/small-q0f32-MLC")) in done.stdout
     for step in ("gen_config (1 of 3)", "convert_weight (2 of 3)", "compile (3 of 3)"):
         assert step in done.stderr
-    logs = {log.name: log.read_text() for log in (tmp_path / "dist" / "logs").iterdir()}
+    logs = {log.name: log.read_text() for log in (tmp_path / "dist" / "logs").glob("*.log")}
     assert len(logs) == 3
     assert "Compilation complete" in logs["small-q0f32-cpu-compile.log"]
 

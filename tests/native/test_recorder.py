@@ -210,7 +210,8 @@ def test_a_limit_on_file_size_ends_the_spool_not_the_program(
     assert lost is not None and (lost.count, lost.errno) == (1, errno.EFBIG)
     assert 0 < lost.when_ns < time.monotonic_ns()
     page.close()
-    assert 0 < kernels(only(tmp_path))[0] < 10_000
+    # None at all where the machine is so loaded that the first buffer was full.
+    assert kernels(only(tmp_path))[0] < 10_000
 
 
 def test_nobody_to_record_for_leaves_nothing(built: recorder_build.Built, tmp_path: Path) -> None:

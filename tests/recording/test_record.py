@@ -176,7 +176,8 @@ def test_a_window_by_time_and_by_steps(record: Record) -> None:
     options = ("--after", "20steps", "--for", "400ms")
     assert record.run(record.program, "exit", "1200", "1", "1000", options=options)[0] == 7
     (process,) = record.data().processes
-    assert 0 < process.kernels < 1000 and process.ranges == 1200
+    # A loaded machine sees the window's end late; it must have ended all the same.
+    assert 0 < process.kernels < 1180 and process.ranges == 1200
 
 
 def test_twice_states_the_slowdown(record: Record) -> None:
