@@ -24,7 +24,7 @@ commands:
   llmprof findings RUN     what would make a token cheaper, ranked, with evidence
   llmprof compare A [B]    two engines of one run, or of two: ratio, waterfall, gate
   llmprof baseline save|list|show  runs to compare with: llmprof compare --baseline NAME RUN
-  llmprof sweep [report]   curves over context, batch, any field: here or on a Ray cluster
+  llmprof sweep [report|view]  curves over context, batch, any field: here or on a Ray cluster
   llmprof model synth|prepare  random or real weights in an engine's own format
   llmprof engines          engines that can be named here: state, versions
   llmprof doctor [--json]  what works on this machine, and how to get the rest
@@ -310,6 +310,11 @@ def subcommand(name: str) -> argparse.ArgumentParser:
         parser.description = "Curves, tables and fits of a sweep, as a file."
         report_parser(parser)
         parser.set_defaults(command=_late("llmprof.cli.sweep_command:report"))
+    elif name == "sweep view":
+        parser.description = "Curves of a sweep in the TUI; enter opens the run of a point."
+        parser.add_argument("folder", metavar="DIR", help="the sweep's folder")
+        _config(parser)
+        parser.set_defaults(command=_late("llmprof.cli.sweep_command:view"))
     elif name == "engines":
         parser.description = "The engines that can be named here: state, versions, interpreter."
         _config(parser)
@@ -359,7 +364,7 @@ def parse(argv: list[str]) -> argparse.Namespace:
     """Arguments with ``command`` set to what to call. Exits with 2 on a mistake."""
     if argv and argv[0] == "record":
         return _record(argv[1:])
-    if argv[:1] == ["sweep"] and argv[1:2] == ["report"]:
+    if argv[:1] == ["sweep"] and argv[1:2] in (["report"], ["view"]):
         return subcommand(f"sweep {argv[1]}").parse_args(argv[2:])
     if argv and argv[0] in SUBCOMMANDS:
         return subcommand(argv[0]).parse_args(argv[1:])

@@ -6,7 +6,7 @@ import argparse
 import sys
 import threading
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmprof.cli.sweep_arguments import LISTS
 from llmprof.errors import (
@@ -202,6 +202,26 @@ def report(arguments: argparse.Namespace) -> int:
     write(store, arguments.to, out, arguments.over or "")
     print(out)
     return EXIT_OK
+
+
+def view(arguments: argparse.Namespace) -> int:
+    """The page of a sweep, and the runs of its points."""
+    from llmprof.sweep.store import Store
+
+    store = Store.open(Path(arguments.folder), read=False)
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise UsageError("llmprof sweep view needs a terminal; llmprof sweep report does not")
+    from llmprof.analysis.view.live import RunDataSource
+    from llmprof.analysis.view.opening import open_run
+    from llmprof.config import load_config
+    from llmprof.tui import run_app, run_sweep_app
+
+    state: Any = None
+    while True:
+        path, state = run_sweep_app(store, state)
+        if path is None:
+            return EXIT_OK
+        run_app(RunDataSource(open_run(path)), keymap=load_config().keys)
 
 
 def _say(text: str) -> None:

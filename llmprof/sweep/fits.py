@@ -35,6 +35,8 @@ class Line:
     """y − fit, in the order of the places."""
     r2: float
     count: int
+    mean: float
+    """Of y."""
 
     @property
     def worst(self) -> float:
@@ -84,7 +86,7 @@ def line_of(xs: Sequence[float], ys: Sequence[float]) -> Line | Unavailable:
     if n > LEAST:
         half = student_t_quantile(0.975, n - 2) * math.sqrt(rest / (n - 2) / sxx)
         low, high = b - half, b + half
-    return Line(a, b, low, high, residuals, 1 - rest / total if total else 1.0, n)
+    return Line(a, b, low, high, residuals, 1 - rest / total if total else 1.0, n, my)
 
 
 def context_fit(curve: Curve) -> ContextFit | Unavailable:
@@ -183,7 +185,7 @@ def fit_words(found: Sequence[Curve], axis: str) -> list[str]:
         line = bytes_line(group)
         if isinstance(line, Unavailable):
             lines.append(f"{engine}, bytes: n/a ({line.reason})")
-        elif line.b > 0 and line.a > -line.worst and line.r2 >= EXPLAINS:
+        elif line.b > 0 and line.a > -line.mean and line.r2 >= EXPLAINS:
             lines.append(
                 f"{engine}, bytes: step = {line.a:.3g} ms + bytes / {1e3 / line.b:,.0f} GB/s"
                 f" (modelled bytes, {line.count} places, R² {line.r2:.3f}, worst residual"

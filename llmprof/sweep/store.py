@@ -94,8 +94,8 @@ class Store:
         return Store(folder, grid)
 
     @staticmethod
-    def open(folder: Path) -> Store:
-        """An existing sweep, with all that has ended.
+    def open(folder: Path, read: bool = True) -> Store:
+        """An existing sweep, with all that has ended (``read``), or before ``refresh``.
 
         Raises:
             UsageError: no sweep, damaged, or of a newer llmprof.
@@ -117,7 +117,8 @@ class Store:
         except (OSError, ValueError) as why:
             raise UsageError(f"{path}: cannot be read: {one_line(str(why), 200)}") from None
         store = Store(folder, grid)
-        store.refresh()
+        if read:
+            store.refresh()
         return store
 
     def refresh(self) -> bool:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from llmprof.step_records import (
     AUTO_STEPS,
@@ -13,6 +14,7 @@ from llmprof.step_records import (
 
 if TYPE_CHECKING:
     from llmprof.analysis.view.snapshot import SnapshotSource
+    from llmprof.sweep.store import Store
 
 
 def run_app(
@@ -33,3 +35,23 @@ def run_app(
     app = LlmprofApp(source, refresh_hz=refresh_hz, keymap=keymap, steps=steps)
     result = app.run()
     return result if result is not None else app.return_code or 0
+
+
+def run_sweep_app(store: Store, state: Any) -> tuple[Path | None, Any]:
+    """Show a sweep until the user quits or opens a point.
+
+    Args:
+        state: as it was returned before; ``None``: from the start.
+
+    Returns:
+        The run file to open, ``None`` when the user has quit; and the state to come back to.
+    """
+    from llmprof.tui.shell.refresh import prepare
+
+    prepare(os.environ)
+    from llmprof.tui.shell.hangup import watch_terminal
+    from llmprof.tui.sweep.app import SweepApp
+    from llmprof.tui.sweep.page import SweepView
+
+    watch_terminal()
+    return SweepApp(store, state or SweepView()).run() or (None, state)

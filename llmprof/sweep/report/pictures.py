@@ -33,6 +33,7 @@ _SETTINGS = {
 }
 MOST_CURVES = 12
 MOST_PANELS = 6
+MOST_BARS = 40
 
 
 def picture(content: Content, to: str) -> bytes:
@@ -98,21 +99,23 @@ def _curves(axes: Any, content: Content, metric: str, legend: bool) -> None:
         axes.plot(
             [p.x for p in places], values, dash, marker=MARKS[place_of_held % len(MARKS)],
             color=ENGINES[engines.index(curve.engine) % len(ENGINES)], label=shortened(label, 46),
-            markersize=4, linewidth=1.4,
+            markersize=4, linewidth=1.4, markevery=max(1, len(places) // 40),
         )  # fmt: skip
-        bounds = [(p, p.interval(metric)) for p in places]
-        for place, interval in bounds:
-            if interval is not None:
-                axes.plot(
-                    [place.x, place.x], interval, "-", alpha=0.5, linewidth=3,
-                    color=ENGINES[engines.index(curve.engine) % len(ENGINES)],
-                )  # fmt: skip
+        bounds = [(p.x, *b) for p in places if (b := p.interval(metric)) is not None]
+        if bounds:
+            # One collection: an artist an interval makes a thousand places a minute of drawing.
+            axes.vlines(
+                *zip(*bounds, strict=True), alpha=0.5, linewidth=3,
+                color=ENGINES[engines.index(curve.engine) % len(ENGINES)],
+            )  # fmt: skip
     axes.set_ylabel(METRICS[metric])
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     _x_axis(axes, content.axis, found)
     if legend:
-        axes.legend(fontsize=7, framealpha=0.9)
+        # "best" looks at every place of every curve.
+        many = sum(len(curve.places) for curve in found) > 200
+        axes.legend(fontsize=7, framealpha=0.9, loc="upper left" if many else "best")
     if len(content.curves) > len(found):
         axes.set_title(f"{len(found)} of {len(content.curves)} curves", fontsize=8)
 
@@ -150,27 +153,43 @@ def _stack(axes: Any, curve: Curve, axis: str, legend: bool) -> None:
         {name for part in parts for name in part},
         key=lambda n: known.index(n) if n in known else known.index(OTHER),
     )
-    below = [0.0] * len(parts)
-    for name in names:
-        heights = [part.get(name, 0.0) for part in parts]
-        axes.bar(
-            range(len(parts)), heights, 0.75, bottom=below, label=shortened(name, 26),
-            color=colours.get(name, colours[OTHER]), edgecolor="#444444", linewidth=0.3,
-            hatch="///" if name == IDLE else None,
-        )  # fmt: skip
-        for at, (height, part) in enumerate(zip(heights, parts, strict=True)):
-            share = height / sum(part.values())
-            if share >= 0.07:
-                axes.text(at, below[at] + height / 2, f"{share:.0%}", ha="center", va="center",
-                          fontsize=6)  # fmt: skip
-        below = [b + h for b, h in zip(below, heights, strict=True)]
-    axes.set_xticks(range(len(places)), [shortened(p.shown, 16) for p in places])
+    heights = [[part.get(name, 0.0) for part in parts] for name in names]
+    shades = [colours.get(name, colours[OTHER]) for name in names]
+    labels = [shortened(name, 26) for name in names]
+    if len(parts) > MOST_BARS:
+        # An area a category, since matplotlib takes a millisecond for each bar.
+        axes.stackplot(range(len(parts)), heights, colors=shades, labels=labels)
+    else:
+        _bars(axes, names, heights, shades, labels)
+    step = max(1, len(places) // 10)
+    axes.set_xticks(range(0, len(places), step), [shortened(p.shown, 16) for p in places[::step]])
     axes.set_xlabel(axis)
     axes.set_ylabel("ms a step, as traced")
     axes.set_title(shortened(curve.label, 44), fontsize=8)
-    axes.set_ylim(0, max(below) * (1.35 if legend else 1.05))
+    axes.set_ylim(0, max(sum(p.values()) for p in parts) * (1.35 if legend else 1.05))
     if legend:
         axes.legend(fontsize=6, ncols=3, loc="upper center", framealpha=0.9)
+
+
+def _bars(
+    axes: Any,
+    names: Sequence[str],
+    heights: Sequence[Sequence[float]],
+    shades: Sequence[str],
+    labels: Sequence[str],
+) -> None:
+    totals = [sum(column) for column in zip(*heights, strict=True)]
+    below = [0.0] * len(totals)
+    for name, row, shade, label in zip(names, heights, shades, labels, strict=True):
+        axes.bar(
+            range(len(row)), row, 0.75, bottom=below, label=label, color=shade,
+            edgecolor="#444444", linewidth=0.3, hatch="///" if name == IDLE else None,
+        )  # fmt: skip
+        for at, (height, total) in enumerate(zip(row, totals, strict=True)):
+            if height >= 0.07 * total:
+                axes.text(at, below[at] + height / 2, f"{height / total:.0%}", ha="center",
+                          va="center", fontsize=6)  # fmt: skip
+        below = [b + h for b, h in zip(below, row, strict=True)]
 
 
 def _maps(content: Content) -> list[tuple[str, str, str, list[Curve]]]:
