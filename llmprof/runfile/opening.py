@@ -54,7 +54,7 @@ class OpenFile:
         except OSError as why:
             self._drop_copy()
             raise RunFileError(f"{self.name}: cannot be read: {why.strerror}") from None
-        except (sqlite3.Error, UnicodeDecodeError) as why:
+        except UNREADABLE as why:
             # SQLite names a broken schema in its message, and the name may be no text.
             self._drop_copy()
             broken = why if isinstance(why, sqlite3.Error) else sqlite3.DatabaseError(str(why))
@@ -140,7 +140,11 @@ class OpenFile:
         return path
 
 
-def damaged(path: Path, why: sqlite3.Error) -> RunFileError:
+UNREADABLE = (sqlite3.Error, UnicodeDecodeError)
+"""What reading a damaged file raises: names of its columns may be no UTF-8."""
+
+
+def damaged(path: Path, why: Exception) -> RunFileError:
     """What to tell about a file that SQLite fails on."""
     name, text = one_line(str(path)), str(why)
     if "locked" in text:

@@ -38,7 +38,7 @@ from llmprof.runfile.foreign.recorded import add_traced_rounds, sampled_devices
 from llmprof.runfile.foreign.source import TORCH, Source, read_source
 from llmprof.runfile.foreign.tables import RANGES, read_foreign
 from llmprof.runfile.nvtx import OpTotal, self_times
-from llmprof.runfile.opening import OpenFile, damaged
+from llmprof.runfile.opening import UNREADABLE, OpenFile, damaged
 from llmprof.runfile.trace.chunks import Advance, silent
 from llmprof.runfile.trace.host_ranges import recorded_stacks
 from llmprof.runfile.trace.host_rows import HostRows, read_samples
@@ -379,7 +379,7 @@ class RunFileReader:
                 yield
             finally:
                 self._sql.execute("ROLLBACK")
-        except sqlite3.Error as why:
+        except UNREADABLE as why:
             raise damaged(self.path, why) from why
         except RowError as why:
             name = one_line(str(self.path))

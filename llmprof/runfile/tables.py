@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sqlite3
 from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
 from llmprof.runfile.database import quoted
-from llmprof.runfile.opening import OpenFile, damaged
+from llmprof.runfile.opening import UNREADABLE, OpenFile, damaged
 
 _CHUNK = 1 << 16
 
@@ -43,14 +42,14 @@ class RawTables:
                 "SELECT name FROM sqlite_master WHERE type = 'table' AND name NOT LIKE 'sqlite%'"
             )
             return sorted(str(name) for (name,) in rows)
-        except sqlite3.Error as why:
+        except UNREADABLE as why:
             raise damaged(self._path, why) from why
 
     def columns(self, table: str) -> list[tuple[str, str]]:
         """(name, declared type) of every column."""
         try:
             rows = self._file.sql.execute(f"PRAGMA table_info({quoted(table)})").fetchall()
-        except sqlite3.Error as why:
+        except UNREADABLE as why:
             raise damaged(self._path, why) from why
         return [(str(row[1]), str(row[2]).upper()) for row in rows]
 
@@ -60,5 +59,5 @@ class RawTables:
             rows = self._file.sql.execute(f"SELECT * FROM {quoted(table)}")
             while chunk := rows.fetchmany(_CHUNK):
                 yield chunk
-        except sqlite3.Error as why:
+        except UNREADABLE as why:
             raise damaged(self._path, why) from why

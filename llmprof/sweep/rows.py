@@ -6,7 +6,8 @@ Numbers keep the units of the document and carry them in their names; what could
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Callable, Mapping
 from typing import Any
 
 Row = dict[str, Any]
@@ -179,3 +180,45 @@ def hardware(row: Mapping[str, Any]) -> str:
     if device.startswith(("cuda", "gpu")) or row.get("gpu"):
         return str(row.get("gpu") or "GPU that NVML does not know")
     return str(row.get("cpu") or "CPU")
+
+
+def is_row(row: Any) -> bool:
+    """Of the types that ``table_of`` takes: what a journal says may be anybody's."""
+    if not isinstance(row, dict) or not is_text(row):
+        return False
+
+    def all_of(names: tuple[str, ...], fits: Callable[[Any], bool]) -> bool:
+        return all(row.get(name) is None or fits(row[name]) for name in names)
+
+    return (
+        all_of(TEXTS, lambda value: isinstance(value, str))
+        and all_of(COUNTS, lambda value: type(value) is int and abs(value) < 1 << 62)
+        and all_of(NUMBERS, is_number)
+        and all_of(MAPS, lambda value: _is_map(value, lambda v: isinstance(v, str)))
+        and all_of(("categories",), lambda value: _is_map(value, is_number))
+        and all_of(("warnings",), _is_list_of_texts)
+    )
+
+
+def is_number(value: Any) -> bool:
+    """One that a double holds; a NaN is none."""
+    return (type(value) is float and abs(value) < 1e300) or (
+        type(value) is int and abs(value) <= 1 << 53
+    )
+
+
+def is_text(value: Any) -> bool:
+    """No half of a surrogate pair anywhere in it: no file and no terminal takes one."""
+    try:
+        json.dumps(value, ensure_ascii=False).encode()
+    except (ValueError, RecursionError):
+        return False
+    return True
+
+
+def _is_map(value: Any, fits: Callable[[Any], bool]) -> bool:
+    return isinstance(value, dict) and all(fits(v) for v in value.values())
+
+
+def _is_list_of_texts(value: Any) -> bool:
+    return isinstance(value, list) and all(isinstance(one, str) for one in value)

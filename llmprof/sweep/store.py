@@ -16,14 +16,14 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from llmprof import __version__
 from llmprof.errors import LlmprofError, UsageError
 from llmprof.newfiles import alone, write_whole
 from llmprof.plaintext import one_line
 from llmprof.sweep.grid import Grid, Point
-from llmprof.sweep.rows import Row
+from llmprof.sweep.rows import Row, is_number, is_row, is_text
 
 FILE = "sweep.json"
 JOURNAL = "points.jsonl"
@@ -104,8 +104,10 @@ class Store:
         name = one_line(str(folder))
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            if not isinstance(content, dict) or "grid" not in content:
+            if not isinstance(content, dict) or not isinstance(content.get("grid"), dict):
                 raise ValueError("no grid in it")
+            if not is_text(content):
+                raise ValueError("half a character in it")
             if content.get("format") != FORMAT:
                 raise UsageError(
                     f"{name}: a sweep of format {one_line(str(content.get('format')), 20)}, this"
@@ -255,10 +257,20 @@ class Store:
 
 
 def _ended(line: bytes) -> Ended | None:
+    """``None``: no line that ``put`` wrote, whole and as it was."""
     try:
-        return Ended(**json.loads(line))
-    except (ValueError, TypeError):
+        found = Ended(**json.loads(line))
+    except (ValueError, TypeError, RecursionError):
         return None
+    texts = (found.point_id, found.reason, found.node, found.run_file)
+    whole = (
+        all(isinstance(text, str) and is_text(text) for text in texts)
+        and found.state in get_args(State)
+        and is_number(found.seconds)
+        and isinstance(found.rows, list)
+        and all(is_row(row) for row in found.rows)
+    )
+    return found if whole else None
 
 
 def _difference(there: Grid, wanted: Grid) -> str:

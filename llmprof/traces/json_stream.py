@@ -295,7 +295,7 @@ class _Window:
         self._rest = b""
         if not self.ended and text.endswith("\ufffd"):
             # A character may be cut in two; at most three bytes of it are here.
-            for count in (1, 2, 3):
+            for count in range(1, min(3, len(data)) + 1):
                 if data[-count] >= 0xC0:
                     text, self._rest = data[:-count].decode("utf-8", "replace"), data[-count:]
                     break

@@ -10,6 +10,7 @@ import struct
 import tempfile
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -154,9 +155,26 @@ def _recorded() -> list[bytes]:
     return [_file(write)]
 
 
+def _sweep() -> list[bytes]:
+    from llmprof.sweep.grid import Grid
+    from llmprof.sweep.store import FORMAT, Ended
+
+    grid = Grid(("fake", "fake:step_us=400"), {"context": ("128", "1024"), "batch": ("1",)})
+    first, second = grid.points()[:2]
+    row = {"engine": "fake", "state": "done", "tok_s": 100.5, "rounds": 8, "device": "cuda:0",
+           "gpu": "NVIDIA H100", "options": {"step_us": "400"}, "reasons": {"power_w": "no NVML"},
+           "categories": {"attention": 0.5}, "warnings": ["throttled"]}  # fmt: skip
+    ended = [
+        Ended(first.point_id, "done", rows=[row], seconds=3.5, node="a", run_file="runs/x.sqlite"),
+        Ended(second.point_id, "failed", "out of memory"),
+    ]
+    head = {"format": FORMAT, "llmprof": "0.2.0", "grid": grid.to_dict()}
+    return ["\n".join(json.dumps(one) for one in (head, *map(asdict, ended))).encode() + b"\n"]
+
+
 _SEEDS: dict[str, Callable[[], list[bytes]]] = {
     "kineto": _kineto, "rocprof": _rocprof, "nsys": _nsys, "runfile": _runfile, "spool": _spool,
-    "recorded": _recorded, "nvtx": _nvtx,
+    "recorded": _recorded, "sweep": _sweep, "nvtx": _nvtx,
 }  # fmt: skip
 
 
@@ -171,6 +189,11 @@ def changed(data: bytes, by: Random, limit: int = 1 << 20) -> bytes:
 
 
 def _by_format(data: bytes, by: Random) -> bytes:
+    if data[:1] == b"{" and b"}\n{" in data:
+        lines = data.split(b"\n")
+        number = by.randrange(len(lines))
+        lines[number] = _json(lines[number], by)
+        return b"\n".join(lines)
     if data[:1] in (b"{", b"["):
         return _json(data, by)
     if data.startswith(b"SQLite format 3\0"):

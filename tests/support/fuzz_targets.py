@@ -28,6 +28,9 @@ from llmprof.recording.spooled.ranges import RangeReader
 from llmprof.recording.spooled.spools import Spools
 from llmprof.records import Unavailable
 from llmprof.runfile.writing.writer import RunFileWriter
+from llmprof.sweep.columns import table_of
+from llmprof.sweep.rows import hardware
+from llmprof.sweep.store import Store
 from llmprof.tracers.cupti.decode import Trace
 from llmprof.traces.opened import readable
 
@@ -170,6 +173,24 @@ def _ranges(data: bytes, folder: Path) -> str:
     return ""
 
 
+def _sweep(data: bytes, folder: Path) -> str:
+    """The folder of a sweep: the first line is ``sweep.json``, the rest its journal."""
+    place = folder / "sweep"
+    place.mkdir(exist_ok=True)
+    grid, _, journal = data.partition(b"\n")
+    (place / "sweep.json").write_bytes(grid)
+    (place / "points.jsonl").write_bytes(journal)
+    try:
+        store = Store.open(place)
+        rows = store.rows()
+        table_of(rows)
+        said = [point.words for point in store.left(retry_failed=True)]
+        said += [hardware(row) for row in rows]
+        return checked("\n".join(one_line(text) for text in said))
+    except LlmprofError as why:
+        return checked(printable(str(why)))  # as ``cli.main`` does: options may be in it
+
+
 TARGETS = {
     target.name: target
     for target in (
@@ -179,6 +200,7 @@ TARGETS = {
         Target("runfile", "a run of llmprof, opened", _opened(".sqlite"), 262144),
         Target("spool", "a worker's spool, decoded", _driven_spool, 8192),
         Target("recorded", "a recorder's spool, imported", _Recorded(), 8192),
+        Target("sweep", "the folder of a sweep", _sweep, 16384),
         Target("nvtx", "NVTX frames of a recorder", _ranges, 4096),
     )
 }

@@ -260,7 +260,8 @@ class Image:
     @property
     def name(self) -> str:
         """The script or module that an interpreter runs, else the program's file name."""
-        return command_name(self.command) or PurePath(str(self.facts.get("exe", ""))).name or "?"
+        executable = PurePath(str(self.facts.get("exe", ""))).name
+        return command_name(self.command) or one_line(executable, 40) or "?"
 
     def record(self, label: str) -> RecordedProcess:
         started = _integer(self.facts.get("monotonic_ns"))

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from llmprof.runfile import schema
 from llmprof.runfile.activity import KERNELS, Columns, columns
-from llmprof.runfile.opening import OpenFile, damaged
+from llmprof.runfile.opening import UNREADABLE, OpenFile, damaged
 from llmprof.runfile.trace.chunks import size, stretches
 from llmprof.runfile.trace.rows import Ints
 
@@ -117,9 +117,8 @@ def walk(path: Path, wanted: Sequence[Cells], tell: Share = lambda _: None) -> I
     file = OpenFile(path)
     try:
         yield from _walk(file.sql, wanted, tell)
-    except (sqlite3.Error, OverflowError) as why:
-        error = why if isinstance(why, sqlite3.Error) else sqlite3.DataError(str(why))
-        raise damaged(path, error) from why
+    except (*UNREADABLE, OverflowError) as why:
+        raise damaged(path, why) from why
     finally:
         file.close()
 
