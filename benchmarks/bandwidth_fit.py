@@ -3,7 +3,8 @@
 python3 benchmarks/bandwidth_fit.py [--kernels 1000000] [--samples 300000]
 
 Fits a made-up recording of a tenth of the size and one of the whole size in processes of their own,
-and prints seconds, peak memory beyond the recording itself, and the ratio of both.
+and prints seconds, peak memory beyond the recording itself, and the ratio of both; then a tenth
+again with as many threads as BLAS takes by itself, which a fit does not let it.
 """
 
 from __future__ import annotations
@@ -25,11 +26,16 @@ NAMES = 30
 """Kernels of different names and shapes, as a decode step has."""
 
 
-def one(kernels: int, samples: int) -> None:
+def one(kernels: int, samples: int, threads: bool) -> None:
+    from contextlib import nullcontext
+
+    from llmprof.analysis.bandwidth import kernel_fit
     from llmprof.analysis.bandwidth.design import Activity
     from llmprof.analysis.bandwidth.grouping import split
     from llmprof.analysis.bandwidth.kernel_fit import KernelFit, Samples, fit
 
+    if threads:
+        kernel_fit.one_thread = nullcontext
     rng = np.random.default_rng(0)
     lengths = np.r_[rng.integers(1_200, 4_000, NAMES - 10), rng.integers(6_000, 60_000, 10)]
     level = np.r_[np.zeros(NAMES - 10), rng.uniform(20, 90, 10)]
@@ -79,21 +85,27 @@ def main() -> None:
     parser.add_argument("--kernels", type=int, default=1_000_000)
     parser.add_argument("--samples", type=int, default=300_000)
     parser.add_argument("--one", action="store_true")
+    parser.add_argument("--threads", action="store_true", help="BLAS as it likes (with --one)")
     given = parser.parse_args()
     if given.one:
-        one(given.kernels, given.samples)
+        one(given.kernels, given.samples, given.threads)
         return
     found = []
-    for part in (10, 1):
+    for part, flags in ((10, []), (1, []), (10, ["--threads"])):
         sizes = ["--kernels", str(given.kernels // part), "--samples", str(given.samples // part)]
         done = subprocess.run(
-            [sys.executable, __file__, "--one", *sizes], check=True, capture_output=True, text=True
+            [sys.executable, __file__, "--one", *sizes, *flags],
+            check=True,
+            capture_output=True,
+            text=True,
         )
         print(done.stdout, end="", flush=True)
         found.append(json.loads(done.stdout))
-    small, large = found
+    small, large, free = found
     ratio = large["cpu_seconds"] / small["cpu_seconds"]
     print(f"ten times the size: {ratio:.1f} times the processor time")
+    ratio = free["cpu_seconds"] / small["cpu_seconds"]
+    print(f"with BLAS's own threads: {ratio:.1f} times the processor time of one")
 
 
 if __name__ == "__main__":
