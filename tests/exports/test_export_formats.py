@@ -338,5 +338,6 @@ def test_html_in_a_browser(tmp_path: Path) -> None:
 
     dom = ask("--dump-dom")
     assert 'data-ready="yes"' in dom and "Timelines on one axis" in dom and "95.9 tok/s" in dom
+    assert "By purpose, ms a step" in dom and "What would make a token cheaper" in dom
     ask(f"--screenshot={picture}")
     assert picture.stat().st_size > 20_000

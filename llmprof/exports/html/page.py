@@ -13,8 +13,10 @@ from typing import Any
 import numpy as np
 
 from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.findings.ranked import find
 from llmprof.analysis.view.traced import EngineTrace
 from llmprof.exports.formats import Progress
+from llmprof.exports.json.findings import document as findings_document
 from llmprof.exports.json.report import to_document
 from llmprof.exports.loaded import Loaded, load
 from llmprof.records import (
@@ -50,6 +52,9 @@ def _run(run: Loaded) -> dict[str, Any]:
         "name": run.name,
         "document": document,
         "workload_text": run.report.workload,
+        "findings": None
+        if isinstance(run.trace, Unavailable)
+        else findings_document(run.name, find(run.trace)),
         "timelines": [made for made in map(_timeline, traces) if made],
     }
 
