@@ -162,5 +162,21 @@ async def test_the_help_of_every_page_fits_a_small_terminal(name: str) -> None:
         await pilot.press("question_mark")
         await pilot.pause()
         assert isinstance(pilot.app.screen, HelpScreen)
+        assert "where are these" in str(pilot.app.screen.query_one(".dialog").render())
         # Border and padding included: what is higher is cut off.
         assert pilot.app.screen.query_one(".dialog").virtual_size.height <= 24
+
+
+@pytest.mark.parametrize("name", PAGES)
+async def test_every_page_says_where_its_numbers_are_from(name: str) -> None:
+    async with app().run_test(size=(80, 24)) as pilot:
+        main = await settled(pilot)
+        main.action_page(name)
+        await pilot.press("i")
+        await pilot.pause()
+        box = pilot.app.screen.query_one(".dialog")
+        assert box.virtual_size.height <= 24
+        assert max(map(len, str(box.render()).splitlines())) <= 80 - 6
+        await pilot.press("i")
+        await pilot.pause()
+        assert pilot.app.screen is main

@@ -59,6 +59,7 @@ ACTIONS = {
     "export": "Export the run",
     "screenshot": "Screenshot (SVG)",
     "copy": "Copy selection or page (OSC 52)",
+    "sources": "Where are these numbers from?",
     "help": "Help on this page",
     "quit": "Quit",
 }

@@ -15,6 +15,7 @@ from textual.widgets import Input, Static
 
 from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.palette import style
+from llmprof.tui.shell.sources import SOURCES
 
 Answer = TypeVar("Answer")
 
@@ -26,6 +27,7 @@ _GENERAL: Final = (
     (("steps-pick",), "which NVTX ranges are steps (files of Nsight Systems)"),
     (("export", "screenshot", "copy"), "export; screenshot; copy (OSC 52)"),
     (("palette",), "command palette: actions, kernels, steps"),
+    (("sources",), "where are these numbers from?"),
     (("quit",), "quit; a live run is asked about"),
 )
 _PAGES: Final[Mapping[str, Sequence[tuple[tuple[str, ...], str]]]] = {
@@ -144,6 +146,29 @@ class HelpScreen(_Dialog[None]):
                 text.append(f"{self._glyphs.text(meaning)}\n")
         text.right_crop(1)
         return text
+
+
+class SourcesScreen(_Dialog[None]):
+    """Where the numbers of the page on show are from."""
+
+    BINDINGS: ClassVar[list[BindingType]] = [
+        Binding("escape,i,q,enter,space", "dismiss(None)", show=False)
+    ]
+
+    def __init__(self, glyphs: Glyphs, page: str) -> None:
+        super().__init__(glyphs)
+        self._page = page
+
+    def compose(self) -> ComposeResult:
+        rows = SOURCES[self._page]
+        wide = 2 + max(len(name) for name, _ in rows)
+        text = Text(no_wrap=True, overflow="ellipsis")
+        text.append(f"Numbers of {self._page}: where from?\n", style("strong"))
+        for name, source in rows:
+            text.append(self._glyphs.text(name).ljust(wide), style("accent0"))
+            text.append(f"{self._glyphs.text(source)}\n")
+        text.right_crop(1)
+        yield Static(text, classes="dialog")
 
 
 class ConfirmStop(_Dialog[bool]):

@@ -22,7 +22,7 @@ from llmprof.tui.findings import evidence
 from llmprof.tui.frame import body, header
 from llmprof.tui.live import rounds
 from llmprof.tui.opening import TraceRead, read
-from llmprof.tui.shell.dialogs import Ask, HelpScreen
+from llmprof.tui.shell.dialogs import Ask, HelpScreen, SourcesScreen
 from llmprof.tui.timeline import nav
 from llmprof.tui.timeline.page import layout
 from llmprof.tui.view import BASES, HOST_RANGES, PAGES, SCALES, SORTS, TimelineView, View
@@ -44,6 +44,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("q", "app.quit_run", "Quit", id="quit"),
         Binding("question_mark", "help", "Help", key_display="?", id="help"),
+        Binding("i", "sources", show=False, id="sources"),
         Binding("space", "pause", "Pause", key_display="space", id="pause"),
         Binding("tab", "focus_engine(1)", "Engine", key_display="tab", id="engine"),
         Binding("t", "page", "Page", id="page"),
@@ -214,8 +215,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
     def on_trace_read(self, message: TraceRead) -> None:
         trace = self.view.trace if message.trace is None else message.trace
         found = self.view.findings if message.findings is None else message.findings
-        view = replace(self.view, trace=trace, reading=message.reading, findings=found)
-        self.set_view(view)
+        self.set_view(replace(self.view, trace=trace, reading=message.reading, findings=found))
         if message.reading is None and isinstance(trace, RunTrace) and trace.cuts:
             cuts = tuple(one_line(f"{w.scope}: {w.text}") for w in trace.cuts)
             missing = tuple(text for text in cuts if text not in self.snapshot.warnings)
@@ -339,8 +339,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
             self.set_view(replace(self.view, timeline=found))
 
     def action_zoom(self) -> None:
-        """Enter: the selection fills the view on the timeline; the evidence of a finding; elsewhere
-        one engine alone."""
+        """Enter: fill the view on the timeline; evidence of a finding; else one engine alone."""
         if self.view.page == "timeline":
             self._move(nav.fit)
         elif self.view.page == "findings":
@@ -422,6 +421,10 @@ class MainScreen(Screen[None], inherit_bindings=False):
     def action_help(self) -> None:
         keys = cast(RunApp, self.app).keys()
         self.app.push_screen(HelpScreen(self.view.glyphs, self.view.page, keys))
+
+    def action_sources(self) -> None:
+        """Where the numbers of the page are from."""
+        self.app.push_screen(SourcesScreen(self.view.glyphs, self.view.page))
 
     @classmethod
     def default_keys(cls) -> dict[str, str]:
