@@ -119,7 +119,8 @@ def fit(
                 f"rank {rank}: no offset fits all collectives: one starts"
                 f" {(low - high) / 1e3:.1f} µs after it ends"
             )
-    moved = not same_host or abs(offset) > max(SAME_CLOCK_NS, transfer)
+    least = max(SAME_CLOCK_NS, transfer) if same_host else residual
+    moved = abs(offset) > least or drift != 0.0
     if not moved:
         offset, drift = 0, 0.0
     return ClockFit(rank, offset, drift * 1e9, origin, low, max(low, high), residual, count, moved)

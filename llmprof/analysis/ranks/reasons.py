@@ -95,7 +95,7 @@ def reason(
         host_ns = None
     else:
         before, total = host
-        host_ns = round(before * scale)
+        host_ns = min(more_idle, round(before * scale))
         why = "host" if 2 * before >= total else "launches"
         what = (
             "its host called the next launch that much later"

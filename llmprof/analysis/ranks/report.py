@@ -203,7 +203,7 @@ def _clock_words(clocks: Sequence[ClockFit], same_host: bool) -> str:
     moved = [c for c in clocks if c.moved]
     how = f"ends of the same collective agree within {residual / 1e3:.1f} µs (95 %)"
     if not moved:
-        first = "one clock: " if same_host else ""
+        first = "one clock: " if same_host else "the clocks agree: "
         return f"{first}{how}; no offset beyond ±{error / 1e3:.1f} µs is possible"
     most = max((abs(c.offset_ns) for c in moved), default=0)
     drift = max((abs(c.drift_ppb) for c in moved), default=0.0)
