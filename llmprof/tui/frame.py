@@ -6,6 +6,7 @@ import math
 from typing import Final
 
 from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.analysis.view.traced import RunTrace
 from llmprof.tui.compare import page as compare_page
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, row, rule, spread
 from llmprof.tui.drawing.glyphs import Glyphs
@@ -16,8 +17,9 @@ from llmprof.tui.live import busy, cards, gpu, latency, pages, rounds
 from llmprof.tui.live.phase import progress_bar
 from llmprof.tui.memory import page as memory_page
 from llmprof.tui.opening import Reading
+from llmprof.tui.ranks import page as ranks_page
 from llmprof.tui.timeline import page as timeline_page
-from llmprof.tui.view import PAGES, View
+from llmprof.tui.view import PAGE_KEYS, PAGES, View
 
 _STATE_ROLE: Final = {
     "running": "good",
@@ -57,11 +59,13 @@ def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
         right += [Span("   "), Span(f"{mark} {snapshot.state}", _STATE_ROLE[snapshot.state])]
     left = row(Span("llmprof", "bright"), Span(f"  {clean(snapshot.title)}", "strong"))
     tabs: list[Span] = []
-    for number, name in enumerate(PAGES, 1):
+    for name in PAGES:
         on = name == view.page
+        if name == "ranks" and not on and not _has_ranks(view):
+            continue  # one process alone: the page's key works, its tab would say nothing
         if width < _TABS_FROM and not on:
             # The key in place of the name: the workload's numbers need the room.
-            tabs.append(Span(f" {number} ", "dim"))
+            tabs.append(Span(f" {PAGE_KEYS[name]} ", "dim"))
             continue
         tabs.append(Span(f"[{name}]" if on else f" {name} ", "strong" if on else "dim"))
     return [
@@ -75,6 +79,10 @@ def _what(snapshot: Snapshot) -> list[Span]:
     if not snapshot.what:
         return [Span(clean(snapshot.workload), "dim")]
     return [Span(clean(snapshot.what)), Span(f" · {clean(snapshot.workload)}", "dim")]
+
+
+def _has_ranks(view: View) -> bool:
+    return isinstance(view.trace, RunTrace) and bool(view.trace.ranks or view.trace.no_ranks)
 
 
 def _reading(reading: Reading, glyphs: Glyphs) -> list[Span]:
@@ -97,6 +105,8 @@ def body(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
         return compare_page.page(snapshot, view, width)
     if view.page == "memory":
         return memory_page.page(snapshot, view, width, height)
+    if view.page == "ranks":
+        return ranks_page.page(snapshot, view, width)
     if view.page == "host":
         return host_page.page(snapshot, view, width)
     if view.page == "text":

@@ -17,9 +17,13 @@ from llmprof.tui.drawing.palette import accent
 from llmprof.tui.opening import Reading
 
 Page = Literal[
-    "steps", "summary", "timeline", "compare", "text", "log", "host", "memory", "findings"
+    "steps", "summary", "timeline", "compare", "text", "log", "host", "memory", "findings", "ranks"
 ]
 PAGES: Final[tuple[Page, ...]] = get_args(Page)
+PAGE_KEYS: Final[dict[Page, str]] = {
+    page: str(number) if number <= 9 else "x" for number, page in enumerate(PAGES, 1)
+}
+"""A digit each; the tenth has a letter, since 0 is the whole timeline."""
 Scale = Literal["auto", "shared", "own"]
 SCALES: Final[tuple[Scale, ...]] = ("auto", "shared", "own")
 Sort = Literal["change", "A", "B", "name"]

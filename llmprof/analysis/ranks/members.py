@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmprof.analysis.device.categories import COMMUNICATION, OTHER, Rule, categorise
-from llmprof.analysis.device.sweep import Spans, collect
+from llmprof.analysis.device.sweep import Spans, Work, collect
 from llmprof.analysis.ranks.operations import Operation, operation
 from llmprof.runfile.trace.rows import ApiRows, Ints, TraceRows
 
@@ -38,6 +38,8 @@ class Member:
     """Borders of its own decode steps (``device.attribution``); empty: not known."""
     from_environment: bool = True
     """The rank is what the program said (RANK); else it is the order of the GPUs."""
+    drawn: tuple[Work, Ints] | None = None
+    """The same work and its streams as a timeline draws it."""
 
     @property
     def name(self) -> str:
@@ -106,6 +108,9 @@ def member(
     correlation = np.concatenate(
         [rows.kernels.correlation[work.kernel_row], rows.copies.correlation[work.copy_row]]
     )
+    streams = np.concatenate(
+        [rows.kernels.stream[work.kernel_row], rows.copies.stream[work.copy_row]]
+    )
     order = np.argsort(work.start_ns, kind="stable")
     names = dict(enumerate(work.names))
     return Member(
@@ -121,6 +126,7 @@ def member(
         categories=categorise(names, engine[1], rules),
         bounds_ns=bounds_ns,
         from_environment=from_environment,
+        drawn=(work, streams),
     )
 
 

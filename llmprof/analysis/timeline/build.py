@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import numpy as np
@@ -12,6 +12,7 @@ from llmprof.analysis.bandwidth.reconstruct import Profiles
 from llmprof.analysis.bandwidth.sampled import SampledSteps
 from llmprof.analysis.device.kernels import TracedRound
 from llmprof.analysis.host.stacks import HostTrace
+from llmprof.analysis.ranks.members import Member
 from llmprof.analysis.timeline.axis import Floats, Lane, RoundKey, Series, Track, track_of
 from llmprof.analysis.timeline.host import HostLane
 from llmprof.analysis.timeline.lod import Curve, LaneWork
@@ -50,6 +51,8 @@ class TracedEngine(Protocol):
     def dram(self) -> KernelBandwidth | Unavailable: ...
     @property
     def cells(self) -> Cells | None: ...
+    @property
+    def further_ranks(self) -> Sequence[Member]: ...
 
 
 def build_lane(
@@ -95,7 +98,12 @@ def _work(trace: TracedEngine) -> tuple[LaneWork | Unavailable, tuple[LaneWork, 
         made = LaneWork(work, trace.round.categories, streams, complete_ns, timeline.device)
         found[timeline.device] = made
     primary = found.pop(trace.round.laid.device)
-    return primary, tuple(found.values())
+    ranks = [
+        LaneWork(one.drawn[0], dict(one.categories), one.drawn[1], complete_ns, one.device)
+        for one in trace.further_ranks
+        if one.drawn is not None
+    ]
+    return primary, (*found.values(), *ranks)
 
 
 def _track(record: RoundRecord, trace: TracedEngine) -> Track | None:

@@ -153,10 +153,15 @@ class Waits(Protocol):
     pid: int
     round: TracedRound | Unavailable
     waits: Spans | None
+    further_ranks: tuple[Member, ...]
 
 
 def lend_waits(group: RanksReport, traces: Sequence[Waits]) -> None:
-    """Tell every engine of the group when its primary device waited."""
+    """Tell every engine of the group when its primary device waited, and of its other processes."""
+    for trace in traces:
+        trace.further_ranks += tuple(
+            one for one in group.members if one.engine == trace.label and one.pid != trace.pid
+        )
     if group.provenance != "measured":
         return  # estimated waits are shown as such, and stay out of the waterfall
     for trace in traces:

@@ -10,7 +10,7 @@ from llmprof.plaintext import one_line
 from llmprof.records import Maybe, Unavailable
 
 LABEL = 24
-NAME = 34
+LINE = 15
 
 
 def sections(trace: RunTrace, width: int) -> dict[str, list[str]]:
@@ -25,41 +25,39 @@ def sections(trace: RunTrace, width: int) -> dict[str, list[str]]:
 
 def _group(group: RanksReport, width: int) -> list[str]:
     lines = _wrapped(group.words, width)
-    estimate = "≈" if group.provenance == "modelled" else ""
-    head = ("wait", "transfer", "exposed", "compute", "idle", "makes wait", "critical")
-    lines.append(f"  {'ms a step':<18}" + "".join(f"{text:>{_room(text)}}" for text in head))
+    alone = group.provenance == "modelled"
+    estimate = "~" if alone else ""
+    head = ("wait", "transfer", "exposed", "compute", "idle", "late", "critical")
+    lines.append(f"  {'ms a step':<{LINE}}" + "".join(f"{text:>9}" for text in head))
     for line in group.ranks:
-        cells = [
+        cells = (
             f"{estimate}{line.wait_ms:.3f}",
             f"{estimate}{line.transfer_ms:.3f}",
             f"{line.exposed_ms:.3f}",
             f"{line.compute_ms:.3f}",
             f"{line.idle_ms:.3f}",
-            f"{line.late_ms:.3f}" if group.provenance == "measured" else "n/a",
-            f"{line.late_steps}/{group.steps}" if group.provenance == "measured" else "n/a",
-        ]
-        row = "".join(f"{cell:>{_room(text)}}" for cell, text in zip(cells, head, strict=True))
-        lines.append(f"  {one_line(line.name, 17):<18}{row}")
+            "n/a" if alone else f"{line.late_ms:.3f}",
+            "n/a" if alone else f"{line.late_steps / max(1, group.steps):.0%}",
+        )
+        row = "".join(f"{cell:>9}" for cell in cells)
+        lines.append(f"  {one_line(line.name, LINE - 1):<{LINE}}{row}")
+    name = max(16, width - 50)
     lines.append(
-        f"  {'collective':<{NAME}}{'a step':>7}{'transfer µs':>12}{'wait µs':>9}{'bytes':>9}"
-        f"{'bus GB/s':>9}"
+        f"  {'collective':<{name}}{'a step':>7}{'bytes':>10}{'transfer':>10}{'wait, µs':>10}"
+        f"{'bus GB/s':>10}"
     )
     for one in group.collectives:
         bound = "≤ " if one.fused else ""
         size = "n/a" if isinstance(one.bytes, Unavailable) else str(one.bytes)
         lines.append(
-            f"  {one_line(one.name, NAME - 1):<{NAME}}{one.per_step:>7.1f}"
-            f"{f'{bound}{one.transfer_us:.2f}':>12}{f'{bound}{one.wait_us:.2f}':>9}{size:>9}"
-            f"{_rate(one.bus_gb_s):>9}"
+            f"  {one_line(one.name, name - 1):<{name}}{one.per_step:>7.1f}{size:>10}"
+            f"{f'{bound}{one.transfer_us:.2f}':>10}{f'{bound}{one.wait_us:.2f}':>10}"
+            f"{_rate(one.bus_gb_s):>10}"
         )
     lines += _wrapped(group.clock_words, width)
     for note in group.notes:
         lines += _wrapped(note, width)
     return lines
-
-
-def _room(text: str) -> int:
-    return max(9, len(text) + 1)
 
 
 def _rate(value: Maybe) -> str:

@@ -39,6 +39,7 @@ ACTIONS = {
     "page-host": "Page: host stacks",
     "findings": "Page: findings",
     "page-memory": "Page: DRAM by kernel",
+    "page-ranks": "Page: ranks of several GPUs",
     "engine": "Next engine in focus",
     "pause": "Freeze the display, or go on",
     "slowest": "Timeline: slowest step, then the next",

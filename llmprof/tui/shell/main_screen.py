@@ -25,7 +25,7 @@ from llmprof.tui.opening import TraceRead, read
 from llmprof.tui.shell.dialogs import Ask, HelpScreen, SourcesScreen
 from llmprof.tui.timeline import nav
 from llmprof.tui.timeline.page import layout
-from llmprof.tui.view import BASES, HOST_RANGES, PAGES, SCALES, SORTS, TimelineView, View
+from llmprof.tui.view import BASES, HOST_RANGES, PAGE_KEYS, PAGES, SCALES, SORTS, TimelineView, View
 
 
 class RunApp(Protocol):
@@ -87,8 +87,8 @@ class MainScreen(Screen[None], inherit_bindings=False):
         Binding("escape", "out", show=False, id="out"),
         Binding("y", "scale", show=False, id="scale"),
         *(
-            Binding(str(i), f"page('{page}')", show=False, id=f"page-{page}")
-            for i, page in enumerate(PAGES, 1)
+            Binding(key, f"page('{page}')", show=False, id=f"page-{page}")
+            for page, key in PAGE_KEYS.items()
         ),
     ]
 

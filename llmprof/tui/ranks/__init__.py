@@ -1,0 +1,1 @@
+"""The page of ranks: who waits for whom, step by step; called by the frame."""

@@ -1,0 +1,129 @@
+"""Groups of ranks: a strip of lateness a rank, what each spends a step, what collectives cost."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Final
+
+import numpy as np
+
+from llmprof.analysis.ranks.results import CollectiveLine, RankLine, RanksReport
+from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.records import Maybe, Unavailable
+from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, wrap
+from llmprof.tui.view import View, trace_or_why
+
+_NAME: Final = 16
+_NUMBER: Final = 9
+_HEADS: Final = ("wait", "transfer", "exposed", "compute", "idle", "late", "critical")
+_NONE: Final = (
+    "no group of ranks: one process computes every step. Several GPUs: llmprof --tp N, llmprof"
+    " record of a program with several ranks, or the files of all ranks of one job together"
+)
+
+
+def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
+    trace = trace_or_why(snapshot, view, width)
+    if isinstance(trace, list):
+        return trace
+    out: list[Row] = []
+    for group in trace.ranks:
+        out += [*_group(group, view, width), ()]
+    for label, why in trace.no_ranks.items():
+        text = f"{clean(label)}: n/a: {clean(why)}"
+        out += [row(Span(line, "dim")) for line in wrap(text, width)]
+    return out or [row(Span(line, "dim")) for line in wrap(_NONE, width)]
+
+
+def _group(group: RanksReport, view: View, width: int) -> list[Row]:
+    estimate = group.provenance == "modelled"
+    what = (
+        f"{len(group.ranks)} of {group.world} ranks, {group.steps} steps of {group.step_ms:.2f} ms"
+    )
+    title = row(Span(clean(group.title), "strong"))
+    out = [rule(title, row(Span(what, "dim")), width, view.glyphs.track)]
+    role = {"late": "warn", "uneven": "warn", "balanced": "good"}.get(group.verdict, "dim")
+    out += [row(Span(line, role)) for line in wrap(clean(group.words), width)]
+    if not estimate:
+        out += [(), *_strips(group, view, width)]
+    head = "".join(f"{text:>{_NUMBER}}" for text in _HEADS)
+    out += [(), fit(row(Span(f"{'ms a step':<{_NAME}}{head}", "dim")), width)]
+    out += [fit(_rank(line, group, estimate), width) for line in group.ranks]
+    out += [(), *_collectives(group, width), ()]
+    out += [row(Span(line, "dim")) for line in wrap(clean(group.clock_words), width)]
+    for note in group.notes:
+        out += [row(Span(line, "dim")) for line in wrap(clean(note), width)]
+    return out
+
+
+def _strips(group: RanksReport, view: View, width: int) -> list[Row]:
+    """Rank × step: how long the others waited for it, the most of the steps in a cell. The height
+    of a bar says it without any colour; the critical rank of a cell has the colour of a warning."""
+    bars = view.glyphs.bars
+    room = max(8, width - _NAME)
+    late = group.late_ns
+    cells = min(room, group.steps)
+    edge = np.linspace(0, group.steps, cells + 1).astype(int)
+    most = np.stack([late[:, a:b].max(1) for a, b in pairwise(edge.tolist())], 1)
+    top = int(most.max()) if most.size else 0
+    out: list[Row] = []
+    for n, line in enumerate(group.ranks):
+        spans = [Span(fit_text(line.name, _NAME))]
+        for cell in range(cells):
+            share = most[n, cell] / top if top else 0.0
+            # The least bar is a trace of lateness: none at all is empty.
+            level = max(1, round(share * (len(bars) - 1))) if share > 0.02 else 0
+            critical = share > 0.02 and int(most[:, cell].argmax()) == n
+            spans.append(Span(bars[level], "warn" if critical else "dim"))
+        out.append(fit(row(*spans), width))
+    each = -(-group.steps // cells) if cells else 1
+    cell_text = "a cell is a step" if each == 1 else f"a cell is up to {each} steps"
+    text = (
+        f"the others waited, steps 1 to {group.steps}: {cell_text}, a full bar {top / 1e6:.3f} ms"
+    )
+    out += [row(Span(line, "dim")) for line in wrap(text, width)]
+    return out
+
+
+def _rank(line: RankLine, group: RanksReport, estimate: bool) -> Row:
+    about = "~" if estimate else ""
+    late = group.reason is not None and group.reason.rank == line.rank
+    cells = [
+        f"{about}{line.wait_ms:.3f}",
+        f"{about}{line.transfer_ms:.3f}",
+        f"{line.exposed_ms:.3f}",
+        f"{line.compute_ms:.3f}",
+        f"{line.idle_ms:.3f}",
+        "n/a" if estimate else f"{line.late_ms:.3f}",
+        "n/a" if estimate else f"{line.late_steps / max(1, group.steps):.0%}",
+    ]
+    text = "".join(f"{cell:>{_NUMBER}}" for cell in cells)
+    return row(Span(fit_text(line.name, _NAME), "warn" if late else "bright"), Span(text))
+
+
+def _collectives(group: RanksReport, width: int) -> list[Row]:
+    name = max(16, width - 54)
+    head = (
+        f"{'collective':<{name}}{'a step':>8}{'bytes':>10}{'transfer':>11}{'wait':>10}"
+        f"{'bus GB/s':>10}"
+    )
+    out = [fit(row(Span(head, "dim")), width)]
+    for one in group.collectives:
+        bound = "≤" if one.fused else ""
+        text = (
+            f"{one.per_step:>8.1f}{_bytes(one):>10}{f'{bound}{one.transfer_us:.1f} µs':>11}"
+            f"{f'{bound}{one.wait_us:.1f} µs':>10}{_rate(one.bus_gb_s):>10}"
+        )
+        line = row(Span(fit_text(clean(one.name), name - 1)), Span(" "), Span(text))
+        out.append(fit(line, width))
+    return out
+
+
+def _bytes(one: CollectiveLine) -> str:
+    if isinstance(one.bytes, Unavailable):
+        return "n/a"
+    return f"{one.bytes} B" if one.bytes < 1 << 20 else f"{one.bytes / 2**20:.1f} MiB"
+
+
+def _rate(value: Maybe) -> str:
+    return "n/a" if isinstance(value, Unavailable) else f"{value:.2f}"
