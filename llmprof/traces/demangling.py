@@ -2,8 +2,9 @@
 
 A few hundred bytes of back-references expand to terabytes, and libstdc++ has no bound. The
 demanglers on PyPI are no way out: cxxfilt calls the same function, and itanium_demangler 1.1 does
-not know ``DF16b`` (bfloat16), which is in most names of AMD's kernels. A name that the child dies
-on, and those after it, stay as they are; short names and category rules take mangled ones too.
+not know ``DF16b`` (bfloat16), which is in most names of AMD's kernels. libstdc++ before GCC 13
+takes that for a fixed-point ``bool _Accum``: such a name stays mangled. One that the child dies on,
+and those after it, stay so too; short names and category rules take mangled ones.
 """
 
 from __future__ import annotations
@@ -43,4 +44,4 @@ def demangled(names: Sequence[str]) -> dict[str, str]:
         return {}
     # The line that the child was writing when it died may not be whole.
     pairs = zip(tried, lines[:-1], strict=False)
-    return {name: line for name, line in pairs if line and line != name}
+    return {name: line for name, line in pairs if line and line != name and "_Accum" not in line}

@@ -291,3 +291,12 @@ def test_operators_and_python_functions_are_exact_host_stacks(tmp_path: Path) ->
     assert (forward.file, forward.line) == ("model.py", 12)
     assert {s.tid for s in found.samples} == {77, 99}
     assert RunTrace(path, data).engines[0].host is not None
+
+
+def test_bfloat16_is_never_called_a_fixed_point_type() -> None:
+    from llmprof.analysis.device.kernel_names import demangle, short_name
+    from llmprof.traces.demangling import demangled
+
+    name = "_ZN5aiter9rope_funcEDF16b"
+    for text in (demangled([name]).get(name, name), demangle(name)):
+        assert "_Accum" not in text and short_name(text) == "rope_func"

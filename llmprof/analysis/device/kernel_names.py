@@ -30,7 +30,9 @@ def demangle(name: str) -> str:
     """
     if not name.startswith("_Z") or len(name) > NAME_LIMIT or not name.isascii():
         return name
-    return _demangler()(name.encode()) or name
+    found = _demangler()(name.encode())
+    # libstdc++ before GCC 13 reads DF16b, bfloat16, as a fixed-point type.
+    return found if found and "_Accum" not in found else name
 
 
 @lru_cache(maxsize=1)
