@@ -84,7 +84,7 @@ def test_the_man_page_names_every_command_and_option(shell_files: Path) -> None:
             env={"PATH": "/usr/bin:/bin", "LC_ALL": "C.UTF-8", "MANWIDTH": "100"},
         )
         assert done.returncode == 0 and not done.stderr
-        assert "compare old.sqlite new.sqlite --fail-on 'tok_s<98%'" in done.stdout
+        assert "--fail-on 'tok_s<98%,itl_p99_ms>1.1x'" in done.stdout
 
 
 def test_engines_says_state_and_versions(llmprof) -> None:
