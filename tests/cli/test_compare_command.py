@@ -28,7 +28,7 @@ def test_engines_of_one_run(llmprof) -> None:
     record(llmprof, "run.sqlite", "fake:sleep_us=1000", "fake:sleep_us=30000")
     done = llmprof("compare", "run.sqlite")
     assert done.returncode == 0, done.stderr
-    assert "fake:sleep_us=1000 is" in done.stdout and "faster" in done.stdout
+    assert "fake:sleep_us=1000 is" in done.stdout and "× as fast as" in done.stdout
     assert "no waterfall: no traced pass" in done.stdout
     by_name = llmprof(
         "compare", "run.sqlite:fake:sleep_us=30000", "run.sqlite:fake:sleep_us=1000", "--json"
@@ -44,7 +44,7 @@ def test_two_runs_and_the_gate(llmprof) -> None:
     assert done.returncode == 4, done.stdout + done.stderr
     assert "gate failed: tok_s<98%: it (B) / it (A) tok_s 0." in done.stderr
     assert "limit < 0.980" in done.stderr
-    assert "the runs did not take turns" in done.stdout
+    assert "the runs were not interleaved" in done.stdout
     back = llmprof("compare", "new.sqlite", "old.sqlite", "--fail-on", "tok_s<98%")
     assert back.returncode == 0, back.stderr
     assert "gate passed: tok_s<98%" in back.stderr

@@ -211,7 +211,7 @@ def test_the_table_fits(make: Any, width: int) -> None:
 def test_the_table_of_a_cpu_run() -> None:
     text = render(build(cpu_run()), 80)
     assert "95% interval" in text
-    assert "llamacpp is 3.00× faster than torch (" in text
+    assert "llamacpp is 3.00× as fast as torch (95 %: " in text
     assert "the first 5 of 5 greedy tokens are equal" in text
     assert "n/a¹" in text
     assert "  ¹ no peak known for a CPU" in text

@@ -163,7 +163,7 @@ FINISHED = replace(
             low=1.551,
             high=1.604,
             difference_seen=True,
-            verdict="llamacpp is 1.58× faster than torch (1.55–1.60)",
+            verdict="llamacpp is 1.58× as fast as torch (95 %: 1.55–1.60)",
             common_prefix=31,
             agreement=0.84,
         ),

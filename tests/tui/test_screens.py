@@ -196,7 +196,7 @@ def test_summary_has_verdict_agreement_text_warnings_and_reasons() -> None:
     view = View(UNICODE, page="summary")
     text = "\n".join(text_of(r) for r in body(data.FINISHED, view, 118, 37))
     for part in (
-        "llamacpp is 1.58× faster than torch (1.55–1.60)",
+        "llamacpp is 1.58× as fast as torch (95 %: 1.55–1.60)",
         "ratio 1.58× [1.55–1.60]",
         "84 % of tokens agree",
         "first 31 tokens equal",
@@ -318,7 +318,7 @@ async def test_the_end_shows_the_summary_even_when_paused() -> None:
         source.now = data.FINISHED
         app.poll()
         await pilot.pause()
-        assert "1.58× faster" in screen_text(app) and "finished" in screen_text(app)
+        assert "1.58× as fast" in screen_text(app) and "finished" in screen_text(app)
 
 
 async def test_failure_is_shown_with_its_reason_in_red() -> None:

@@ -213,7 +213,7 @@ def test_no_colour_and_no_unicode(terminal) -> None:
     shell = terminal(OPEN, TERM="xterm", LANG="C", LC_ALL="C", NO_COLOR="1")
     shell.until("finished", "ms/token")
     shell.press("3n4")
-    shell.until("faster than torch")
+    shell.until("as fast as torch")
     text = shell.raw.decode("ascii")  # no Unicode at all
     shell.press("q")
     assert shell.code() == 0
@@ -344,7 +344,7 @@ def test_disconnected_and_reattached_under_tmux(terminal, ssh, tmp_path) -> None
         second = terminal([*ssh, f"LANG=C.UTF-8 {tmux} attach -t far"], 100, 30)
         second.until("timeline", "1. slowest of 4")
         second.press("4")
-        second.until("faster than torch")
+        second.until("as fast as torch")
         second.press("q")
         second.code()
     finally:

@@ -2,7 +2,7 @@
 
 Rounds of the same index were taken one right after the other, so what disturbs the machine slowly
 disturbs both: the per-round log ratio cancels it, and their trimmed mean passes over pairs in which
-something disturbed one side only. Runs that did not take turns are compared by the
+something disturbed one side only. Runs that were not interleaved are compared by the
 ratio of medians, each run resampled by itself.
 """
 
@@ -49,8 +49,8 @@ class Comparison:
     difference_seen: bool
     """In tok/s: ``outcome`` is faster or slower."""
     verdict: str
-    """``llamacpp is 3.10× faster than torch (2.98–3.21)``, ``torch and mine are the same within
-    1.6 % (0.996–1.006)``, ``inconclusive: …``."""
+    """``llamacpp is 3.10× as fast as torch (95 %: 2.98–3.21)``, ``torch and mine are the same
+    within 1.6 % (95 %: 0.996–1.006)``, ``inconclusive: …``."""
     warnings: tuple[str, ...] = ()
     outcome: Outcome = "inconclusive"
     """Of b against a, in tok/s."""
@@ -115,7 +115,7 @@ def compare_runs(
         return replace(
             _incomparable(name_a, name_b, reason), verdict=f"no ratio of tok/s: {reason}"
         )
-    warnings = ["the runs did not take turns: drift of the machine is in the ratio"]
+    warnings = ["the runs were not interleaved: drift of the machine is in the ratio"]
     mismatch = _workload_mismatch(data_a, data_b)
     if mismatch and not force:
         return _incomparable(name_a, name_b, mismatch)

@@ -62,10 +62,10 @@ def judge(
     interval = f"{low:.{digits}f}–{high:.{digits}f}"
     if within <= SAME_WITHIN:
         shown = math.ceil(within * 1000) / 10
-        text = f"{a} and {b} are the same within {shown:.1f} % ({interval})"
+        text = f"{a} and {b} are the same within {shown:.1f} % (95 %: {interval})"
         return Verdict("same", text, within, Unavailable("it is told"))
     needed = _needed(math.log(value), seen, allowance, value_s)
-    text = f"inconclusive: {b} / {a} is {value:.{digits}f}× ({interval})"
+    text = f"inconclusive: {b} / {a} is {value:.{digits}f}× (95 %: {interval})"
     return _open(text + _more(needed), needed)
 
 
@@ -74,7 +74,8 @@ def _different(a: str, b: str, value: float, low: float, high: float) -> Verdict
     if value < 1:
         a, b, value, low, high = b, a, 1 / value, 1 / high, 1 / low
     digits = 3 if value < 1.1 else 2  # a ratio that was seen to differ never reads 1.00
-    text = f"{b} is {value:.{digits}f}× faster than {a} ({low:.{digits}f}–{high:.{digits}f})"
+    interval = f"{low:.{digits}f}–{high:.{digits}f}"
+    text = f"{b} is {value:.{digits}f}× as fast as {a} (95 %: {interval})"
     no = Unavailable("they differ")
     return Verdict(outcome, text, no, no)
 

@@ -91,7 +91,7 @@ class PairView:
     high: Maybe
     difference_seen: bool
     verdict: str
-    """``llamacpp is 3.1× faster than torch (3.0–3.2)`` or ``no difference seen between …``."""
+    """``llamacpp is 3.1× as fast as torch (95 %: 3.0–3.2)`` or ``no difference seen between …``."""
     common_prefix: int | None = None
     """Greedy tokens equal from the start, where both hold the same weights."""
     agreement: float | None = None

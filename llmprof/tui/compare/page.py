@@ -123,7 +123,7 @@ def chosen_fall(
 def verdict(
     snapshot: Snapshot, a: Lane, b: Lane, fall: Waterfall | Unavailable, one_step: bool = False
 ) -> str:
-    """``b is 1.64× faster than a (1.52–1.72); a takes 4.06 ms more a step than b: 4.12 ms idle``.
+    """``b is 1.64× as fast as a (95 %: 1.52–1.72); a takes 4.06 ms more a step than b: …``.
     The whole run's ratio is left out over the numbers of one step."""
     names = {clean(a.engine.label), clean(b.engine.label)}
     pair: PairView | None = next(

@@ -34,13 +34,13 @@ def test_pairs_cancel_drift_that_both_engines_share() -> None:
     assert isinstance(pair.tok_s_ratio.low, float)
     assert isinstance(pair.tok_s_ratio.high, float)
     assert pair.tok_s_ratio.high - pair.tok_s_ratio.low < 0.03
-    assert pair.verdict.startswith("llamacpp is 3.00× faster than torch (")
+    assert pair.verdict.startswith("llamacpp is 3.00× as fast as torch (95 %: ")
 
 
 def test_the_faster_engine_is_the_subject() -> None:
     (pair,) = compare_to_first(two_engines(0.5))
     assert pair.tok_s_ratio.value == pytest.approx(0.5, rel=2e-3)
-    assert pair.verdict.startswith("torch is 2.00× faster than llamacpp (")
+    assert pair.verdict.startswith("torch is 2.00× as fast as llamacpp (95 %: ")
 
 
 def test_a_difference_below_the_floor_is_none() -> None:
@@ -51,7 +51,7 @@ def test_a_difference_below_the_floor_is_none() -> None:
     assert isinstance(pair.tok_s_ratio.high, float)
     assert pair.tok_s_ratio.high < 1
     assert not pair.difference_seen
-    assert pair.verdict == "torch and torch#2 are the same within 1.4 % (0.997–0.997)"
+    assert pair.verdict == "torch and torch#2 are the same within 1.4 % (95 %: 0.997–0.997)"
     assert (pair.outcome, pair.allowance) == ("same", pytest.approx(0.01))
 
 
@@ -62,7 +62,7 @@ def test_noise_around_one_is_no_difference() -> None:
     (pair,) = compare_to_first(run_data([engine(0, "a"), engine(1, "b")], rounds))
     assert not pair.difference_seen
     assert pair.outcome == "inconclusive"
-    assert pair.verdict.startswith("inconclusive: b / a is 1.00× (0.9")
+    assert pair.verdict.startswith("inconclusive: b / a is 1.00× (95 %: 0.9")
     assert pair.verdict.endswith(" more would tell")
     assert isinstance(pair.needed_s, float) and pair.needed_s > 0
 

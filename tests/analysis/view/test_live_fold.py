@@ -158,7 +158,7 @@ def test_live_and_replay_end_in_the_same_frame() -> None:
     replay = RunDataSource(two_engines()).snapshot()
     hidden = {"elapsed_s": 0.0, "gpus": (), "file": "", "log": ()}
     assert replace(live, **hidden) == replace(replay, **hidden)
-    assert live.pairs[0].verdict.startswith("llamacpp is 3.00× faster than torch (")
+    assert live.pairs[0].verdict.startswith("llamacpp is 3.00× as fast as torch (95 %: ")
     assert {e.phase for e in live.engines} == {"done"}
 
 
