@@ -65,7 +65,7 @@ async def test_an_opened_run_lands_on_what_matters_and_enter_leads_to_it() -> No
         main = await settled(pilot)
         text = shown(main)
         assert main.view.page == "findings"
-        for line in ("1.68× faster", "where a step goes", "launch-bound", "4.11 ms/token"):
+        for line in ("1.68× as fast", "where a step goes", "launch-bound", "4.11 ms/token"):
             assert line in text
         await pilot.press("enter")
         assert main.view.page == "timeline"
@@ -98,7 +98,7 @@ async def test_without_a_trace_there_is_the_verdict_and_why() -> None:
     over = replace(source().snapshot(), state="finished")
     async with LlmprofApp(FixedSource(over, live=False)).run_test(size=(80, 24)) as pilot:
         main = await settled(pilot)
-        assert "1.68× faster" in shown(main)
+        assert "1.68× as fast" in shown(main)
         await pilot.press("enter")
         assert main.view.page == "findings"
 
