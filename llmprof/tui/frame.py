@@ -6,7 +6,6 @@ import math
 from typing import Final
 
 from llmprof.analysis.view.snapshot import Snapshot
-from llmprof.analysis.view.traced import RunTrace
 from llmprof.tui.compare import page as compare_page
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, row, rule, spread
 from llmprof.tui.drawing.glyphs import Glyphs
@@ -61,8 +60,8 @@ def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     tabs: list[Span] = []
     for name in PAGES:
         on = name == view.page
-        if name == "ranks" and not on and not _has_ranks(view):
-            continue  # one process alone: the page's key works, its tab would say nothing
+        if name not in view.pages and not on:
+            continue
         if width < _TABS_FROM and not on:
             # The key in place of the name: the workload's numbers need the room.
             tabs.append(Span(f" {PAGE_KEYS[name]} ", "dim"))
@@ -79,10 +78,6 @@ def _what(snapshot: Snapshot) -> list[Span]:
     if not snapshot.what:
         return [Span(clean(snapshot.workload), "dim")]
     return [Span(clean(snapshot.what)), Span(f" · {clean(snapshot.workload)}", "dim")]
-
-
-def _has_ranks(view: View) -> bool:
-    return isinstance(view.trace, RunTrace) and bool(view.trace.ranks or view.trace.no_ranks)
 
 
 def _reading(reading: Reading, glyphs: Glyphs) -> list[Span]:

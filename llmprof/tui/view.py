@@ -98,6 +98,20 @@ class View:
     """Whose stacks the host page shows: all steps', the selected step's, those in idle gaps."""
 
     @property
+    def pages(self) -> tuple[Page, ...]:
+        """In the header and in turn: without ``ranks`` where one process computes alone. Its key
+        works all the same."""
+        trace = self.trace
+        ranks = isinstance(trace, RunTrace) and bool(trace.ranks or trace.no_ranks)
+        return PAGES if ranks else tuple(page for page in PAGES if page != "ranks")
+
+    @property
+    def next_page(self) -> Page:
+        pages = self.pages
+        after = pages.index(self.page) + 1 if self.page in pages else 0
+        return pages[after % len(pages)]
+
+    @property
     def step(self) -> int:
         """The traced decode step that is selected on the timeline, else the first."""
         chosen = self.timeline.selected

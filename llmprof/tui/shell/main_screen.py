@@ -198,8 +198,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
         self.set_view(replace(self.view, focus=focus, timeline=timeline))
 
     def action_page(self, page: str = "") -> None:
-        turn = PAGES[(PAGES.index(self.view.page) + 1) % len(PAGES)]
-        chosen = next((name for name in PAGES if name == page), turn)
+        chosen = next((name for name in PAGES if name == page), self.view.next_page)
         self.set_view(replace(self.view, page=chosen))
 
     @work(thread=True, exclusive=True, group="trace")
