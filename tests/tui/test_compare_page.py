@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -104,7 +105,7 @@ async def test_two_files_stand_side_by_side(tmp_path: Path) -> None:
             runs.append(reader.run_data())
     async with LlmprofApp(SeveralRuns(runs)).run_test(size=(120, 60)) as pilot:
         screen = await settled(pilot)
-        assert "no difference seen" in shown(screen)
+        assert re.search("the same within|inconclusive", shown(screen))
         labels = [e.label for e in screen.snapshot.engines]
         assert labels == [f"{e} ({f})" for f in ("h100_graph", "second")
                           for e in ("torch", "torch:cuda_graph=1")]  # fmt: skip
