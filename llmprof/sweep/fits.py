@@ -19,7 +19,7 @@ LEAST = 3
 KNEE_LOSS = 0.2
 """The knee is the last batch at which a sequence has lost no more than this of its rate."""
 EXPLAINS = 0.5
-"""R² below which a line of time over bytes is no bandwidth."""
+"""R² below which a line says nothing about bytes or bandwidth."""
 
 
 @dataclass(frozen=True)
@@ -106,11 +106,14 @@ def context_fit(curve: Curve) -> ContextFit | Unavailable:
     model = places[0].value("kv_bytes_per_token")
     weights = places[0].value("weight_bytes_per_step")
     said: Maybe = Unavailable("the engine does not say its KV bytes") if model is None else model
+    flat = Unavailable("the step is not seen to grow with the context")
+    if line.b <= 0 or line.r2 < EXPLAINS:
+        return ContextFit(line, flat, said, _measured(curve, batch), flat)
     fitted: Maybe = Unavailable("the engine does not say the bytes of its weights")
     if weights and line.a > 0:
         fitted = line.b / line.a * weights / batch
-    speed: Maybe = Unavailable("no KV bytes, or no slope")
-    if model and line.b > 0:
+    speed: Maybe = Unavailable("the engine does not say its KV bytes")
+    if model:
         speed = model * batch / (line.b / 1e3) / 1e9
     return ContextFit(line, fitted, said, _measured(curve, batch), speed)
 
@@ -210,6 +213,8 @@ def _context_words(fit: ContextFit | Unavailable) -> str:
         f"step = {line.a:.3g} ms + {line.b * 1e6:.3g}{bounds} ns × positions, R² {line.r2:.3f},"
         f" worst residual {line.worst:.2g} ms"
     )
+    if line.b <= 0 or line.r2 < EXPLAINS:
+        return f"{text}: the step is not seen to grow with the context"
     if not isinstance(fit.model_bytes_per_position, Unavailable):
         text += f"; KV bytes a token: model {fit.model_bytes_per_position:,.0f}"
         for word, value in (

@@ -95,6 +95,22 @@ def test_too_few_places_get_no_line() -> None:
     assert "needs 3 places" in fit_words(found, "context")[0]
 
 
+def test_noise_is_not_read_as_bytes() -> None:
+    points = grid(batches="1", engines=1).points()
+    noise = (174.3, 232.0, 170.3, 171.0)
+    rows = [
+        {**row(p, "e0"), "step_ms": ms, "fields": dict(p.fields)}
+        for p, ms in zip(points, noise, strict=True)
+    ]
+    found = curves(rows, ("context",), "context")
+    fit = context_fit(found[0])
+    assert not isinstance(fit, Unavailable)
+    assert isinstance(fit.fitted_bytes_per_position, Unavailable)
+    words = fit_words(found, "context")
+    assert "not seen to grow with the context" in words[0] and "KV bytes" not in words[0]
+    assert "do not explain the step" in words[1]
+
+
 def test_an_axis_that_does_not_vary_is_refused() -> None:
     assert chosen_axis(("batch", "context"), "") == "context"
     with pytest.raises(UsageError, match="axes: batch"):
