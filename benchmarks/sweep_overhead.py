@@ -2,7 +2,7 @@
 
     python benchmarks/sweep_overhead.py [--points 10000] [--few 8] [--ray]
 
-* scheduling: points whose llmprof ends at once (an engine that nobody has), here and, with
+* scheduling: points whose llmprof ends at once (a model that nobody has), here and, with
   ``--ray``, on a Ray cluster of this host; time a point less the time of the same command alone.
 * report and page: a store of made points; ``llmprof sweep report --to html`` from start to end, and
   ``llmprof sweep view`` in a pseudo-terminal until its first frame and until its curves are there.
@@ -31,7 +31,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
 BUDGETS = {"local": 0.2, "ray": 1.0, "report": 5.0, "paint": 1.0}
-FAILS = ["--engine", "nobodys-engine"]
+FAILS = ["--engine", "torch", "--model", "no-such-model"]
 
 
 def alone(count: int) -> float:
@@ -58,7 +58,7 @@ def scheduled(count: int, ray: bool) -> float:
     from llmprof.sweep.run import sweep
     from llmprof.sweep.store import Store
 
-    grid = make([FAILS[1]], {"context": list(range(8, 8 + count + 1))})
+    grid = make([FAILS[1]], {"model": FAILS[3], "context": list(range(8, 8 + count + 1))})
     ends: list[float] = []
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", grid)
