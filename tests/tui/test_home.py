@@ -22,7 +22,7 @@ from llmprof.tui.home.screen import HomeApp, State, Wish, page
 FIXTURE = Path(__file__).parents[1] / "fixtures" / "h100_graph.sqlite"
 RUNS = (
     Recent(Path("/runs/a.sqlite"), 90.0, "llama2-7b · 16 bits · H100", ("torch", "mlc"),
-           "mlc is 2.00× faster than torch (1.90–2.10)"),
+           "mlc is 2.00× as fast as torch (1.90–2.10)"),
     Recent(Path("/runs/b\x1b[2J.sqlite"), 0.0, "", (), "is no SQLite file \x1b]0;x", False),
     Recent(Path("/runs/c.sqlite"), 7200.0, "tiny", ("torch",), "55.0 tok/s"),
 )  # fmt: skip
@@ -103,7 +103,7 @@ def test_runs_of_a_folder_newest_first_and_what_is_none_says_why(tmp_path: Path)
     assert not found["bad.sqlite"].readable
     assert "no SQLite file" in found["bad.sqlite"].verdict
     assert found["new.sqlite"].engines == ("torch", "torch:cuda_graph=1")
-    assert "1.68× faster" in found["new.sqlite"].verdict
+    assert "1.68× as fast" in found["new.sqlite"].verdict
     assert found["new.sqlite"].what == "llama2-7b · random fp16 · H100 80GB"
     assert len(run_files([tmp_path], 1)) == 1
 
@@ -132,7 +132,7 @@ def test_open_without_a_file_lists_runs_where_there_is_no_terminal(tmp_path: Pat
         path, _, engines, verdict = done.stdout.strip().split("\t")
         assert path == str((folder / "run.sqlite").resolve())
         assert engines == "torch vs torch:cuda_graph=1"
-        assert "faster" in verdict
+        assert "as fast" in verdict
 
 
 def test_a_wish_runs_the_command_that_one_would_type(monkeypatch) -> None:

@@ -334,10 +334,12 @@ async def test_keys_change_page_focus_zoom_and_scale() -> None:
     app = LlmprofApp(FixedSource(data.LIVE))
     async with app.run_test(size=(120, 40)) as pilot:
         pages = []
-        for _ in PAGES:
+        # No ranks in this run: that page is not in turn.
+        turn = [page for page in PAGES if page != "ranks"]
+        for _ in turn:
             pages.append(app.main.view.page)
             await pilot.press("t")
-        assert pages == list(PAGES) and app.main.view.page == "steps"
+        assert pages == turn and app.main.view.page == "steps"
         await pilot.press("tab")
         assert app.main.view.focused(data.LIVE) == 1
         await pilot.press("left", "left", "right", "enter")

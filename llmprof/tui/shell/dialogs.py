@@ -51,8 +51,7 @@ _PAGES: Final[Mapping[str, Sequence[tuple[tuple[str, ...], str]]]] = {
         (("copy",), "copy the page"),
     ),
     "compare": (
-        (("sort", "search"), "order of kernels; filter by name"),
-        (("purpose",), "by purpose (qkv, o, down, …) with GB/s, or by kernel"),
+        (("sort", "search", "purpose"), "order; filter; by purpose (qkv, o, …)"),
         (("basis",), "timing pass, as traced, or the selected step"),
         (("engine", "baseline"), "engine compared; it becomes the baseline"),
     ),

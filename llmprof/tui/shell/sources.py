@@ -46,6 +46,13 @@ SOURCES: Final[Mapping[str, Sequence[tuple[str, str]]]] = {
         ("interval", "95 %, of the fit"),
         ("of ceiling", "over what a copy reached on this GPU before the run"),
     ),
+    "ranks": (
+        ("wait", f"{_TRACED}: own start of a collective to the last rank's start"),
+        ("transfer", "the last rank's start to the own end"),
+        ("late", "how long all others waited for this rank alone; medians"),
+        ("clocks", "bound: no rank ends a collective before all have started it"),
+        ("GB/s", "bytes of the model's shape / transfer, as nccl-tests has it"),
+    ),
     "findings": (
         ("ms a step", "timing pass at the traced positions; else as traced"),
         ("parts", f"{_TRACED}: mean step; idle = untraced step − kernels"),
