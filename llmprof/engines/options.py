@@ -14,7 +14,7 @@ class Options:
     """Typed reads of string options; ``done()`` refuses what nobody asked for."""
 
     def __init__(self, engine: str, values: Mapping[str, str]) -> None:
-        self._engine = engine
+        self.engine = engine
         self._values = dict(values)
         self._known: set[str] = {"model", "label"}
 
@@ -22,13 +22,13 @@ class Options:
         self._known.add(key)
         value = self._values.get(key, default)
         if choices is not None and value not in choices:
-            raise UsageError(f"{self._engine}:{key}={value}: choose from {', '.join(choices)}")
+            raise UsageError(f"{self.engine}:{key}={value}: choose from {', '.join(choices)}")
         return value
 
     def flag(self, key: str, default: bool) -> bool:
         value = self.text(key, "1" if default else "0").lower()
         if value not in _TRUE + _FALSE:
-            raise UsageError(f"{self._engine}:{key}={value}: expected 1 or 0")
+            raise UsageError(f"{self.engine}:{key}={value}: expected 1 or 0")
         return value in _TRUE
 
     def integer(self, key: str, default: int | None, minimum: int = 0) -> int | None:
@@ -41,7 +41,7 @@ class Options:
             value = minimum - 1
         if value < minimum:
             raise UsageError(
-                f"{self._engine}:{key}={self._values[key]}: expected an integer ≥ {minimum}"
+                f"{self.engine}:{key}={self._values[key]}: expected an integer ≥ {minimum}"
             )
         return value
 
@@ -55,4 +55,4 @@ class Options:
                     if near
                     else f"known: {', '.join(sorted(self._known))}"
                 )
-                raise UsageError(f"{self._engine}: unknown option {key!r}; {hint}")
+                raise UsageError(f"{self.engine}: unknown option {key!r}; {hint}")

@@ -93,6 +93,22 @@ def test_compiled_drives_give_the_same_tokens(folder: Path, drive: str, mode: st
     assert engine.describe().cuda_graph is (mode == "reduce-overhead")
 
 
+def test_threads_are_those_of_the_machine_unless_the_user_says(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = torch.get_num_threads()
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setattr("llmprof.engines.pytorch.devices.default_threads", lambda: 3)
+    try:
+        assert load(folder).describe().threads == 3
+        assert load(folder, threads="2").describe().threads == 2
+        monkeypatch.setenv("OMP_NUM_THREADS", "5")
+        torch.set_num_threads(1)
+        assert load(folder).describe().threads == 1  # what torch took from the environment
+    finally:
+        torch.set_num_threads(before)
+
+
 def test_it_fills_the_protocols(folder: Path) -> None:
     engine = load(folder)
     assert isinstance(engine, Engine) and isinstance(engine, OpTracedEngine)

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import re
 from dataclasses import dataclass
 from typing import Any
 
 from llmprof.engines.options import Options
+from llmprof.engines.pytorch.devices import DTYPES, device_of, dtype_of, threads_of
 from llmprof.errors import UsageError
-from llmprof.machine import default_threads
 from llmprof.models.presets import LlamaConfig
-
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 
 
 @dataclass(frozen=True)
@@ -53,39 +49,25 @@ def choose(options: dict[str, str], torch: Any, rank: int = 0) -> Choices:
         UsageError: unknown option, bad value, no such device.
     """
     given = Options("torch", options)
-    has_cuda = torch.cuda.is_available()
-    name = given.text("device", "cuda" if has_cuda else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
-        raise UsageError(f"torch:device={name}: expected cpu, cuda or cuda:N")
-    on_cuda = name != "cpu"
-    if on_cuda and not has_cuda:
-        raise UsageError(f"torch:device={name}: torch {torch.__version__} sees no CUDA GPU")
+    device = device_of(given, torch, rank)
+    on_cuda = device.type == "cuda"
     world = given.integer("tp", 1, 1) or 1
+    name = options.get("device", "cuda")
     if world > 1 and name not in ("cpu", "cuda"):
         raise UsageError(f"torch:tp={world} takes GPU 0 to {world - 1}: leave device={name} out")
     if on_cuda and world > torch.cuda.device_count():
         raise UsageError(
             f"torch:tp={world}: this machine shows {torch.cuda.device_count()} CUDA GPUs"
         )
-    device = torch.device(f"cuda:{rank}" if name == "cuda" else name)
-    if on_cuda and device.index >= torch.cuda.device_count():
-        raise UsageError(f"torch:device={name}: there are {torch.cuda.device_count()} CUDA GPUs")
-    dtype = given.text("dtype", "fp16" if on_cuda else "fp32", tuple(_DTYPES))
+    dtype = dtype_of(given, device)
     cuda_graph = given.flag("cuda_graph", False)
     if cuda_graph and not on_cuda:
         raise UsageError("torch:cuda_graph=1 needs device=cuda")
-    threads = given.integer("threads", None, 1)
+    threads = threads_of(given, device)
     synchronous = given.flag("sync", True)
     given.done()
     if on_cuda:
         # Streams, graphs and the memory pool are those of the current device.
         torch.cuda.set_device(device)
-    torch_dtype = getattr(torch, _DTYPES[dtype])
+    torch_dtype = getattr(torch, DTYPES[dtype])
     return Choices(device, dtype, torch_dtype, cuda_graph, threads, synchronous, world)
-
-
-def thread_count(chosen: Choices) -> int | None:
-    """The user's, or ``machine.default_threads``; ``None`` where the user's environment says."""
-    if chosen.threads is not None or os.environ.get("OMP_NUM_THREADS"):
-        return chosen.threads
-    return default_threads() if chosen.device.type == "cpu" else None

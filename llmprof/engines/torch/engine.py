@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from llmprof.distribution import how_to_install
 from llmprof.engines.base import LoadRequest, Progress, rank_spool
 from llmprof.engines.prompts import check_prompt
-from llmprof.engines.torch.choices import Choices, choose, thread_count
+from llmprof.engines.torch.choices import Choices, choose
 from llmprof.errors import LlmprofError, MissingPackage, UsageError
 from llmprof.models.gguf.reader import GgufWeights
 from llmprof.models.huggingface.reader import SafetensorsWeights
@@ -214,7 +214,7 @@ class TorchEngine:
         torch = self._torch = _torch()
         ref, source, config = _config(request, chosen)
         held = config if shard is None else shard.config(config)
-        if (threads := thread_count(chosen)) is not None:
+        if (threads := chosen.threads) is not None:
             torch.set_num_threads(max(1, threads // chosen.world))
         need = needed_bytes(held, chosen.torch_dtype.itemsize, request.batch, request.max_positions)
         check_fits("torch", need, chosen.device)

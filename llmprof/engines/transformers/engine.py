@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -11,6 +10,7 @@ from llmprof.engines.base import LoadRequest, Progress
 from llmprof.engines.driven import ClosedByDrive
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
+from llmprof.engines.pytorch.devices import DTYPES, device_of, dtype_of, threads_of
 from llmprof.engines.transformers import sizes
 from llmprof.engines.transformers.drives import ForwardDrive, GenerateDrive
 from llmprof.engines.transformers.loading import Asked, Loaded, import_transformers, load_module
@@ -18,7 +18,6 @@ from llmprof.errors import MissingPackage, UsageError
 from llmprof.models.locate import resolve
 from llmprof.records import EngineInfo, Unavailable
 
-_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
 _ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
 _COMPILE = ("none", "default", "reduce-overhead")
 
@@ -26,7 +25,7 @@ _COMPILE = ("none", "default", "reduce-overhead")
 class TransformersEngine(ClosedByDrive):
     """Options: ``drive=generate|forward``, ``cache=dynamic|static``,
     ``compile=none|default|reduce-overhead``, ``attention=sdpa|flash|eager``,
-    ``device=cpu|cuda|cuda:N``, ``dtype=fp32|bf16|fp16``, ``threads=N``.
+    ``device=cpu|cuda|cuda:N``, ``dtype=fp32|bf16|fp16``, ``threads=N``, as for the torch engine.
 
     ``generate`` is the package's own loop, ``forward`` a bare one around the model. Compiling wants
     ``cache=static``, whose tensors stay where they are.
@@ -113,25 +112,16 @@ class TransformersEngine(ClosedByDrive):
 
 def _choose(request: LoadRequest, torch: Any) -> tuple[Asked, int | None]:
     given = Options("transformers", request.options)
-    has_cuda = torch.cuda.is_available()
-    name = given.text("device", "cuda" if has_cuda else "cpu")
-    if not re.fullmatch(r"cpu|cuda(:\d{1,3})?", name):
-        raise UsageError(f"transformers:device={name}: expected cpu, cuda or cuda:N")
-    on_cuda = name != "cpu"
-    if on_cuda and not has_cuda:
-        raise UsageError(f"transformers:device={name}: torch {torch.__version__} sees no CUDA GPU")
-    device = torch.device("cuda:0" if name == "cuda" else name)
-    if on_cuda and device.index >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
-        raise UsageError(f"transformers:device={name}: there are {count} CUDA GPUs")
-    dtype = given.text("dtype", "fp16" if on_cuda else "fp32", tuple(_DTYPES))
+    device = device_of(given, torch)
+    on_cuda = device.type == "cuda"
+    dtype = dtype_of(given, device)
     drive = given.text("drive", "generate", ("generate", "forward"))
     compiled = given.text("compile", "none", _COMPILE)
     cache = given.text(
         "cache", "dynamic" if compiled == "none" else "static", ("dynamic", "static")
     )
     attention = given.text("attention", "sdpa", tuple(_ATTENTION))
-    threads = given.integer("threads", None, 1)
+    threads = threads_of(given, device)
     given.done()
     if compiled != "none" and cache == "dynamic":
         raise UsageError(
@@ -145,7 +135,7 @@ def _choose(request: LoadRequest, torch: Any) -> tuple[Asked, int | None]:
         raise UsageError("transformers:compile=reduce-overhead needs device=cuda (CUDA graphs)")
     if on_cuda:
         torch.cuda.set_device(device)
-    chosen = Asked(device, _DTYPES[dtype], drive, cache, compiled, _ATTENTION[attention])
+    chosen = Asked(device, DTYPES[dtype], drive, cache, compiled, _ATTENTION[attention])
     return chosen, threads
 
 
@@ -253,7 +243,7 @@ def _describe(
         context_limit=limit,
         vocab_size=int(config.vocab_size),
         device=str(asked.device),
-        dtype=next((k for k, v in _DTYPES.items() if v == asked.dtype), asked.dtype),
+        dtype=next((k for k, v in DTYPES.items() if v == asked.dtype), asked.dtype),
         drive=asked.drive,
         cuda_graph=asked.compile == "reduce-overhead" if on_cuda else None,
         warmup_min_steps=16 if asked.compile != "none" else 8 if on_cuda else 2,

@@ -35,6 +35,8 @@ class VllmEngine(ClosedByDrive):
     def __init__(self) -> None:
         super().__init__()
         self._folder: ModelFolder | None = None
+        self.llm: Any = None
+        """The loaded ``LLMEngine``; ``None`` before ``load`` and after ``close``."""
 
     def load(self, request: LoadRequest, progress: Progress) -> None:
         asked = _choose(request)
@@ -50,7 +52,7 @@ class VllmEngine(ClosedByDrive):
         self._folder = folder = ModelFolder(ref)
         _check_context(ref, folder, request)
         progress("starting vLLM", None)
-        engine = open_engine(vllm, folder, asked, request, torch.cuda.mem_get_info())
+        self.llm = engine = open_engine(vllm, folder, asked, request, torch.cuda.mem_get_info())
 
         def params(tokens: int) -> Any:
             return vllm.SamplingParams(
@@ -81,6 +83,7 @@ class VllmEngine(ClosedByDrive):
 
     def close(self) -> None:
         super().close()
+        self.llm = None
         if self._folder is not None:
             self._folder.close()
 
