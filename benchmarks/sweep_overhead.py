@@ -52,9 +52,9 @@ def alone(count: int) -> float:
 
 def scheduled(count: int, ray: bool) -> float:
     """Median time from one such point to the next, s."""
-    from llmprof.sweep.cluster import connect
+    from llmprof.sweep.executors.cluster import connect
+    from llmprof.sweep.executors.local import LocalExecutor
     from llmprof.sweep.grid import make
-    from llmprof.sweep.local import LocalExecutor
     from llmprof.sweep.run import sweep
     from llmprof.sweep.store import Store
 

@@ -95,7 +95,7 @@ class _Stopper:
 
 
 def _executor(arguments: argparse.Namespace, grid: Grid) -> Executor:
-    from llmprof.sweep.local import LocalExecutor, gpu_slots
+    from llmprof.sweep.executors.local import LocalExecutor, gpu_slots
 
     where = arguments.on
     for option, value in (
@@ -109,7 +109,7 @@ def _executor(arguments: argparse.Namespace, grid: Grid) -> Executor:
     if where == "gpus":
         return LocalExecutor(*gpu_slots())
     if where == "ray" or where.startswith("ray:"):
-        from llmprof.sweep.cluster import connect
+        from llmprof.sweep.executors.cluster import connect
 
         address = "auto" if where == "ray" else where.removeprefix("ray:")
         if address.startswith("//"):

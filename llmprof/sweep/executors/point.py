@@ -61,7 +61,7 @@ def run_point(
         variables: what to change in its environment; ``None``: to be unset.
     """
     command = [
-        sys.executable, str(BOOT), "0", "1", "llmprof.sweep.child",
+        sys.executable, str(BOOT), "0", "1", "llmprof.sweep.executors.child",
         "--json", "-o", str(run_file), *arguments,
     ]  # fmt: skip
     begin = time.monotonic()

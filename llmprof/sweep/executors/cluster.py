@@ -14,8 +14,8 @@ from llmprof.config import load_config, parse_engine
 from llmprof.distribution import how_to_install
 from llmprof.errors import LlmprofError, MissingPackage, UsageError
 from llmprof.plaintext import one_line
+from llmprof.sweep.executors.node import CHUNK_BYTES, NodeWorker, code_digest, probe
 from llmprof.sweep.grid import Grid, Point
-from llmprof.sweep.node import CHUNK_BYTES, NodeWorker, code_digest, probe
 from llmprof.sweep.store import Ended, Store
 
 POLL_S = 0.1

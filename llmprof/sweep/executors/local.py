@@ -15,8 +15,8 @@ from llmprof.errors import LlmprofError, UsageError
 from llmprof.newfiles import alone
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
+from llmprof.sweep.executors.point import run_point
 from llmprof.sweep.grid import Point
-from llmprof.sweep.point import run_point
 from llmprof.sweep.rows import rows_of
 from llmprof.sweep.store import Ended, Store
 

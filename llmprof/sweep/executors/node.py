@@ -17,7 +17,7 @@ from typing import Any
 
 from llmprof import __version__
 from llmprof.plaintext import one_line
-from llmprof.sweep.point import run_point
+from llmprof.sweep.executors.point import run_point
 from llmprof.sweep.rows import rows_of
 
 CHUNK_BYTES = 16 << 20
