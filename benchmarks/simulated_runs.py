@@ -1,6 +1,6 @@
 """Runs on simulated time: the session's own timing pass over engines that decode by a table.
 
-What decides (``session.timing_pass``, ``analysis.timing``) is the product's; simulated are the
+What decides (``session.passes.timing``, ``analysis.timing``) is the product's; simulated are the
 clock, the workers and their steps. A step is drawn from the recorded quantiles by a chain whose
 neighbours are as alike as the recorded ones (Gaussian copula of an AR(1)); rounds have the recorded
 spread of their medians besides; the machine's state (a hog that comes and goes) is a function of
@@ -22,8 +22,8 @@ from llmprof.analysis.timing.compare import Comparison, compare_to_first
 from llmprof.errors import EngineFailure
 from llmprof.goal import Goal
 from llmprof.records import EngineInfo, EngineRecord, RoundRecord, RunData, RunInfo
-from llmprof.session.clock import RunClock
-from llmprof.session.timing_pass import TimingPass
+from llmprof.session.passes.clock import RunClock
+from llmprof.session.passes.timing import TimingPass
 from llmprof.workload import Workload
 
 TABLES: dict[str, dict[str, Any]] = json.loads(

@@ -28,13 +28,13 @@ from llmprof.records import (
 )
 from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.session.client import Cancelled
-from llmprof.session.clock import RunClock
 from llmprof.session.engine_run import EngineRun
 from llmprof.session.events import SessionObserver
+from llmprof.session.passes.clock import RunClock
+from llmprof.session.passes.sampled import Length, sampled_length
+from llmprof.session.passes.timing import TimingPass
 from llmprof.session.plan import Plan
 from llmprof.session.recorder import Recorder
-from llmprof.session.sampled_rounds import Length, sampled_length
-from llmprof.session.timing_pass import TimingPass
 from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
 from llmprof.tracers.nvml.tracer import NvmlTracer
 from llmprof.tracers.pm.tracer import PmTracer

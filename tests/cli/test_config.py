@@ -9,7 +9,7 @@ import pytest
 
 from llmprof.config import Config, EngineSpec, labels, load_config, parse_engine
 from llmprof.errors import UsageError
-from llmprof.session.schedule import Turns
+from llmprof.session.passes.schedule import Turns
 from llmprof.workload import Workload, read_ids, seeded_ids
 
 

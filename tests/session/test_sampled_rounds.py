@@ -8,7 +8,7 @@ import pytest
 
 from llmprof.cli.parser import parse
 from llmprof.records import RoundRecord
-from llmprof.session.sampled_rounds import DECODE_S, MOST_S, STEPS, sampled_length
+from llmprof.session.passes.sampled import DECODE_S, MOST_S, STEPS, sampled_length
 
 
 def traced(step_ns: int, steps: int = 32, prefill_ns: int = 50_000_000) -> RoundRecord:

@@ -15,6 +15,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import llmprof
 from llmprof import __version__
 from llmprof.plaintext import one_line
 from llmprof.sweep.executors.point import run_point
@@ -27,7 +28,7 @@ CHUNK_BYTES = 16 << 20
 @lru_cache(maxsize=1)
 def code_digest() -> str:
     """Of the sources of this llmprof: equal versions of a checkout need not be equal code."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(llmprof.__file__).resolve().parent
     digest = hashlib.sha256()
     for path in sorted(root.rglob("*.py")):
         digest.update(str(path.relative_to(root)).encode() + b"\0" + path.read_bytes())

@@ -13,10 +13,10 @@ from llmprof.analysis.timing.sequential import interval_at
 from llmprof.errors import EngineFailure
 from llmprof.goal import EndedBy, Goal, fitting_length
 from llmprof.records import RoundRecord, Unavailable
-from llmprof.session.clock import ROUND, WARM_UP, RunClock
 from llmprof.session.engine_run import EngineRun
+from llmprof.session.passes.clock import ROUND, WARM_UP, RunClock
+from llmprof.session.passes.schedule import Turns
 from llmprof.session.recorder import Recorder
-from llmprof.session.schedule import Turns
 
 BATCHES = 36
 """Into the time of the timing pass: neighbours are disturbed alike, and a look wants a dozen."""
