@@ -29,10 +29,10 @@ NAMES = 30
 def one(kernels: int, samples: int, threads: bool) -> None:
     from contextlib import nullcontext
 
-    from llmprof.analysis.bandwidth import kernel_fit
-    from llmprof.analysis.bandwidth.design import Activity
-    from llmprof.analysis.bandwidth.grouping import split
-    from llmprof.analysis.bandwidth.kernel_fit import KernelFit, Samples, fit
+    from llmprof.analysis.bandwidth.fit import kernel_fit
+    from llmprof.analysis.bandwidth.fit.design import Activity
+    from llmprof.analysis.bandwidth.fit.grouping import split
+    from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, Samples, fit
 
     if threads:
         kernel_fit.one_thread = nullcontext

@@ -26,8 +26,8 @@ from test_setup import FACTS  # noqa: E402
 from textual.widgets import Input  # noqa: E402
 from tui_snapshots_data import LIVE, FixedSource  # noqa: E402
 
-from llmprof.analysis.view.live import RunDataSource  # noqa: E402
-from llmprof.analysis.view.snapshot import Snapshot  # noqa: E402
+from llmprof.analysis.view.frames.live import RunDataSource  # noqa: E402
+from llmprof.analysis.view.frames.snapshot import Snapshot  # noqa: E402
 from llmprof.cli.run.setup_command import _DEFAULTS  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
 from llmprof.tui.home.screen import HomeApp  # noqa: E402

@@ -211,7 +211,7 @@ def view(arguments: argparse.Namespace) -> int:
     store = Store.open(Path(arguments.folder), read=False)
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
         raise UsageError("llmprof sweep view needs a terminal; llmprof sweep report does not")
-    from llmprof.analysis.view.live import RunDataSource
+    from llmprof.analysis.view.frames.live import RunDataSource
     from llmprof.analysis.view.opening import open_run
     from llmprof.config import load_config
     from llmprof.tui import run_app, run_sweep_app

@@ -8,7 +8,7 @@ from typing import Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.device.kernel_names import demangle
+from llmprof.analysis.device.naming.kernel_names import demangle
 from llmprof.runfile.schema import global_pid, global_tid
 from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.cupti.decode import Records

@@ -114,7 +114,7 @@ class Recorder:
         """Fit the engine's sampled rounds once, so that whoever opens the file need not."""
         from llmprof.analysis.bandwidth.kept import VERSION, document
         from llmprof.analysis.bandwidth.kernels import kernel_bandwidth
-        from llmprof.analysis.device.categories import shipped_rules
+        from llmprof.analysis.device.naming.categories import shipped_rules
         from llmprof.runfile.reader import RunFileReader
 
         with RunFileReader(self._writer.path) as reader:

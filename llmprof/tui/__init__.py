@@ -13,7 +13,7 @@ from llmprof.step_records import (
 )
 
 if TYPE_CHECKING:
-    from llmprof.analysis.view.snapshot import SnapshotSource
+    from llmprof.analysis.view.frames.snapshot import SnapshotSource
     from llmprof.sweep.store import Store
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.tui.compare import page as compare_page
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, row, rule, spread
 from llmprof.tui.drawing.glyphs import Glyphs

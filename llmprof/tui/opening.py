@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from textual.message import Message
 
 from llmprof.analysis.findings.ranked import Findings, find
-from llmprof.analysis.view.snapshot import SnapshotSource
+from llmprof.analysis.view.frames.snapshot import SnapshotSource
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.errors import LlmprofError
 from llmprof.records import Unavailable

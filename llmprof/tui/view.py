@@ -8,7 +8,7 @@ from typing import Final, Literal, get_args
 from llmprof.analysis.findings.ranked import Findings
 from llmprof.analysis.timeline.axis import Align, RoundKey
 from llmprof.analysis.timeline.lod import Gap
-from llmprof.analysis.view.snapshot import EngineView, Snapshot
+from llmprof.analysis.view.frames.snapshot import EngineView, Snapshot
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.records import Unavailable
 from llmprof.tui.drawing.cells import Row, Span, clean, row, wrap

@@ -10,7 +10,7 @@ import jsonschema
 import pytest
 from capture_factory import MS, PID, Capture
 
-from llmprof.analysis.view.live import RunDataSource
+from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import build
 from llmprof.analysis.view.traced import RunTrace

@@ -12,7 +12,7 @@ import pytest
 from dram_factory import EVEN, NORM, READ_FIRST, SHORT, SPIN_FIRST, dram_run, strobe
 
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth
-from llmprof.analysis.view.live import RunDataSource
+from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.cli import main
 from llmprof.exports.json.schema import text as schema_text

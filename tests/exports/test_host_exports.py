@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from llmprof.analysis.view.live import RunDataSource
+from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.report import build
 from llmprof.analysis.view.traced import RunTrace, load_trace
 from llmprof.errors import UsageError

@@ -120,7 +120,7 @@ def child(library: str, spool: str, steps: int) -> None:
 
 def planted(folder: Path) -> None:
     from llmprof.analysis.bandwidth.kernels import KernelBandwidth, kernel_bandwidth
-    from llmprof.analysis.device.categories import shipped_rules
+    from llmprof.analysis.device.naming.categories import shipped_rules
     from llmprof.ingest.traced_round import TraceImport
     from llmprof.records import EngineInfo, EngineRecord, PmRound, RoundRecord, RunInfo, Unavailable
     from llmprof.runfile.reader import RunFileReader

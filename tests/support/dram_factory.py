@@ -11,8 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 from runfile_factory import T0, UTC, sample_engine, sample_info
 
-from llmprof.analysis.bandwidth.design import Activity
-from llmprof.analysis.bandwidth.kernel_fit import Samples
+from llmprof.analysis.bandwidth.fit.design import Activity
+from llmprof.analysis.bandwidth.fit.kernel_fit import Samples
 from llmprof.records import ClockReading, EngineRecord, GpuDevice, PmRound, RoundRecord
 from llmprof.runfile.schema import global_pid
 from llmprof.runfile.writing.writer import RunFileWriter

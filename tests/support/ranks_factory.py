@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from llmprof.analysis.device.categories import categorise
+from llmprof.analysis.device.naming.categories import categorise
 from llmprof.analysis.ranks.members import Member
 
 REDUCE = "ncclDevKernel_AllReduce_Sum_f16_RING_LL(ncclDevKernelArgsStorage<4096ul>)"

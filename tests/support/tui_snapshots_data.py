@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from llmprof.analysis.view.snapshot import EngineView, GpuView, PairView, Snapshot
+from llmprof.analysis.view.frames.snapshot import EngineView, GpuView, PairView, Snapshot
 from llmprof.records import GpuDevice, GpuSample, Unavailable
 
 H100 = GpuDevice(

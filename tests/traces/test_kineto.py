@@ -294,7 +294,7 @@ def test_operators_and_python_functions_are_exact_host_stacks(tmp_path: Path) ->
 
 
 def test_bfloat16_is_never_called_a_fixed_point_type() -> None:
-    from llmprof.analysis.device.kernel_names import demangle, short_name
+    from llmprof.analysis.device.naming.kernel_names import demangle, short_name
     from llmprof.traces.demangling import demangled
 
     name = "_ZN5aiter9rope_funcEDF16b"

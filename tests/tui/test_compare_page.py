@@ -11,8 +11,8 @@ import pytest
 from test_timeline_page import FIXTURE, app, settled, shown, source, typed
 from textual.widgets import Input, Static
 
-from llmprof.analysis.view.live import RunDataSource
-from llmprof.analysis.view.several import SeveralRuns
+from llmprof.analysis.view.frames.live import RunDataSource
+from llmprof.analysis.view.frames.several import SeveralRuns
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.runfile.nvtx import OpTotal
 from llmprof.runfile.reader import RunFileReader

@@ -23,7 +23,7 @@ from llmprof.analysis.host.causes import GapJudge
 from llmprof.analysis.host.stacks import HostTrace, StepSample
 from llmprof.analysis.timeline.host import HostLane, stretches
 from llmprof.analysis.timeline.lod import Gap
-from llmprof.analysis.view.several import SeveralRuns
+from llmprof.analysis.view.frames.several import SeveralRuns
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.records import HostFrame, Unavailable
 from llmprof.runfile.reader import RunFileReader

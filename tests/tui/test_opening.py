@@ -13,7 +13,7 @@ from test_timeline_page import settled, shown
 from textual.widgets import Input
 
 from llmprof.analysis.view import traced
-from llmprof.analysis.view.live import RunDataSource
+from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.runfile.trace import chunks

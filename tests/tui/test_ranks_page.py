@@ -9,7 +9,7 @@ import pytest
 import ranks_factory
 from ranks_run import run_of
 
-from llmprof.analysis.view.live import RunDataSource
+from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.tui.drawing.cells import text_of, width_of

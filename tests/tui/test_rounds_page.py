@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from test_timeline_page import app, settled, shown, source
 
-from llmprof.analysis.view.frame import build_snapshot
+from llmprof.analysis.view.frames.frame import build_snapshot
 from llmprof.analysis.view.report import build
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.records import Unavailable

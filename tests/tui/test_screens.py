@@ -13,7 +13,7 @@ import tui_snapshots_data as data
 from textual.pilot import Pilot
 from tui_snapshots_data import FixedSource
 
-from llmprof.analysis.view.snapshot import NOT_YET, GpuView, Snapshot
+from llmprof.analysis.view.frames.snapshot import NOT_YET, GpuView, Snapshot
 from llmprof.records import Unavailable
 from llmprof.tui.drawing.canvas import Canvas, strip
 from llmprof.tui.drawing.cells import (

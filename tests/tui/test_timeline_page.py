@@ -13,7 +13,7 @@ from textual.worker import WorkerFailed
 from tui_snapshots_data import FixedSource
 
 from llmprof.analysis.timeline.lod import LaneWork
-from llmprof.analysis.view.live import RunDataSource
+from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.runfile.reader import RunFileReader
 from llmprof.tui.drawing.canvas import strip

@@ -22,7 +22,7 @@ from llmprof.analysis.bandwidth.kernels import (
     kernel_category,
     with_categories,
 )
-from llmprof.analysis.device.categories import Rule
+from llmprof.analysis.device.naming.categories import Rule
 from llmprof.plaintext import one_line
 from llmprof.records import EngineRecord, RunData, Unavailable
 from llmprof.runfile.reader import RunFileReader

@@ -12,13 +12,13 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.bandwidth.design import Activity
-from llmprof.analysis.bandwidth.grouping import Grouping, split
-from llmprof.analysis.bandwidth.kernel_fit import KernelFit, Samples, fit
+from llmprof.analysis.bandwidth.fit.design import Activity
+from llmprof.analysis.bandwidth.fit.grouping import Grouping, split
+from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, Samples, fit
+from llmprof.analysis.bandwidth.fit.units import Unit
 from llmprof.analysis.bandwidth.roofline import copy_gb_s
-from llmprof.analysis.bandwidth.units import Unit
-from llmprof.analysis.device.categories import COPY, Rule, categorise
-from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.device.naming.categories import COPY, Rule, categorise
+from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.device.sweep import COPY_NAMES
 from llmprof.plaintext import one_line
 from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable

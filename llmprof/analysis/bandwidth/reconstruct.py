@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.bandwidth.design import MOST
+from llmprof.analysis.bandwidth.fit.design import MOST
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable

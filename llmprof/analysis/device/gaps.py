@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.device.sweep import Timeline, cut, sums
 from llmprof.records import Unavailable
 from llmprof.runfile.trace.rows import Ints

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.device.categories import OTHER
-from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.device.naming.categories import OTHER
+from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.device.sweep import Work, sums
 from llmprof.plaintext import one_line
 from llmprof.records import Maybe, Unavailable

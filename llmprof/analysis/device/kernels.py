@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmprof.analysis.device.attribution import Attribution, Check, Method
-from llmprof.analysis.device.categories import COPY, OTHER, WHOLE_GRAPH, Rule, categorise
 from llmprof.analysis.device.gaps import between_pieces
 from llmprof.analysis.device.kernel_sums import KernelSummary, summaries
+from llmprof.analysis.device.naming.categories import COPY, OTHER, WHOLE_GRAPH, Rule, categorise
 from llmprof.analysis.device.quality import Quality, check
 from llmprof.analysis.device.step_kinds import (
     Launched,

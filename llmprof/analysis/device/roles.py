@@ -23,8 +23,8 @@ from typing import Final
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.device.kernel_names import short_name
 from llmprof.analysis.device.kernels import TracedRound
+from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.device.sweep import Work
 from llmprof.records import Unavailable
 from llmprof.runfile.trace.rows import Ints

@@ -13,8 +13,8 @@ from typing import Literal
 
 import numpy as np
 
-from llmprof.analysis.device.categories import COMMUNICATION, IDLE, WHOLE_GRAPH
 from llmprof.analysis.device.kernels import TracedRound, category_ns
+from llmprof.analysis.device.naming.categories import COMMUNICATION, IDLE, WHOLE_GRAPH
 from llmprof.analysis.device.sweep import Spans, Timeline, covered_ns
 from llmprof.records import Maybe, Provenance, Unavailable
 

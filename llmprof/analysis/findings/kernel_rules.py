@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from llmprof.analysis.bandwidth.kernels import KernelDram
-from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.device.roles import PRODUCTS, WEIGHTS
 from llmprof.analysis.findings.subject import Finding, Subject
 from llmprof.analysis.view.roles import RoleRow, names_text

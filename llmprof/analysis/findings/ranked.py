@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from llmprof.analysis.bandwidth.roofline import bandwidth
-from llmprof.analysis.device.categories import IDLE
+from llmprof.analysis.device.naming.categories import IDLE
 from llmprof.analysis.findings.idle_rules import idle_findings
 from llmprof.analysis.findings.kernel_rules import kernel_findings
 from llmprof.analysis.findings.subject import Finding, Subject

@@ -9,7 +9,7 @@ from functools import cached_property
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.device.categories import COMMUNICATION, OTHER, Rule, categorise
+from llmprof.analysis.device.naming.categories import COMMUNICATION, OTHER, Rule, categorise
 from llmprof.analysis.device.sweep import Spans, Work, collect
 from llmprof.analysis.ranks.operations import Operation, operation
 from llmprof.runfile.trace.rows import ApiRows, Ints, TraceRows

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.steps.events import WHOLE_GRAPH, Events, Flags
 from llmprof.analysis.steps.levels import LEAST_REPEATS, Level
 from llmprof.analysis.steps.search import Cycles, Pass, search

@@ -14,8 +14,8 @@ from functools import lru_cache
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.device.categories import OTHER
-from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.device.naming.categories import OTHER
+from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.device.sweep import Work
 from llmprof.runfile.trace.rows import Ints
 

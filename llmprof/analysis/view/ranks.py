@@ -9,8 +9,8 @@ from typing import Protocol
 
 import numpy as np
 
-from llmprof.analysis.device.categories import Rule
 from llmprof.analysis.device.kernels import TracedRound
+from llmprof.analysis.device.naming.categories import Rule
 from llmprof.analysis.device.sweep import Spans
 from llmprof.analysis.ranks.matching import match
 from llmprof.analysis.ranks.members import Member, member

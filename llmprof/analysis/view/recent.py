@@ -9,7 +9,7 @@ from pathlib import Path
 
 from llmprof.analysis.timing.compare import compare_to_first
 from llmprof.analysis.timing.steps import engine_steps
-from llmprof.analysis.view.frame import what_ran
+from llmprof.analysis.view.frames.frame import what_ran
 from llmprof.errors import LlmprofError
 from llmprof.plaintext import one_line
 from llmprof.records import RunData, Unavailable

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram
-from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.device.roles import (
     UNKNOWN,
     WEIGHTS,

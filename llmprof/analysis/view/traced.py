@@ -15,7 +15,6 @@ from llmprof.analysis.bandwidth.kept import measured_bandwidth
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth
 from llmprof.analysis.bandwidth.sampled import SampledSteps, sampled_steps
 from llmprof.analysis.device.attribution import attribute
-from llmprof.analysis.device.categories import OTHER, Rule, categorise, load_rules
 from llmprof.analysis.device.gaps import GapReport, idle_gaps
 from llmprof.analysis.device.kernels import (
     KernelReport,
@@ -24,6 +23,7 @@ from llmprof.analysis.device.kernels import (
     others_ns,
     prepare,
 )
+from llmprof.analysis.device.naming.categories import OTHER, Rule, categorise, load_rules
 from llmprof.analysis.device.roles import RoleReport, roles_of
 from llmprof.analysis.device.sweep import Spans, merged_spans
 from llmprof.analysis.device.waterfall import (

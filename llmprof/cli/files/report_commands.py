@@ -11,9 +11,9 @@ from llmprof.errors import EXIT_OK, UsageError
 
 
 def open_file(arguments: argparse.Namespace) -> int:
-    from llmprof.analysis.view.live import RunDataSource
+    from llmprof.analysis.view.frames.live import RunDataSource
+    from llmprof.analysis.view.frames.several import SeveralRuns
     from llmprof.analysis.view.opening import open_run
-    from llmprof.analysis.view.several import SeveralRuns
     from llmprof.cli.files.opening import open_files
     from llmprof.cli.files.step_choice import step_choice
     from llmprof.config import load_config

@@ -53,7 +53,7 @@ class StderrProgress:
         self._goal(workload)
 
     def goal(self, half_width: float | None, wanted: float, left_s: float) -> None:
-        from llmprof.analysis.view.live import goal_words
+        from llmprof.analysis.view.frames.live import goal_words
 
         self._so_far = goal_words(half_width, wanted, left_s)
         self._left_s = left_s

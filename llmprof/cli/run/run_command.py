@@ -179,7 +179,7 @@ def _ended(file: Path, engines: list[EngineRecord], as_json: bool) -> int:
 
 
 def _in_tui(prepared: Any) -> int:
-    from llmprof.analysis.view.live import LiveFold
+    from llmprof.analysis.view.frames.live import LiveFold
     from llmprof.config import load_config
     from llmprof.session.run import Session
     from llmprof.tui import run_app

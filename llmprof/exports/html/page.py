@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.findings.ranked import find
 from llmprof.analysis.view.traced import EngineTrace
 from llmprof.exports.formats import Progress

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from textwrap import wrap
 
 from llmprof.analysis.bandwidth.pm_steps import CONTRADICTION
-from llmprof.analysis.device.categories import IDLE
 from llmprof.analysis.device.kernels import KernelReport
+from llmprof.analysis.device.naming.categories import IDLE
 from llmprof.analysis.device.waterfall import StepParts, Waterfall, verdict_words
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.exports.text import ranks_table, steps_table

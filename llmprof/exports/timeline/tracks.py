@@ -13,8 +13,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from llmprof.analysis.device.categories import categorise, load_rules
-from llmprof.analysis.device.kernel_names import short_name
+from llmprof.analysis.device.naming.categories import categorise, load_rules
+from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.device.sweep import COPY_NAMES
 from llmprof.plaintext import one_line
 from llmprof.records import RoundRecord, RunData

@@ -6,7 +6,7 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
-from llmprof.analysis.device.categories import OTHER
+from llmprof.analysis.device.naming.categories import OTHER
 from llmprof.plaintext import shortened
 from llmprof.sweep.curves import IDLE, METRICS, Curve, Place, curves
 from llmprof.sweep.fields import FIELDS, short

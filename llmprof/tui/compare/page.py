@@ -8,7 +8,7 @@ from typing import Final
 
 import numpy as np
 
-from llmprof.analysis.device.categories import IDLE
+from llmprof.analysis.device.naming.categories import IDLE
 from llmprof.analysis.device.waterfall import (
     StepParts,
     Waterfall,
@@ -18,7 +18,7 @@ from llmprof.analysis.device.waterfall import (
 )
 from llmprof.analysis.timeline.axis import Lane as TimeLane
 from llmprof.analysis.timeline.lod import LaneWork
-from llmprof.analysis.view.snapshot import PairView, Snapshot
+from llmprof.analysis.view.frames.snapshot import PairView, Snapshot
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.records import Unavailable
 from llmprof.tui.compare import roles

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llmprof.analysis.device.categories import IDLE
+from llmprof.analysis.device.naming.categories import IDLE
 
 LETTERS: Final = {
     "quantised GEMV/GEMM": "Q",

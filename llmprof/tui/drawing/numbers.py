@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Final
 
-from llmprof.analysis.view.snapshot import NOT_YET
+from llmprof.analysis.view.frames.snapshot import NOT_YET
 from llmprof.records import Maybe, Unavailable
 from llmprof.tui.drawing.cells import Row, Span, row
 from llmprof.tui.drawing.glyphs import Glyphs

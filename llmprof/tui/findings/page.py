@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from llmprof.analysis.device.categories import IDLE
+from llmprof.analysis.device.naming.categories import IDLE
 from llmprof.analysis.findings.ranked import Findings, StepWords
 from llmprof.analysis.findings.subject import Finding
-from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.records import Unavailable
 from llmprof.tui.drawing.cells import (
     Row,

@@ -13,7 +13,7 @@ from llmprof.analysis.host.stacks import (
     flame,
     frame_times,
 )
-from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.records import HostFrame, Unavailable
 from llmprof.tui.drawing.cells import Row, Span, beside, clean, fit, fit_text, row, rule, wrap

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Final
 
-from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.records import Unavailable
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_label, row, rule, width_of

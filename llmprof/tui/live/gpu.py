@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from statistics import median
 from typing import Final
 
-from llmprof.analysis.view.snapshot import GpuView, Snapshot
+from llmprof.analysis.view.frames.snapshot import GpuView, Snapshot
 from llmprof.records import GpuSample
 from llmprof.tui.drawing.cells import Row, Span, beside, clean, fit, fit_text, row, rule
 from llmprof.tui.drawing.glyphs import Glyphs

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from llmprof.analysis.view.snapshot import NOT_YET, PairView, Snapshot
+from llmprof.analysis.view.frames.snapshot import NOT_YET, PairView, Snapshot
 from llmprof.records import Unavailable
 from llmprof.tui.drawing.cells import Row, Span, clean, clean_lines, fit_text, row, rule, wrap
 from llmprof.tui.drawing.glyphs import Glyphs

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram, saved_ns
-from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.analysis.view.traced import EngineTrace
 from llmprof.records import Unavailable
 from llmprof.tui.drawing.cells import Row, Span, beside, clean, fit, fit_text, row, rule, wrap

@@ -8,7 +8,7 @@ from typing import Final
 import numpy as np
 
 from llmprof.analysis.ranks.results import CollectiveLine, RankLine, RanksReport
-from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.records import Maybe, Unavailable
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, wrap
 from llmprof.tui.view import View, trace_or_why

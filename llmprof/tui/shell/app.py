@@ -12,8 +12,8 @@ from textual.binding import Binding, BindingType
 from textual.message import Message
 from textual.screen import Screen
 
-from llmprof.analysis.view.live import RunDataSource
-from llmprof.analysis.view.snapshot import SnapshotSource
+from llmprof.analysis.view.frames.live import RunDataSource
+from llmprof.analysis.view.frames.snapshot import SnapshotSource
 from llmprof.errors import (
     EXIT_ENGINE_FAILED,
     EXIT_INTERRUPTED,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.tui.drawing.cells import Row, text_of
 from llmprof.tui.timeline.inspector import inspector
 from llmprof.tui.timeline.nav import scene

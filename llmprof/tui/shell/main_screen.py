@@ -13,7 +13,7 @@ from textual.screen import Screen
 from textual.widgets import Footer
 from textual.worker import get_current_worker
 
-from llmprof.analysis.view.snapshot import Snapshot, SnapshotSource
+from llmprof.analysis.view.frames.snapshot import Snapshot, SnapshotSource
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.plaintext import one_line
 from llmprof.tui.drawing.canvas import Canvas

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from textual.message import Message
 
-from llmprof.analysis.view.live import RunDataSource
+from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.opening import open_run, step_candidates
 from llmprof.errors import LlmprofError
 from llmprof.step_records import (

@@ -9,7 +9,7 @@ from typing import Final, Literal
 import numpy as np
 
 from llmprof.analysis.timeline.axis import RoundKey
-from llmprof.analysis.view.snapshot import Snapshot
+from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.records import Unavailable
 from llmprof.runfile.trace.rows import Ints
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, spread

@@ -14,7 +14,7 @@ from dram_factory import dram_run, strobe
 
 from llmprof.analysis.bandwidth import kept
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth, kernel_bandwidth
-from llmprof.analysis.device.categories import load_rules, shipped_rules
+from llmprof.analysis.device.naming.categories import load_rules, shipped_rules
 from llmprof.records import Unavailable
 from llmprof.runfile.reader import RunFileReader
 

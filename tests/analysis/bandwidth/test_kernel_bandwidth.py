@@ -23,13 +23,13 @@ from dram_factory import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmprof.analysis.bandwidth.design import Activity, Cuts, equations, shares
-from llmprof.analysis.bandwidth.grouping import split
-from llmprof.analysis.bandwidth.kernel_fit import KernelFit, Samples, fit, without_overfull
+from llmprof.analysis.bandwidth.fit.design import Activity, Cuts, equations, shares
+from llmprof.analysis.bandwidth.fit.grouping import split
+from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, Samples, fit, without_overfull
+from llmprof.analysis.bandwidth.fit.nonnegative import solve
+from llmprof.analysis.bandwidth.fit.units import concurrent
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram, kernel_bandwidth
-from llmprof.analysis.bandwidth.nonnegative import solve
-from llmprof.analysis.bandwidth.units import concurrent
-from llmprof.analysis.device.categories import shipped_rules
+from llmprof.analysis.device.naming.categories import shipped_rules
 from llmprof.records import Unavailable
 from llmprof.runfile.reader import RunFileReader
 

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from llmprof.analysis.bandwidth.design import Activity
-from llmprof.analysis.bandwidth.grouping import Grouping, split
-from llmprof.analysis.bandwidth.kernel_fit import KernelFit, Samples, fit
+from llmprof.analysis.bandwidth.fit.design import Activity
+from llmprof.analysis.bandwidth.fit.grouping import Grouping, split
+from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, Samples, fit
 from llmprof.records import Unavailable
 
 FIXTURE = Path(__file__).parents[2] / "fixtures" / "h100_strobe.npz"

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmprof.analysis.device.categories import OTHER, categorise, load_rules, shipped_rules
-from llmprof.analysis.device.rule_gates import gate_of, may_match
+from llmprof.analysis.device.naming.categories import OTHER, categorise, load_rules, shipped_rules
+from llmprof.analysis.device.naming.rule_gates import gate_of, may_match
 from llmprof.errors import UsageError
 
 AT = "void at::native::vectorized_elementwise_kernel<4, at::native::"

@@ -6,7 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmprof.analysis.device.kernel_names import NAME_LIMIT, SHORT_LIMIT, demangle, short_name
+from llmprof.analysis.device.naming.kernel_names import (
+    NAME_LIMIT,
+    SHORT_LIMIT,
+    demangle,
+    short_name,
+)
 
 MANGLED_ADD = (
     "_ZN2at6native29vectorized_elementwise_kernelILi4ENS0_15CUDAFunctor_addIfEESt5arrayIPcLm3EEEE"

@@ -19,9 +19,9 @@ from rundata_factory import (
     two_engines,
 )
 
-from llmprof.analysis.view.frame import HISTORY
-from llmprof.analysis.view.live import LiveFold, RunDataSource
-from llmprof.analysis.view.snapshot import NOT_YET, Snapshot, SnapshotSource
+from llmprof.analysis.view.frames.frame import HISTORY
+from llmprof.analysis.view.frames.live import LiveFold, RunDataSource
+from llmprof.analysis.view.frames.snapshot import NOT_YET, Snapshot, SnapshotSource
 from llmprof.records import Unavailable
 from llmprof.session.events import SessionObserver
 

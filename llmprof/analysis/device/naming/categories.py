@@ -28,8 +28,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any
 
-from llmprof.analysis.device.kernel_names import NAME_LIMIT
-from llmprof.analysis.device.rule_gates import Gate, gate_of, may_match
+from llmprof.analysis.device.naming.kernel_names import NAME_LIMIT
+from llmprof.analysis.device.naming.rule_gates import Gate, gate_of, may_match
 from llmprof.errors import UsageError
 from llmprof.plaintext import one_line
 
@@ -108,7 +108,7 @@ def load_rules(path: Path | None = None) -> tuple[Rule, ...]:
 @lru_cache(maxsize=1)
 def shipped_rules() -> tuple[Rule, ...]:
     """The rules of ``category_rules.toml`` in this package."""
-    file = resources.files("llmprof.analysis.device") / "category_rules.toml"
+    file = resources.files("llmprof.analysis.device.naming") / "category_rules.toml"
     return _parse(file.read_text(encoding="utf-8"), file.name)
 
 

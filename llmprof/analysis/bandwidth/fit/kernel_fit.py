@@ -15,10 +15,10 @@ from typing import cast
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.bandwidth.clock_scan import Scan, scan
-from llmprof.analysis.bandwidth.design import Activity, Cuts, Equations, equations
-from llmprof.analysis.bandwidth.nonnegative import solve
-from llmprof.analysis.bandwidth.parts import (
+from llmprof.analysis.bandwidth.fit.clock_scan import Scan, scan
+from llmprof.analysis.bandwidth.fit.design import Activity, Cuts, Equations, equations
+from llmprof.analysis.bandwidth.fit.nonnegative import solve
+from llmprof.analysis.bandwidth.fit.parts import (
     LADDER_NS,
     NEAR_BEST,
     SMOOTH,
@@ -27,7 +27,7 @@ from llmprof.analysis.bandwidth.parts import (
     held_out,
     roughness,
 )
-from llmprof.analysis.bandwidth.units import Unit, concurrent, separable
+from llmprof.analysis.bandwidth.fit.units import Unit, concurrent, separable
 from llmprof.records import Unavailable
 
 Ints = NDArray[np.int64]

@@ -9,8 +9,8 @@ from dataclasses import replace
 from pathlib import Path
 
 from llmprof.analysis.timing.compare import compare_runs
-from llmprof.analysis.view.live import RunDataSource
-from llmprof.analysis.view.snapshot import EngineView, PairView, Snapshot
+from llmprof.analysis.view.frames.live import RunDataSource
+from llmprof.analysis.view.frames.snapshot import EngineView, PairView, Snapshot
 from llmprof.analysis.view.traced import RunTrace, Tell, quiet
 from llmprof.errors import LlmprofError
 from llmprof.plaintext import one_line

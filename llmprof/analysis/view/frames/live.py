@@ -16,10 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmprof.analysis.view.frame import Activity, build_snapshot
+from llmprof.analysis.view.frames.frame import Activity, build_snapshot
+from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import Report, build
-from llmprof.analysis.view.snapshot import Snapshot
 from llmprof.analysis.view.traced import RunTrace, Tell, quiet
 from llmprof.errors import LlmprofError
 from llmprof.records import (

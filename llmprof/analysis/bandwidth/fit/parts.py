@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.bandwidth.design import Cuts, Equations
-from llmprof.analysis.bandwidth.nonnegative import solve
+from llmprof.analysis.bandwidth.fit.design import Cuts, Equations
+from llmprof.analysis.bandwidth.fit.nonnegative import solve
 
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]

@@ -17,8 +17,8 @@ from llmprof.analysis.timing.conditions import (
 )
 from llmprof.analysis.timing.stats import distribution
 from llmprof.analysis.timing.steps import step_latencies
+from llmprof.analysis.view.frames.snapshot import NOT_YET, EngineView, GpuView, PairView, Snapshot
 from llmprof.analysis.view.report import EngineReport, Report
-from llmprof.analysis.view.snapshot import NOT_YET, EngineView, GpuView, PairView, Snapshot
 from llmprof.plaintext import one_line, printable, shortened, told_apart
 from llmprof.records import (
     EngineInfo,
