@@ -86,6 +86,7 @@ def alone(
             " transfer"
         ),
         reason=None,
+        lateness=None,
         collectives=tuple(sorted(lines, key=lambda x: -x.count * (x.transfer_us + x.wait_us))),
         clocks=(),
         clock_words="one rank: no other clock",

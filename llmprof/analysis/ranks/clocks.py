@@ -43,6 +43,8 @@ class ClockFit:
     collectives: int
     moved: bool
     """Times were moved by the fit; else the clocks agree as they are."""
+    left_ns: int = 0
+    """Median difference of the ends that was left as it is, because no clock had to be moved."""
 
     @property
     def error_ns(self) -> int:
@@ -121,9 +123,11 @@ def fit(
             )
     least = max(SAME_CLOCK_NS, transfer) if same_host else residual
     moved = abs(offset) > least or drift != 0.0
+    left = 0
     if not moved:
-        offset, drift = 0, 0.0
-    return ClockFit(rank, offset, drift * 1e9, origin, low, max(low, high), residual, count, moved)
+        left, offset, drift = offset, 0, 0.0
+    high = max(low, high)
+    return ClockFit(rank, offset, drift * 1e9, origin, low, high, residual, count, moved, left)
 
 
 def _slope(time: Ints, difference: Ints) -> float:

@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from llmprof.analysis.device.sweep import Spans
 from llmprof.analysis.ranks.alone import alone
 from llmprof.analysis.ranks.clocks import ClockFit
+from llmprof.analysis.ranks.lateness import Lateness, lateness, margin_ns
 from llmprof.analysis.ranks.lines import collective_line, occupied, payload
 from llmprof.analysis.ranks.matching import Matched, match
 from llmprof.analysis.ranks.members import Member
@@ -19,14 +20,8 @@ from llmprof.analysis.ranks.results import CollectiveLine, RankLine, RanksReport
 from llmprof.records import Unavailable
 from llmprof.runfile.trace.rows import Ints
 
-LATE_SHARE = 0.01
-"""Of the step: lateness below it is what balanced ranks have too (medians of 0.2 and 0.7 % of a
-2.6 ms step on two H100s)."""
 UNEVEN_SHARE = 0.05
 """Of the step, as a mean: a few disturbed steps of balanced ranks make 2 %."""
-LATE_NS = 10_000
-LATE_STEPS = 0.6
-"""Share of the steps in which a rank must be the critical one to be called late."""
 
 
 def report(
@@ -68,11 +63,15 @@ def report(
         for n in range(len(members))
     ]
     step_ms = float(np.diff(bounds).mean()) / 1e6
-    verdict, words, who = _verdict(members, late, row[some], step_ms * 1e6)
-    why = reason(members, matched, parts, who, inside, steps) if who is not None else None
+    margin = margin_ns(step_ms * 1e6, _feigned_ns(matched, inside, steps))
+    order = np.argsort([m.rank for m in members])
+    found = lateness(late[order][:, some], margin)
+    verdict, words = _verdict([lines[n] for n in order], found, step_ms)
+    why = None
+    if found is not None and found.late:
+        why = reason(members, matched, parts, int(order[found.row]), inside, steps)
     if why is not None:
         words += f": {why.words}"
-    order = np.argsort([m.rank for m in members])
     spans = [_wait_spans(members[n], matched, parts, n) for n in range(len(members))]
     clocks = tuple(c for c in matched.clocks if c is not None)
     return RanksReport(
@@ -86,6 +85,7 @@ def report(
         verdict=verdict,
         words=words,
         reason=why,
+        lateness=found,
         collectives=_collectives(matched, parts, inside, bytes_of, len(members), steps),
         clocks=clocks,
         clock_words=_clock_words(clocks, same_host),
@@ -140,28 +140,41 @@ def _wait_spans(member: Member, matched: Matched, parts: Parts, n: int) -> Spans
 
 
 def _verdict(
-    members: Sequence[Member], late: Ints, critical: NDArray[np.intp], step_ns: float
-) -> tuple[Verdict, str, int | None]:
-    """And the row of the late rank. By medians over the steps: one slow step is no late rank."""
-    usual, mean = np.median(late, 1), late.mean(1)
-    who = int(usual.argmax())
-    led = float(np.mean(critical == who)) if len(critical) else 0.0
-    share = float(usual[who]) / step_ns if step_ns else 0.0
-    if share >= LATE_SHARE and usual[who] >= LATE_NS and led >= LATE_STEPS:
-        words = (
-            f"the others wait for {members[who].name} in {led:.0%} of the steps,"
-            f" {mean[who] / 1e6:.3f} ms a step ({mean[who] / step_ns:.1%})"
+    lines: Sequence[RankLine], found: Lateness | None, step_ms: float
+) -> tuple[Verdict, str]:
+    """And in words. ``lines`` as the rows of ``found``."""
+    if found is None or found.steps < found.needed:
+        there = 0 if found is None else found.steps
+        least = "" if found is None else f": {found.needed} at least"
+        steps = "1 step" if there == 1 else f"{there} steps"
+        return "unknown", f"{steps} with collectives cannot tell a late rank from chance{least}"
+    line = lines[found.row]
+    if found.late:
+        return "late", (
+            f"the others wait for {line.name} in {found.led / found.steps:.0%} of the steps,"
+            f" {line.late_ms:.3f} ms a step ({line.late_ms / step_ms:.1%})"
         )
-        return "late", words, who
-    total = float(mean.sum())
-    if step_ns and total >= UNEVEN_SHARE * step_ns and total >= LATE_NS:
-        words = (
-            f"uneven: ranks wait {total / 1e6:.3f} ms a step ({total / step_ns:.1%}) for one"
-            " another, in some steps much and for no one rank always"
+    total = sum(one.late_ms for one in lines)
+    waits = f"{total:.3f} ms a step ({total / step_ms:.1%}) for one another"
+    if total >= UNEVEN_SHARE * step_ms:
+        return (
+            "uneven",
+            f"uneven: ranks wait {waits}, in some steps much and for no one rank always",
         )
-        return "uneven", words, None
-    text = f"balanced: ranks wait {total / 1e6:.3f} ms a step"
-    return "balanced", f"{text} ({total / step_ns:.1%}) for one another" if step_ns else text, None
+    words = f"balanced: ranks wait {waits}"
+    if found.excess_ns > 0:
+        words += (
+            f"; {line.name} is the last one by {found.excess_ns / 1e6:.3f} ms in the median step,"
+            f" where up to {found.margin_ns / 1e6:.3f} ms is no lateness"
+        )
+    return "balanced", words
+
+
+def _feigned_ns(matched: Matched, inside: NDArray[np.bool_], steps: int) -> int:
+    """What clocks that were left as they are may feign in a step: the difference in each of its
+    collectives."""
+    left = max((abs(c.left_ns) for c in matched.clocks if c is not None), default=0)
+    return round(left * int(np.count_nonzero(inside)) / steps)
 
 
 def _collectives(

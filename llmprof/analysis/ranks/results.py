@@ -7,6 +7,7 @@ from typing import Literal
 
 from llmprof.analysis.device.sweep import Spans
 from llmprof.analysis.ranks.clocks import ClockFit
+from llmprof.analysis.ranks.lateness import Lateness
 from llmprof.analysis.ranks.matching import Matched
 from llmprof.analysis.ranks.members import Member
 from llmprof.analysis.ranks.reasons import Reason
@@ -14,7 +15,7 @@ from llmprof.records import Maybe, Provenance, Unavailable
 from llmprof.runfile.trace.rows import Ints
 
 Verdict = Literal["balanced", "late", "uneven", "unknown"]
-"""``unknown``: one rank alone was recorded."""
+"""``unknown``: one rank alone was recorded, or too few steps."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +85,8 @@ class RanksReport:
     """The verdict in one sentence."""
     reason: Reason | None
     """Of the late rank."""
+    lateness: Lateness | None
+    """What the verdict rests on; its row is one of ``ranks``. ``None``: one rank, or no step."""
     collectives: tuple[CollectiveLine, ...]
     clocks: tuple[ClockFit, ...]
     clock_words: str

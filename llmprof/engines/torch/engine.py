@@ -51,6 +51,7 @@ class TorchEngine:
         self._kept: list[Any] = []
         self._trace: OpTrace | None = None
         self._group: RankGroup | None = None
+        self._on_board = False
         self._ranks: list[RankProcess] = []
         self._untraced: dict[int, str] = {}
         self._begun: dict[int, str] = {}
@@ -66,6 +67,8 @@ class TorchEngine:
 
         _config(request, chosen)  # what is wrong with the request is said before anything starts
         self._group = group = RankGroup(chosen.world)
+        # On a CPU a rank that looks at a board all the time would take the cores of the others.
+        self._on_board = chosen.device.type == "cuda"
         try:
             progress(f"starting {chosen.world - 1} more ranks", None)
             group.tell_each({rank: self._asked(request, chosen, rank) for rank in group.pids})
@@ -120,7 +123,10 @@ class TorchEngine:
         if self._group is None:
             return self._step()
         with self._whole_group():
-            self._group.tell({"do": "step"})
+            if self._on_board:
+                self._group.begin_step()
+            else:
+                self._group.tell({"do": "step"})
             return self._step()
 
     def launch_step(self) -> None:
@@ -248,7 +254,7 @@ class TorchEngine:
             "rendezvous": self._group.rendezvous,
             "trace": request.trace,
             "spool": None if request.spool is None else rank_spool(request.spool, rank),
-            "spin": chosen.device.type == "cuda",
+            "board": str(self._group.board_path) if self._on_board else None,
         }
 
     @contextmanager

@@ -18,6 +18,7 @@ from typing import Any
 
 from llmprof.children.child import BOOT
 from llmprof.children.protocol import Channel, ChannelClosed
+from llmprof.engines.torch.step_board import StepBoard
 from llmprof.errors import LlmprofError, MissingPackage, ModelError, OutOfMemory, UsageError
 from llmprof.plaintext import one_line
 
@@ -94,6 +95,7 @@ class RankGroup:
         self._closing = False
         self._folder = tempfile.TemporaryDirectory(prefix="llmprof-ranks-")
         self._ranks: list[_Rank] = []
+        self._board = StepBoard(self.board_path, create=True)
         try:
             for rank in range(1, world):
                 self._ranks.append(_Rank(rank, world))
@@ -109,6 +111,11 @@ class RankGroup:
         return f"file://{Path(self._folder.name) / 'rendezvous'}"
 
     @property
+    def board_path(self) -> Path:
+        """Of the ``StepBoard``."""
+        return Path(self._folder.name) / "steps"
+
+    @property
     def pids(self) -> dict[int, int]:
         """Rank → process."""
         return {one.rank: one.process.pid for one in self._ranks}
@@ -119,17 +126,29 @@ class RankGroup:
         Raises:
             RankDied: a rank is gone.
         """
-        for one in self._ranks:
-            try:
-                one.channel.send(request)
-            except ChannelClosed:
-                raise self._died(one) from None
+        self.tell_each(dict.fromkeys(self.pids, request))
+
+    def begin_step(self) -> None:
+        """By one store into shared memory: for ranks on GPUs, which look at it all the time.
+
+        Raises:
+            RankDied: a rank is gone.
+        """
+        if self.why_dead:
+            raise RankDied(self.why_dead)
+        self._board.step()
 
     def tell_each(self, requests: dict[int, dict[str, Any]]) -> None:
-        """Rank → its own request."""
+        """Rank → its own request.
+
+        Raises:
+            RankDied: a rank is gone.
+        """
+        self._board.message()
+        after = self._board.seen[1]
         for one in self._ranks:
             try:
-                one.channel.send(requests[one.rank])
+                one.channel.send({**requests[one.rank], "after": after})
             except ChannelClosed:
                 raise self._died(one) from None
 
@@ -180,6 +199,7 @@ class RankGroup:
                 one.process.kill()
                 one.process.wait()
             one.channel.close()
+        self._board.close()
         self._ranks = []
         self._folder.cleanup()
 

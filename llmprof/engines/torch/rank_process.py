@@ -1,6 +1,7 @@
 """A rank of a tensor-parallel torch engine that is not rank 0: started by ``group``, told by it.
 
-Each request is done in order. A step is answered by nothing: the ranks meet in its collectives.
+Each request is done in order. A step is answered by nothing: the ranks meet in its collectives. On
+a GPU it comes over the ``StepBoard``, else as a request.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmprof.children.protocol import Channel, ChannelClosed
 from llmprof.engines.base import LoadRequest
+from llmprof.engines.torch.step_board import StepBoard
 from llmprof.errors import LlmprofError, MissingPackage, ModelError, OutOfMemory, UsageError
 from llmprof.records import Unavailable
 
@@ -20,9 +22,11 @@ if TYPE_CHECKING:
     from llmprof.engines.torch.engine import TorchEngine
     from llmprof.tracers.cupti.tracer import CuptiTracer
 
-SPIN_S = 0.01
-"""On a GPU a rank asks its pipe over and over for so long before it sleeps: waking up takes tens of
-µs, which would be lateness that llmprof itself made."""
+SPIN_S = 0.25
+"""On a GPU a rank looks at the board over and over for so long before it sleeps: waking up takes
+tens of µs, which would be lateness that llmprof itself made."""
+SLEEP_S = 0.001
+"""Then it looks so often; a request in the pipe wakes it at once."""
 
 
 def _kind(why: BaseException) -> str:
@@ -42,7 +46,9 @@ class _Rank:
         self.channel = channel
         self.engine: TorchEngine | None = None
         self.tracer: CuptiTracer | None = None
-        self.spin = False
+        self.board: StepBoard | None = None
+        self.messages = self.steps = 0
+        """Done so far."""
 
     def load(self, ask: dict[str, Any]) -> None:
         facts: dict[str, Any] = {}
@@ -73,7 +79,8 @@ class _Rank:
             ready=lambda device: self.done(device=device, **facts),
         )
         self.engine = engine
-        self.spin = ask["spin"]
+        if ask["board"] is not None:
+            self.board = StepBoard(Path(ask["board"]), create=False)
         self.done()
 
     def prefill(self, ask: dict[str, Any]) -> None:
@@ -111,17 +118,36 @@ class _Rank:
         self.channel.send({"is": "done", **facts})
 
     def next(self) -> dict[str, Any]:
-        """The next request; spinning first, where steps are short."""
-        if self.spin:
-            deadline = time.monotonic() + SPIN_S
-            while time.monotonic() < deadline:
-                received = self.channel.receive(0.0)
-                if received is not None:
-                    return received[0]
+        """The next request, after all steps that rank 0 began before it."""
+        spin_until = time.monotonic() + SPIN_S
         while True:
-            received = self.channel.receive()
-            if received is not None:
-                return received[0]
+            ask = None
+            messages, steps = (self.messages + 1, 0) if self.board is None else self.board.seen
+            if messages > self.messages:
+                ask = self._received(None)
+            elif steps > self.steps:
+                self._catch_up(self.steps + 1)
+                spin_until = time.monotonic() + SPIN_S
+            elif time.monotonic() > spin_until:
+                ask = self._received(SLEEP_S)
+            if ask is not None:
+                return ask
+
+    def _received(self, timeout_s: float | None) -> dict[str, Any] | None:
+        """What is in the pipe; ``None`` where nothing came in time."""
+        received = self.channel.receive(timeout_s)
+        if received is None:
+            return None
+        ask = received[0]
+        self.messages += 1
+        if self.board is not None:
+            self._catch_up(ask["after"])
+        return ask
+
+    def _catch_up(self, steps: int) -> None:
+        while self.steps < steps:
+            self.steps += 1
+            self._ready().launch_step()
 
     def _ready(self) -> TorchEngine:
         if self.engine is None:

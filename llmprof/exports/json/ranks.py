@@ -34,6 +34,7 @@ def _group(group: RanksReport) -> Document:
         "verdict": group.verdict,
         "words": group.words,
         "reason": None if group.reason is None else _reason(group),
+        "lateness": _lateness(group),
         "ranks": [asdict(line) for line in group.ranks],
         "collectives": [_collective(line) for line in group.collectives],
         "critical_rank_of_step": list(group.critical),
@@ -46,6 +47,22 @@ def _group(group: RanksReport) -> Document:
 def _reason(group: RanksReport) -> Document:
     assert group.reason is not None
     return {**asdict(group.reason), "kernel": one_line(group.reason.kernel) or None}
+
+
+def _lateness(group: RanksReport) -> Document | None:
+    found = group.lateness
+    if found is None:
+        return None
+    return {
+        "rank": group.ranks[found.row].rank,
+        "excess_ms": found.excess_ns / 1e6,
+        "margin_ms": found.margin_ns / 1e6,
+        "steps_over": found.over,
+        "steps_led": found.led,
+        "steps": found.steps,
+        "effective_steps": found.effective,
+        "p": found.p,
+    }
 
 
 def _collective(line: CollectiveLine) -> Document:
@@ -69,4 +86,5 @@ def _clock(clock: ClockFit) -> Document:
         "residual_ns": clock.residual_ns,
         "collectives": clock.collectives,
         "moved": clock.moved,
+        "left_ns": clock.left_ns,
     }
