@@ -13,12 +13,12 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from llmprof.children.child import BOOT
 from llmprof.children.protocol import Channel, ChannelClosed
 from llmprof.errors import EngineFailure
 from llmprof.plaintext import one_line
 from llmprof.worker.stamps import StampBoard
 
-BOOT = Path(__file__).resolve().parent.parent / "children" / "boot.py"
 LOG_TAIL_BYTES = 64 * 1024
 START_TIMEOUT_S = 60.0
 

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from llmprof.children.child import BOOT
 from llmprof.plaintext import one_line
 
-BOOT = Path(__file__).resolve().parent.parent / "children" / "boot.py"
 POLL_S = 0.02
 STOP_S = 30.0
 """A point that is told to end has this long to close its run file."""
