@@ -12,8 +12,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
-from llmprof.process_records import RankProcess
 from llmprof.records import EngineInfo
+from llmprof.records.processes import RankProcess
 
 Progress = Callable[[str, float | None], None]
 """``progress("loading weights", 0.4)``; ``None`` where the share is not known."""

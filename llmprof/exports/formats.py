@@ -17,7 +17,7 @@ from llmprof.distribution import how_to_install
 from llmprof.errors import MissingPackage, UsageError
 from llmprof.newfiles import hidden_beside, publish
 from llmprof.plaintext import one_line
-from llmprof.step_records import (
+from llmprof.records.steps import (
     AUTO_STEPS,
     StepChoice,
 )

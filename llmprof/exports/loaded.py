@@ -14,7 +14,7 @@ from llmprof.records import (
     RunData,
     Unavailable,
 )
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from llmprof.exports.formats import Progress
-from llmprof.runfile.writing.copying import copy_file, merge_files
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
+from llmprof.runfile.writing.copying import copy_file, merge_files
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:

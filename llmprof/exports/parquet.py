@@ -8,10 +8,10 @@ from typing import Any
 
 from llmprof.errors import UsageError
 from llmprof.exports.formats import Progress
-from llmprof.runfile.tables import RawTables
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
+from llmprof.runfile.tables import RawTables
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:

@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
-from llmprof.process_records import RecordedProcess
 from llmprof.records import (
     ClockReading,
     CpuUse,
@@ -30,6 +29,7 @@ from llmprof.records import (
     RunInfo,
     Warned,
 )
+from llmprof.records.processes import RecordedProcess
 from llmprof.runfile import schema
 from llmprof.runfile.activity import KERNELS
 from llmprof.runfile.codec import RowError, from_column, from_row

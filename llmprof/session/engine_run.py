@@ -14,7 +14,6 @@ from llmprof.analysis.timing.conditions import gpu_index, gpu_indices
 from llmprof.engines.base import rank_spool
 from llmprof.errors import EngineFailure
 from llmprof.plaintext import one_line
-from llmprof.process_records import RankProcess
 from llmprof.records import (
     LOST_RECORDS,
     CpuUse,
@@ -26,6 +25,7 @@ from llmprof.records import (
     RoundRecord,
     Unavailable,
 )
+from llmprof.records.processes import RankProcess
 from llmprof.runfile.schema import OP_DOMAIN
 from llmprof.session.client import Reply, WorkerClient
 from llmprof.session.host_sampling import HostSampling

@@ -20,7 +20,7 @@ from llmprof.exports.json.report import to_document
 from llmprof.exports.text import csv_tables
 from llmprof.exports.text.table import render
 from llmprof.exports.timeline.tracks import Slice, events
-from llmprof.step_records import (
+from llmprof.records.steps import (
     AUTO_STEPS,
 )
 from llmprof.tui.drawing.cells import text_of

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from recorded_truth import Recorded, agree, bounded, clock, matched_share, phases_of, say, told
 
-from llmprof.process_records import RecordedProcess
-from llmprof.step_records import counted
+from llmprof.records.processes import RecordedProcess
+from llmprof.records.steps import counted
 
 VLLM = str(Path(__file__).with_name("record_vllm.py"))
 VLLM_RUNS = {"eager": ["eager"], "graphs": ["graphs"], "child": ["graphs", "--child"]}

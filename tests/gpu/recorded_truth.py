@@ -20,8 +20,8 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 from llmprof.analysis.view.opening import open_run  # noqa: E402
-from llmprof.process_records import RecordedProcess  # noqa: E402
 from llmprof.records import RoundRecord, RunData  # noqa: E402
+from llmprof.records.processes import RecordedProcess  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
 from llmprof.runfile.trace.rows import TraceRows  # noqa: E402
 

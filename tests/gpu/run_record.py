@@ -48,8 +48,8 @@ from recorded_truth import (  # noqa: E402
 )
 
 from llmprof.analysis.view.opening import open_run  # noqa: E402
+from llmprof.records.steps import StepChoice  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
-from llmprof.step_records import StepChoice  # noqa: E402
 
 TARGETS = str(HERE / "record_targets.py")
 # -- the C++ program ---------------------------------------------------------------------------

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 
 from llmprof.analysis.view.opening import open_run
-from llmprof.process_records import RecordedProcess
 from llmprof.recording import bandwidth
 from llmprof.recording.bandwidth import BandwidthSampling
 from llmprof.records import (
@@ -21,6 +20,7 @@ from llmprof.records import (
     RunInfo,
     Unavailable,
 )
+from llmprof.records.processes import RecordedProcess
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.schema import PM_ROUNDS, process_number
 from llmprof.runfile.writing.writer import RunFileWriter

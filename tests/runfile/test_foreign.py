@@ -24,11 +24,11 @@ from llmprof.errors import LlmprofError, RunFileError, UsageError
 from llmprof.records import (
     Unavailable,
 )
-from llmprof.runfile.foreign.nsys_rep import readable
-from llmprof.runfile.reader import RunFileReader
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
+from llmprof.runfile.foreign.nsys_rep import readable
+from llmprof.runfile.reader import RunFileReader
 
 NSYS = shutil.which("nsys")
 

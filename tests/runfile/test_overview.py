@@ -24,13 +24,13 @@ from llmprof.records import (
     RunData,
     Unavailable,
 )
+from llmprof.records.steps import (
+    StepChoice,
+)
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace import chunks, overview
 from llmprof.runfile.trace import reader as trace_reader
 from llmprof.runfile.trace.overview import Cells, walk
-from llmprof.step_records import (
-    StepChoice,
-)
 
 PID = GLOBAL >> 24
 H100 = Path(__file__).parents[1] / "fixtures" / "h100_graph.sqlite"

@@ -17,7 +17,7 @@ from llmprof.exports.json.report import to_document
 from llmprof.records import (
     RunData,
 )
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
 

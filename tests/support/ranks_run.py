@@ -11,7 +11,7 @@ import rundata_factory as make
 from numpy.typing import NDArray
 
 from llmprof.analysis.ranks.members import Member
-from llmprof.process_records import RankProcess
+from llmprof.records.processes import RankProcess
 from llmprof.runfile.schema import global_pid
 from llmprof.runfile.writing.writer import RunFileWriter
 

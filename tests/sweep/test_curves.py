@@ -160,7 +160,7 @@ def test_a_row_is_the_document_in_columns() -> None:
     from llmprof.analysis.view.report import build
     from llmprof.analysis.view.traced import load_trace
     from llmprof.exports.json.report import to_document
-    from llmprof.step_records import AUTO_STEPS
+    from llmprof.records.steps import AUTO_STEPS
 
     file = Path(__file__).parent.parent / "fixtures" / "h100_graph.sqlite"
     data = open_run(file, AUTO_STEPS)

@@ -13,7 +13,7 @@ import nvml_stub
 import pytest
 from nvml_stub import H100
 
-from llmprof.throttle import reason_names, throttle_names
+from llmprof.records.throttle import reason_names, throttle_names
 from llmprof.tracers.nvml.tracer import _between
 
 # Samples until enough of them came or no device is left; a loaded machine only takes longer.

@@ -16,10 +16,10 @@ from llmprof.analysis.view import traced
 from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
-from llmprof.runfile.trace import chunks
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
+from llmprof.runfile.trace import chunks
 from llmprof.tui.drawing.canvas import Canvas
 from llmprof.tui.drawing.cells import text_of
 from llmprof.tui.shell.app import LlmprofApp

@@ -48,13 +48,13 @@ from llmprof.records import (
     RoundRecord,
     Unavailable,
 )
-from llmprof.runfile.trace.rows import Ints, TraceRows
-from llmprof.step_records import (
+from llmprof.records.steps import (
     Composition,
     StepLabel,
     main_phase,
 )
-from llmprof.step_records import counted as counted_steps
+from llmprof.records.steps import counted as counted_steps
+from llmprof.runfile.trace.rows import Ints, TraceRows
 
 Dim = tuple[int, int, int]
 

@@ -14,12 +14,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmprof.analysis.device.sweep import Work
-from llmprof.runfile.trace.rows import Ints, TraceRows
-from llmprof.step_records import (
+from llmprof.records.steps import (
     Composition,
     StepLabel,
     StepPhase,
 )
+from llmprof.runfile.trace.rows import Ints, TraceRows
 
 StepKind = Literal["graph", "piecewise", "eager", "prefill", "mixed", "verify", "other"]
 """``graph``: one CUDA graph, or two, hold most kernels. ``piecewise``: graphs hold a part, or there

@@ -28,7 +28,7 @@ import re
 from collections.abc import Callable
 from functools import lru_cache
 
-from llmprof.step_records import (
+from llmprof.records.steps import (
     Composition,
     StepPhase,
 )

@@ -7,7 +7,7 @@ import numpy as np
 from llmprof.analysis.steps.detect import Detection
 from llmprof.analysis.steps.events import Events
 from llmprof.analysis.steps.marked import PAUSE, Stretch
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepLabel,
     StepPhase,
     StepsFound,

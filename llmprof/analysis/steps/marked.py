@@ -27,12 +27,12 @@ from llmprof.plaintext import one_line
 from llmprof.records import (
     RoundRecord,
 )
-from llmprof.runfile.trace.ranges import RangeRows
-from llmprof.runfile.trace.rows import Ints
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepLabel,
     StepPhase,
 )
+from llmprof.runfile.trace.ranges import RangeRows
+from llmprof.runfile.trace.rows import Ints
 
 PAUSE = 10
 """A pause between two ranges of so many median steps ends a round."""

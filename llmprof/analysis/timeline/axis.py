@@ -18,9 +18,9 @@ from numpy.typing import NDArray
 from llmprof.analysis.timeline.host import HostLane
 from llmprof.analysis.timeline.lod import Curve, LaneWork
 from llmprof.records import PassName, RoundRecord, Unavailable
+from llmprof.records.steps import counted
 from llmprof.runfile.trace.overview import Cells
 from llmprof.runfile.trace.rows import ApiRows, Ints
-from llmprof.step_records import counted
 
 Floats = NDArray[np.float64]
 Align = Literal["step", "time"]

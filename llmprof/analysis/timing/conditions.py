@@ -20,7 +20,7 @@ from llmprof.records import (
     Unavailable,
     Warned,
 )
-from llmprof.throttle import throttle_names
+from llmprof.records.throttle import throttle_names
 
 CLOCK_DRIFT = 0.02
 """Engines whose median SM clocks differ by more than this share were not measured alike."""

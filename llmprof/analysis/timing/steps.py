@@ -15,7 +15,7 @@ from statistics import median
 from llmprof.analysis.timing.conditions import gpu_index, missing_reason
 from llmprof.analysis.timing.stats import Distribution, Estimate, distribution, estimate
 from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable
-from llmprof.step_records import counted
+from llmprof.records.steps import counted
 
 NS = 1e9
 

@@ -24,14 +24,14 @@ from llmprof.records import (
     RunData,
     Warned,
 )
-from llmprof.runfile.foreign.tables import add_engine, add_whole_round
-from llmprof.runfile.reader import RunFileReader
-from llmprof.runfile.trace.ranges import RangeRows
-from llmprof.step_records import (
+from llmprof.records.steps import (
     AUTO_STEPS,
     StepChoice,
     StepsFound,
 )
+from llmprof.runfile.foreign.tables import add_engine, add_whole_round
+from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.trace.ranges import RangeRows
 
 Offered = tuple[Candidate, ...]
 """Ranges that were not taken, the best first."""

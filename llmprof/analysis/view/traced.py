@@ -58,13 +58,13 @@ from llmprof.records import (
     Unavailable,
     Warned,
 )
+from llmprof.records.steps import DRIVEN
 from llmprof.runfile.nvtx import OpTotal
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace.chunks import Advance, silent
 from llmprof.runfile.trace.overview import Cells, walk
 from llmprof.runfile.trace.reader import ProcessTotals
 from llmprof.runfile.trace.rows import ApiRows
-from llmprof.step_records import DRIVEN
 
 MAX_KERNELS = 1_000_000
 """Of one run file that are analysed one by one; a longer trace is cut at a step."""

@@ -35,11 +35,11 @@ from llmprof.records import (
     Maybe,
     RunData,
 )
-from llmprof.runfile.reader import RunFileReader
-from llmprof.step_records import (
+from llmprof.records.steps import (
     AUTO_STEPS,
     StepChoice,
 )
+from llmprof.runfile.reader import RunFileReader
 
 _LABELLED = re.compile(r"(.*?\.(?:sqlite|nsys-rep|json\.gz|json|gz)):(.*)", re.DOTALL)
 

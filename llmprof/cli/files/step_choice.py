@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from llmprof.errors import UsageError
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
 

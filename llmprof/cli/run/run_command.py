@@ -28,7 +28,7 @@ from llmprof.records import (
     EngineRecord,
     RunState,
 )
-from llmprof.step_records import (
+from llmprof.records.steps import (
     AUTO_STEPS,
     StepChoice,
 )

@@ -18,8 +18,8 @@ from llmprof.models.huggingface.reader import SafetensorsWeights
 from llmprof.models.locate import ModelRef, read_json, resolve
 from llmprof.models.presets import PRESETS, LlamaConfig
 from llmprof.models.weights import WeightSource
-from llmprof.process_records import RankProcess
 from llmprof.records import EngineInfo
+from llmprof.records.processes import RankProcess
 
 if TYPE_CHECKING:
     from llmprof.engines.pytorch.ops import OpTrace

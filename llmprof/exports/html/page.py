@@ -22,7 +22,7 @@ from llmprof.exports.loaded import Loaded, load
 from llmprof.records import (
     Unavailable,
 )
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
 

@@ -24,7 +24,7 @@ from llmprof.exports.formats import Progress
 from llmprof.exports.json.report import to_document
 from llmprof.exports.loaded import Loaded, load
 from llmprof.records import EngineInfo, RunData
-from llmprof.step_records import StepChoice
+from llmprof.records.steps import StepChoice
 
 VERSION = "0.2.1"
 

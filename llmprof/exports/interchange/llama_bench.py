@@ -21,7 +21,7 @@ from llmprof.analysis.view.report import EngineReport
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import Loaded, load
 from llmprof.records import EngineInfo, RunData
-from llmprof.step_records import StepChoice
+from llmprof.records.steps import StepChoice
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:

@@ -9,7 +9,7 @@ from llmprof.exports.formats import Progress
 from llmprof.exports.json.comparison import SCHEMA_VERSION
 from llmprof.exports.json.report import to_document, to_text
 from llmprof.exports.loaded import load
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
 

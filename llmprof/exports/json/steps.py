@@ -9,7 +9,7 @@ from llmprof.analysis.device.kernels import KernelReport, StepGpu
 from llmprof.analysis.device.step_kinds import Outlier, StepGroup
 from llmprof.analysis.view.traced import EngineTrace
 from llmprof.plaintext import one_line
-from llmprof.step_records import (
+from llmprof.records.steps import (
     Composition,
 )
 

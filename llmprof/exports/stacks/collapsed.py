@@ -10,7 +10,7 @@ from llmprof.analysis.host.frames import label
 from llmprof.exports.formats import Progress
 from llmprof.exports.stacks.rows import Stacks, engine_stacks
 from llmprof.plaintext import one_line
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
 

@@ -15,7 +15,7 @@ from llmprof.records import (
     HostFrame,
     Unavailable,
 )
-from llmprof.step_records import (
+from llmprof.records.steps import (
     AUTO_STEPS,
     StepChoice,
 )

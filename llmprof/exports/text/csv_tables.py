@@ -16,7 +16,7 @@ from llmprof.plaintext import one_line
 from llmprof.records import (
     Unavailable,
 )
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
 

@@ -10,7 +10,7 @@ from typing import Any, TextIO
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import read_data
 from llmprof.exports.timeline.tracks import Point, Slice, Track, events
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
 

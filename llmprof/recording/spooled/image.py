@@ -15,10 +15,10 @@ from numpy.typing import NDArray
 
 from llmprof.ingest.activities import ActivityRows
 from llmprof.plaintext import one_line
-from llmprof.process_records import RecordedProcess
 from llmprof.recording.spooled.devices import MOST_DEVICES, DeviceMap
 from llmprof.recording.spooled.ranges import FAR_NS, RangeReader
 from llmprof.records import NvtxEvent
+from llmprof.records.processes import RecordedProcess
 from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.cupti import spool
 from llmprof.tracers.cupti.decode import Records, decode_buffer

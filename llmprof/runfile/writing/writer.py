@@ -11,7 +11,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
 
-from llmprof.process_records import RecordedProcess
 from llmprof.records import (
     ClockReading,
     EngineRecord,
@@ -27,6 +26,7 @@ from llmprof.records import (
     RunState,
     Warned,
 )
+from llmprof.records.processes import RecordedProcess
 from llmprof.runfile import schema
 from llmprof.runfile.codec import clean, to_column, to_row
 from llmprof.runfile.database import RunDatabase, quoted

@@ -22,7 +22,7 @@ from llmprof.errors import (
     LlmprofError,
 )
 from llmprof.newfiles import first_free
-from llmprof.step_records import (
+from llmprof.records.steps import (
     AUTO_STEPS,
     StepChoice,
 )

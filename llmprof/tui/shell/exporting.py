@@ -7,7 +7,7 @@ from pathlib import Path
 
 from llmprof.config import check_target, locked
 from llmprof.exports.formats import FORMATS, default_output, export_runs
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
 

@@ -11,7 +11,7 @@ from textual.message import Message
 from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.opening import open_run, step_candidates
 from llmprof.errors import LlmprofError
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
 )
 from llmprof.tui.drawing.cells import clean

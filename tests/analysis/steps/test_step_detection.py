@@ -17,11 +17,11 @@ from llmprof.analysis.steps.events import Events, events_of
 from llmprof.analysis.steps.found import stretches
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
-from llmprof.runfile.reader import RunFileReader
-from llmprof.step_records import (
+from llmprof.records.steps import (
     StepChoice,
     counted,
 )
+from llmprof.runfile.reader import RunFileReader
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 

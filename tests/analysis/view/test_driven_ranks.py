@@ -21,7 +21,7 @@ from llmprof.exports.json.report import to_document
 from llmprof.exports.text import csv_tables
 from llmprof.exports.text.table import render
 from llmprof.records import Unavailable
-from llmprof.step_records import AUTO_STEPS
+from llmprof.records.steps import AUTO_STEPS
 
 STEPS = 8
 

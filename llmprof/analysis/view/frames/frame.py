@@ -29,7 +29,7 @@ from llmprof.records import (
     RunData,
     Unavailable,
 )
-from llmprof.throttle import throttle_names
+from llmprof.records.throttle import throttle_names
 
 HISTORY = 240
 """GPU samples a frame shows of each device."""

@@ -1,6 +1,5 @@
-"""The records that flow from tracers to the run file and from there to the analysis.
+"""A run: its engines, rounds, samples, devices, and what is missing.
 
-Standard library only: the worker imports this under an engine's own interpreter.
 All times are integer nanoseconds of CLOCK_MONOTONIC (``time.monotonic_ns``), which every process
 of one machine shares; the run file stores them relative to ``RunInfo.t0_ns``.
 """
@@ -11,8 +10,8 @@ from array import array
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from llmprof.process_records import RankProcess, RecordedProcess
-from llmprof.step_records import StepLabel, StepsFound, StepsFrom
+from llmprof.records.processes import RankProcess, RecordedProcess
+from llmprof.records.steps import StepLabel, StepsFound, StepsFrom
 
 PassName = Literal["timing", "traced", "sampled"]
 """``timing``: nothing attached, the reported numbers. ``traced``: tracers attached. ``sampled``:
@@ -242,7 +241,7 @@ class GpuSample:
     power_w: float | None = None
     temperature_c: int | None = None
     throttle_mask: int | None = None
-    """NVML clocks event reasons bit mask; ``llmprof.throttle`` spells it."""
+    """NVML clocks event reasons bit mask; ``llmprof.records.throttle`` spells it."""
     memory_used_mib: float | None = None
     gpm_dram_bw_pct: float | None = None
     gpm_sm_util_pct: float | None = None
