@@ -156,7 +156,7 @@ async def test_steps_are_chosen_from_the_ranges(tmp_path: Path) -> None:
         assert app._steps == StepChoice("ranges", "decode [12]")
 
 
-async def test_without_a_guess_it_asks_at_once(tmp_path: Path) -> None:
+async def test_with_operators_alone_it_asks_when_asked(tmp_path: Path) -> None:
     file = tmp_path / "x.sqlite"
     foreign_factory.write(file, text="\x1b[31mzz{}")
     with closing(sqlite3.connect(file)) as db:  # a word for operators, none for a step
@@ -165,6 +165,9 @@ async def test_without_a_guess_it_asks_at_once(tmp_path: Path) -> None:
     app = LlmprofApp(source_of(file))
     async with app.run_test(size=(120, 40)) as pilot:
         await settled(pilot)
+        await settled(pilot)
+        assert not isinstance(app.screen, Choose)  # none of them can be a step
+        await pilot.press("p")
         await settled(pilot)
         assert isinstance(app.screen, Choose)
         offered = [name for name, _ in app.screen._entries]

@@ -37,10 +37,22 @@ class StepWords:
     """(category or ``idle``, ms), the most time first; empty where kernels are not known."""
     why: str
     """Why there are no parts."""
+    whole_ms: float | None = None
+    """Where no step is known: the length of the trace, which the parts are of."""
+
+    @property
+    def length_ms(self) -> float | None:
+        """What the parts add up to."""
+        if self.whole_ms is not None:
+            return self.whole_ms
+        return None if isinstance(self.step_ms, Unavailable) else self.step_ms
 
     @property
     def words(self) -> str:
         """``8.39 ms a step: 71 % quantised GEMV/GEMM, 20 % idle, …``."""
+        if self.whole_ms is not None:
+            shown = ", ".join(f"{ms / self.whole_ms:.0%} {name}" for name, ms in self.parts[:PARTS])
+            return f"no step is known; all {self.whole_ms:.2f} ms of it: {shown}"
         if isinstance(self.step_ms, Unavailable):
             return f"no step is known: {self.step_ms.reason}"
         head = f"{self.step_ms:.2f} ms a step"
@@ -148,6 +160,8 @@ def step_words(subject: Subject) -> StepWords:
     step = subject.step_ms
     basis = "untraced" if subject.timed else "as traced"
     if step is None:
+        if (whole := _whole(subject)) is not None:
+            return whole
         reason = subject.steps.step_ns
         why = reason if isinstance(reason, Unavailable) else Unavailable("no step is known")
         return StepWords(subject.label, why, basis, (), why.reason)
@@ -166,6 +180,22 @@ def step_words(subject: Subject) -> StepWords:
     parts.append((IDLE, idle))
     return StepWords(
         subject.label, step, basis, tuple(sorted(parts, key=lambda part: -part[1])), ""
+    )
+
+
+def _whole(subject: Subject) -> StepWords | None:
+    """Of a trace whose steps are not known: where all of its time goes."""
+    kernels = subject.kernels
+    if isinstance(kernels, Unavailable) or kernels.step_count:
+        return None
+    busy, idle = kernels.busy_ns, kernels.idle_ns
+    if isinstance(busy, Unavailable) or isinstance(idle, Unavailable) or not busy:
+        return None
+    parts = [(c.category, c.total_ns / 1e6) for c in kernels.categories]
+    ordered = sorted([*parts, (IDLE, idle / 1e6)], key=lambda part: -part[1])
+    none = Unavailable("nobody marked a step, and none was found")
+    return StepWords(
+        subject.label, none, "as traced", tuple(ordered), "", whole_ms=(busy + idle) / 1e6
     )
 
 

@@ -39,6 +39,8 @@ class Track:
     """Of the decode steps that count; NaN without any."""
     kinds: tuple[str, ...] = ()
     """Of every decode step (``step_kinds.StepKind``), where they are known and worth a word."""
+    whole: bool = False
+    """Nobody knows its steps: the whole recording stands as one."""
 
     @property
     def steps(self) -> int:
@@ -81,6 +83,12 @@ def track_of(
     if len(counts) == len(wall) and counts.any():
         wall = wall[counts]
     return Track((record.pass_name, record.index), bounds, float(np.median(wall)), kinds)
+
+
+def whole_track(record: RoundRecord, start_ns: int, end_ns: int) -> Track:
+    """Of a recording whose steps are not known: all of it from ``start_ns`` to ``end_ns``."""
+    bounds = np.array([start_ns, start_ns, max(end_ns, start_ns + 1)], np.int64)
+    return Track((record.pass_name, record.index), bounds, float(bounds[2] - start_ns), whole=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -296,9 +304,12 @@ class RunLanes:
         self._axes: dict[RoundKey | None, Axis] = {}
 
     def axis(self, align: Align, key: RoundKey | None = None) -> Axis | None:
-        """``None`` where no engine has a finished decode step."""
+        """``None`` where no engine has a finished decode step. Where nobody knows a step there is
+        time alone."""
         if not self.keys:
             return None
+        if all(t.whole for lane in self.lanes for t in lane.tracks):
+            align = "time"
         wanted = None if align == "time" else (key if key in self.keys else self.keys[0])
         if wanted not in self._axes:
             made = TimeAxis(self.lanes) if wanted is None else StepAxis(self.lanes, wanted)

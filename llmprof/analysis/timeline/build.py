@@ -13,7 +13,15 @@ from llmprof.analysis.bandwidth.sampled import SampledSteps
 from llmprof.analysis.device.kernels import TracedRound
 from llmprof.analysis.host.stacks import HostTrace
 from llmprof.analysis.ranks.members import Member
-from llmprof.analysis.timeline.axis import Floats, Lane, RoundKey, Series, Track, track_of
+from llmprof.analysis.timeline.axis import (
+    Floats,
+    Lane,
+    RoundKey,
+    Series,
+    Track,
+    track_of,
+    whole_track,
+)
 from llmprof.analysis.timeline.host import HostLane
 from llmprof.analysis.timeline.lod import Curve, LaneWork
 from llmprof.analysis.timing.conditions import gpu_index
@@ -108,6 +116,11 @@ def _work(trace: TracedEngine) -> tuple[LaneWork | Unavailable, tuple[LaneWork, 
 
 def _track(record: RoundRecord, trace: TracedEngine) -> Track | None:
     mine = trace.record is not None and record.round_id == trace.record.round_id
+    if record.steps_from == "none":
+        ends = [record.prefill_start_ns, record.end_ns]
+        if mine and not isinstance(trace.round, Unavailable):
+            ends = trace.round.laid.bounds_ns[[0, -1]].tolist()
+        return whole_track(record, *ends)
     if mine and not isinstance(trace.round, Unavailable):
         timeline = trace.round.timeline
         if not isinstance(timeline, Unavailable):

@@ -70,6 +70,8 @@ def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
         out += _fall(snapshot, trace, a, b, view, step, width)
     if view.compare.roles:
         return [*out, *roles.table(trace, a, b, view, width)]
+    if any(t.whole for t in trace.lanes.lanes[b.index].tracks):
+        step = None  # all of its kernels
     return [*out, *_table(trace, a, b, view, step, width)]
 
 
@@ -96,6 +98,8 @@ def step_parts(lane: TimeLane, step: int) -> StepParts | Unavailable:
     track, work = lane.traced, lane.work
     if isinstance(work, Unavailable):
         return work
+    if track is not None and track.whole:
+        return Unavailable(f"no steps of {lane.label} are known; the table has all of its kernels")
     if track is None or step > track.steps:
         return Unavailable(f"{lane.label} has no traced step {step}")
     if step > lane.analysed_steps(track):

@@ -41,7 +41,7 @@ def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     note = row(Span("j k: choose · enter: its evidence", "dim"))
     out.append(rule(row(Span(title, "strong")), note, width, view.glyphs.track))
     if not found.found:
-        out.append(row(Span("nothing found that would win 2 % of a step", "good")))
+        out.append(_nothing(found))
     picked = chosen(view)
     for index, item in enumerate(found.found):
         out += _finding(index, item, item is picked, view, width)
@@ -51,6 +51,12 @@ def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
         text = f"{clean(engine)}: {clean(why)}"
         out += [row(Span(line, "dim")) for line in wrap(text, width)]
     return out
+
+
+def _nothing(found: Findings) -> Row:
+    if any(not isinstance(words.step_ms, Unavailable) for words in found.steps):
+        return row(Span("nothing found that would win 2 % of a step", "good"))
+    return row(Span("none can be made without steps; p chooses the ranges that are steps", "dim"))
 
 
 def _verdicts(snapshot: Snapshot, width: int) -> list[Row]:
@@ -82,22 +88,24 @@ def _not_yet(snapshot: Snapshot, view: View, width: int) -> list[Row]:
 
 def _steps(found: Findings, view: View, width: int) -> list[Row]:
     """A bar an engine: a letter a share of the step, as long as the step is."""
-    title = row(Span("where a step goes", "strong"))
+    unknown = bool(found.steps) and all(w.whole_ms is not None for w in found.steps)
+    name = "no steps are known: where the whole trace goes" if unknown else "where a step goes"
+    title = row(Span(name, "strong"))
     note = row(Span("timeline (3) · kernels (4)", "dim"))
     out = [rule(title, note, width, view.glyphs.track)]
-    known = [w.step_ms for w in found.steps if not isinstance(w.step_ms, Unavailable)]
-    longest = max(known, default=0.0)
+    longest = max((w.length_ms or 0.0 for w in found.steps), default=0.0)
     room = width - _LABEL - 1 - _MS - 2
     for words in found.steps:
         label = Span(fit_label(clean(words.label), _LABEL) + " ", "strong")
-        if isinstance(words.step_ms, Unavailable) or not longest:
+        length = words.length_ms
+        if length is None or not longest:
             out.append(fit(row(label, Span(clean(words.words), "dim")), width))
             continue
-        ms = Span(f"{words.step_ms:7.2f} ms", "" if words.basis == "untraced" else "dim")
+        ms = Span(f"{length:7.2f} ms", "" if words.basis == "untraced" else "dim")
         if not words.parts:
             out.append(fit(row(label, ms, Span(f"  {clean(words.why)}", "dim")), width))
             continue
-        bar = stacked(words, max(1, round(room * words.step_ms / longest)), view.glyphs.track)
+        bar = stacked(words, max(1, round(room * length / longest)), view.glyphs.track)
         out.append(fit(row(label, ms, "  ", *bar), width))
     out += _legend(found, width)
     if any(w.basis != "untraced" for w in found.steps):

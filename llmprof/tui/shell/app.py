@@ -166,7 +166,9 @@ class LlmprofApp(CellApp[int]):
                 text = message.error or "the file has no NVTX ranges that come more than once"
                 self.notify(clean(text), severity="warning", markup=False)
             return
-        title = "Steps are the NVTX ranges (* is any text, DOMAIN:TEXT)"
+        if not (message.asked or message.likely):
+            return  # all of it can be seen without; the warning says how to choose
+        title = "Which ranges are the steps? (* is any text, DOMAIN:TEXT)"
         dialog = Choose(self.main.view.glyphs, title, message.entries, "use")
 
         def go(answer: tuple[str, str] | None) -> None:

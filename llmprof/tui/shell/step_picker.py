@@ -8,6 +8,7 @@ from pathlib import Path
 
 from textual.message import Message
 
+from llmprof.analysis.steps.candidates import is_operator
 from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.opening import open_run, step_candidates
 from llmprof.errors import LlmprofError
@@ -19,15 +20,21 @@ from llmprof.tui.drawing.numbers import duration
 
 MOST = 12
 """Patterns offered; any other can be typed."""
-_NAME = 32
+_NAME = 26
 
 
 class RangesFound(Message):
-    """Pattern → (what it is, pattern), the best guess first; or why there is none."""
+    """Pattern → (what it is, pattern), the best guess first; or why there is none.
 
-    def __init__(self, entries: Mapping[str, tuple[str, str]], error: str, asked: bool) -> None:
+    ``likely``: some may be steps; the others are a framework's operators.
+    """
+
+    def __init__(
+        self, entries: Mapping[str, tuple[str, str]], likely: bool, error: str, asked: bool
+    ) -> None:
         super().__init__()
         self.entries = entries
+        self.likely = likely
         self.error = error
         self.asked = asked
 
@@ -42,22 +49,22 @@ class Picked(Message):
         self.error = error
 
 
-def find(source: RunDataSource) -> tuple[dict[str, tuple[str, str]], str]:
+def find(source: RunDataSource) -> tuple[dict[str, tuple[str, str]], bool, str]:
     """What ``RangesFound`` tells."""
     try:
         patterns = step_candidates(Path(source.path))[:MOST]
     except LlmprofError as why:
-        return {}, str(why)
+        return {}, False, str(why)
     entries: dict[str, tuple[str, str]] = {}
     for found in patterns:
         name = clean(found.pattern)
         if len(name) > _NAME:
             name = f"{name[: _NAME - 1]}…"
-        what = f"{found.ranges:,} ranges, median {duration(found.median_ns)}"
+        what = f"{found.ranges:,}× {duration(found.median_ns)}"
         if found.inside is not None:
-            what += f", {found.inside:.0%} of the launches inside"
+            what += f", {found.inside:.0%} of launches"
         entries.setdefault(name, (what, found.pattern))
-    return entries, ""
+    return entries, not all(is_operator(found.pattern) for found in patterns), ""
 
 
 def reread(source: RunDataSource, step_range: str) -> Picked:

@@ -47,6 +47,9 @@ _HINT: Final = (
     "n slowest step", "m median", "g go to", "w widest gap", "[ ] item", "/ search", "+ - zoom",
     "a align", "r round",
 )  # fmt: skip
+_HINT_WHOLE: Final = (
+    "n all of it", "w widest gap", "[ ] item", "/ search", "+ - zoom", "p choose ranges as steps",
+)  # fmt: skip
 
 
 def inspector(now: Scene, view: View, lane: Lane, width: int) -> list[Row]:
@@ -56,11 +59,13 @@ def inspector(now: Scene, view: View, lane: Lane, width: int) -> list[Row]:
     track = None if chosen is None else now.lane.track(chosen.key)
     if chosen is None or track is None or chosen.step > track.steps:
         head = rule(row(Span("nothing selected", "strong")), (), width, glyphs.track)
-        return [head, *(row(Span(line, "dim")) for line in wrap_facts(_HINT, width))]
+        hint = _HINT_WHOLE if now.unknown else _HINT
+        return [head, *(row(Span(line, "dim")) for line in wrap_facts(hint, width))]
     work = now.work_of(track)
     if work is not None and chosen.step > now.lane.analysed_steps(track):
         work = None
     where = "prefill" if chosen.step == 0 else f"step {chosen.step} of {track.steps}"
+    where = "whole trace" if track.whole else where
     right = row(Span(f"{clean(lane.engine.label)} · {where}", lane.accent))
     if chosen.gap is not None and work is not None:
         title, body = "gap", _gap(now, track, work, chosen.gap, view, width)
@@ -70,8 +75,13 @@ def inspector(now: Scene, view: View, lane: Lane, width: int) -> list[Row]:
         kind = "copy" if work.kernel_row[chosen.item] < 0 else "kernel"
         title, body = kind, _item(now, track, work, chosen.item, engine, view, width)
     else:
-        title, body = "step", _step(now, track, work, chosen.step, view, width)
+        title = _noun(track)
+        body = _step(now, track, work, chosen.step, view, width)
     return [rule(row(Span(title, "strong")), right, width, glyphs.track), *body]
+
+
+def _noun(track: Track) -> str:
+    return "trace" if track.whole else "step"
 
 
 def _wall(track: Track, step: int) -> int:
@@ -109,7 +119,7 @@ def _item(
     )
     bars = _histogram(counts.tolist(), low, high, length, view)
     facts = [
-        f"{100 * length / _wall(track, step):.2f} % of the step",
+        f"{100 * length / _wall(track, step):.2f} % of the {_noun(track)}",
         f"at {duration(start - int(track.bounds_ns[step]))}",
         f"slower than {100 * max(0.0, spread_of.rank(length - 1)):.0f} % of them",
         f"{f'GPU {work.device} ' if now.lane.others else ''}stream {int(work.stream[item])}",
@@ -216,13 +226,14 @@ def _gap(now: Scene, track: Track, work: LaneWork, gap: Gap, view: View, width: 
     wall = _wall(track, gap.step)
     head = row(
         Span(f"{duration(length)} idle", "warn strong"),
-        Span(f"  {100 * length / wall:.2f} % of step · ", "dim"),
+        Span(f"  {100 * length / wall:.2f} % of {_noun(track)} · ", "dim"),
         Span(f"{100 * length / max(1, idle):.0f} % of its idle · ", "dim"),
         Span(f"rank {rank} of {len(gaps)} · ", "dim"),
         Span(f"at {duration(gap.start_ns - int(track.bounds_ns[gap.step]))}", "dim"),
     )
-    after = "the step's begin" if gap.after == AT_END else clean(work.short_name(gap.after))
-    before = "the step's end" if gap.before == AT_END else clean(work.short_name(gap.before))
+    noun = _noun(track)
+    after = f"the {noun}'s begin" if gap.after == AT_END else clean(work.short_name(gap.after))
+    before = f"the {noun}'s end" if gap.before == AT_END else clean(work.short_name(gap.before))
     names = row(Span("between ", "dim"), Span(after), Span("  and  ", "dim"), Span(before))
     engine = view.trace.engines[now.index] if isinstance(view.trace, RunTrace) else None
     known = (*_cause(now, engine, gap, width), _stacks(engine, gap, 2 * width))
@@ -325,7 +336,7 @@ def _step(
 ) -> list[Row]:
     wall = _wall(track, step)
     head = [Span(duration(wall), "bright")]
-    if step:
+    if step and not track.whole:
         rank = int(np.count_nonzero(track.wall_ns[1:] > wall)) + 1
         head.append(Span(f"  {wall / max(1.0, track.median_ns):.2f}× median", "dim"))
         head.append(Span(f" · {rank}. slowest of {track.steps}", "dim"))
@@ -371,7 +382,7 @@ def _step(
                 Span(f"{mine[name] / 1e6:8.3f}"),
                 Span(f"{100 * mine[name] / wall:5.0f} %", "dim"),
                 Span(
-                    f"{round(delta / 1e6, 3) + 0.0:+9.3f}",
+                    "" if track.whole else f"{round(delta / 1e6, 3) + 0.0:+9.3f}",
                     "dim" if abs(delta) < wall / 200 else "fail" if delta > 0 else "good",
                 ),
             )
@@ -379,7 +390,8 @@ def _step(
     each = width // columns
     tall = -(-len(cells) // columns)
     blocks = [cells[i * tall : (i + 1) * tall] for i in range(columns)]
-    note = f"ms, share, against median step {middle}" if step else "ms, share"
+    alone = track.whole or not step
+    note = "ms, share" if alone else f"ms, share, against median step {middle}"
     gaps = sorted(step_gaps(work, track, step), key=lambda g: g.start_ns - g.end_ns)[:_GAPS]
     wide = " · ".join(duration(g.end_ns - g.start_ns) for g in gaps)
     return [

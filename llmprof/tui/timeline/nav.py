@@ -36,6 +36,11 @@ class Scene:
         return self.lanes.lanes[self.index]
 
     @property
+    def unknown(self) -> bool:
+        """Nobody knows a step of what is shown."""
+        return all(t.whole for lane in self.lanes.lanes for t in lane.tracks)
+
+    @property
     def track(self) -> Track | None:
         """The round of the lane in focus that keys act on: the one on the axis, else the traced
         one, else the first."""

@@ -8,6 +8,7 @@ from typing import Final, Literal
 
 import numpy as np
 
+from llmprof.analysis.timeline.axis import Lane as TimeLane
 from llmprof.analysis.timeline.axis import RoundKey
 from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.records import Unavailable
@@ -180,7 +181,9 @@ def _round_name(key: RoundKey) -> str:
 def _title(now: Scene, view: View, chart: int, width: int, note: str = "") -> Row:
     start, end = now.window
     timeline = view.timeline
-    if timeline.align == "time":
+    if now.unknown:
+        what = "no steps are known · by time"
+    elif timeline.align == "time":
         what = "by time" if timeline.window else "by time · whole run"
     else:
         key = timeline.key if timeline.key in now.lanes.keys else now.lanes.keys[0]
@@ -223,9 +226,7 @@ def _lane(
     out.append(
         (
             "steps",
-            row(
-                Span(("steps found" if mine.detected else "steps").ljust(GUTTER), "dim"), *steps[-1]
-            ),
+            row(Span(_steps_name(mine).ljust(GUTTER), "dim"), *steps[-1]),
         )
     )
     facts: Row = ()
@@ -282,6 +283,12 @@ def _lane(
         out.append(("series", timeline_rows.series_row(series, times, glyphs)))
     head: _LaneRows = [("name", spread(name, facts, width))]
     return head + [(kind, fit(line, width)) for kind, line in out]
+
+
+def _steps_name(lane: TimeLane) -> str:
+    if any(track.whole for track in lane.tracks):
+        return "no steps"
+    return "steps found" if lane.detected else "steps"
 
 
 def _facts(spent: Ints, inside: Ints, items: tuple[int, int] | None, device: str) -> Row:

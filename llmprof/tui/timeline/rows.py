@@ -187,7 +187,8 @@ def _label(
         line[x] = (glyphs.track, role)
     if left == a:
         line[a] = (glyphs.tick[1], role)
-    parts = ["prefill" if number == 0 else str(number), duration(wall)]
+    name = "whole trace" if track.whole else "prefill" if number == 0 else str(number)
+    parts = [name, duration(wall)]
     if 0 < number <= len(track.kinds):
         parts.insert(1, track.kinds[number - 1])
     if number and track.steps > 2:
