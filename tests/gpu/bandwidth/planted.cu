@@ -65,9 +65,9 @@ extern "C" int step(int layers) {
     read_then_spin<<<128, 512, 0, one>>>(take(MB(16)), MB(16) / 16, 40000, sink);
     cudaEventRecord(join_, two); cudaStreamWaitEvent(one, join_, 0);
     nothing<<<2, 32, 0, one>>>(0, 0, 1500, sink);
-    // The same pair, but at another distance each time.
+    // The same pair, but at another distance each time: in half of the layers one behind the other.
     cudaEventRecord(fork_, one); cudaStreamWaitEvent(two, fork_, 0);
-    nothing<<<3, 32, 0, two>>>(0, 0, until(24000), sink);
+    nothing<<<3, 32, 0, two>>>(0, 0, until(80000), sink);
     trickle<<<6, 512, 0, two>>>(take(MB(6)), MB(6) / 16, 0, sink);
     nothing<<<4, 32, 0, one>>>(0, 0, 4000, sink);
     read_then_spin<<<96, 512, 0, one>>>(take(MB(16)), MB(16) / 16, 40000, sink);
