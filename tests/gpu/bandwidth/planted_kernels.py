@@ -23,7 +23,7 @@ PLANTED = {
     # Beside each other on two streams, always alike.
     ("read_then_spin", 128): (16.0, 40_000, "end"),
     ("trickle", 4): (4.0, 0, ""),
-    # The same at another distance each time.
+    # The same, in half of the layers one behind the other.
     ("read_then_spin", 96): (16.0, 40_000, "end"),
     ("trickle", 6): (6.0, 0, ""),
 }
