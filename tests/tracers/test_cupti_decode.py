@@ -121,6 +121,30 @@ def test_cut_and_corrupt_buffers_decode_as_far_as_the_chain_goes(
     assert (kept == len(wanted) and end == len(raw)) or found.lost
 
 
+@settings(max_examples=60, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=200),
+    untimed=st.sets(st.integers(0, 199), max_size=3),
+    far=st.one_of(st.none(), st.integers(0, 199)),
+)
+def test_records_without_times_or_far_in_time_are_found_among_the_others(
+    kinds: list[int], untimed: set[int], far: int | None
+) -> None:
+    """The starts are looked for by times near the first record's."""
+    layout = layout_of(CUDA_13_0)
+    data = bytearray(make_buffer(kinds, layout))
+    wanted, _ = reference_offsets(bytes(data), dict(layout.sizes))
+    for number, (at, kind) in enumerate(zip(wanted, kinds, strict=True)):
+        word = at + (8 if kind in (DRIVER, RUNTIME, SYNCHRONIZATION) else 16)
+        if number in untimed:
+            data[word : word + 16] = bytes(16)
+        elif far is not None and number >= far:
+            late = int.from_bytes(data[word : word + 8], "little") + 10**15
+            data[word : word + 8] = late.to_bytes(8, "little")
+    offsets, seen, end = record_offsets(bytes(data), layout.sizes)
+    assert offsets.tolist() == wanted and seen.tolist() == kinds and end == len(data)
+
+
 def test_unknown_kinds_and_records_without_times_are_named_not_guessed() -> None:
     layout = layout_of(CUDA_13_0)
     data = bytearray(make_buffer([RUNTIME, CONCURRENT_KERNEL, RUNTIME], layout))

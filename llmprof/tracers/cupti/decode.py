@@ -1,9 +1,11 @@
 """Spool files and raw CUPTI buffers to numpy arrays, in the parent. Needs numpy.
 
 A buffer mixes records of different sizes, so where the n-th record lies depends on all before it.
-``record_offsets`` finds every start without a Python step a record: each 8-byte word that could
-start a record points to the word after that record, and pointer doubling (as in parallel list
-ranking) marks those that are reached from the first.
+``record_offsets`` finds every start without a Python step a record. Words that look like a time
+near the first record's, with a kind before them where a record of that kind has it, are nearly
+always the starts; whether each leads to the next one says so. Where they are not (records without
+times), each 8-byte word that could start a record points to the word after that record, and pointer
+doubling (as in parallel list ranking) marks those that are reached from the first.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from llmprof.records import Unavailable
 from llmprof.tracers.cupti import spool
 from llmprof.tracers.cupti.layout import (
     API_FIELDS,
+    API_KINDS,
     DRIVER,
     KERNEL_FIELDS,
     KERNEL_KINDS,
@@ -67,6 +70,20 @@ class Records:
 
 _FAR = 32
 """Records between two that ``_chain`` walks to; a power of two."""
+_NEAR_NS = np.uint64(60_000_000_000)
+"""Of the first record of a window: a buffer is full, or collected, long before that."""
+_TIMED: tuple[tuple[int, tuple[Field, ...]], ...] = (
+    *((kind, KERNEL_FIELDS) for kind in KERNEL_KINDS),
+    (MEMCPY, MEMCPY_FIELDS),
+    (MEMSET, MEMSET_FIELDS),
+    *((kind, API_FIELDS) for kind in API_KINDS),
+    (SYNCHRONIZATION, SYNC_FIELDS),
+)
+_START_WORD = np.zeros(_MAX_KIND, np.int32)
+"""The word of a record that holds its start, by kind; 0: not known."""
+for _kind, _fields in _TIMED:
+    _START_WORD[_kind] = next(offset for name, _, offset in _fields if name == "start") // 8
+_START_WORDS = tuple(int(word) for word in np.unique(_START_WORD) if word)
 
 
 def record_dtype(fields: tuple[Field, ...], size: int) -> np.dtype[Any]:
@@ -92,7 +109,11 @@ def record_offsets(data: bytes | memoryview, sizes: Mapping[int, int]) -> tuple[
     parts: list[Array] = []
     start = 0
     while start < len(words):
-        found, after = _chain(words[start : start + window], step_of)
+        part = words[start : start + window]
+        for method in (_one_stride, _by_times, _chain):
+            found, after = method(part, step_of)
+            if after * 2 >= len(part):
+                break
         if not len(found):
             break
         parts.append(found.astype(np.int64) + start)
@@ -101,18 +122,48 @@ def record_offsets(data: bytes | memoryview, sizes: Mapping[int, int]) -> tuple[
     return at * 8, words[at].astype(np.uint32), start * 8
 
 
+def _one_stride(words: Array, step_of: Array) -> tuple[Array, int]:
+    """As ``_chain``, as far as all records are of one kind: those of a CUDA graph are."""
+    count, kind = len(words), int(words[0]) & 0xFFFFFFFF
+    first = int(step_of[min(kind, len(step_of) - 1)])
+    if not first or count < first:
+        return np.zeros(0, np.intp), 0
+    column = words[: count - count % first : first].astype(np.uint32)
+    other = np.flatnonzero(column != kind)
+    run = int(other[0]) if len(other) else len(column)
+    return np.arange(run, dtype=np.intp) * first, run * first
+
+
+def _by_times(words: Array, step_of: Array) -> tuple[Array, int]:
+    """As ``_chain``, as far as records with times near the first one's follow one another."""
+    kinds = words.view(np.uint32)[::2]  # the low half: every record starts with its u32 kind
+    last = len(step_of) - 1
+    at = int(_START_WORD[min(int(kinds[0]), last)])
+    none = np.zeros(0, np.intp)
+    if not at or at >= len(words):
+        return none, 0
+    low = max(int(words[at]) - int(_NEAR_NS), 1)
+    timed = np.flatnonzero(words - np.uint64(low) < 2 * _NEAR_NS)
+    is_start = np.zeros(len(words), np.bool_)
+    for word in _START_WORDS:
+        before = timed[timed >= word] - word
+        is_start[before[_START_WORD[np.minimum(kinds[before], last)] == word]] = True
+    starts = np.flatnonzero(is_start)
+    if not len(starts) or starts[0]:
+        return none, 0
+    after = starts + step_of[np.minimum(kinds[starts], last)]
+    # Each leads to the next one: then these are the records, whatever the words in between hold.
+    torn = np.flatnonzero((starts[1:] != after[:-1]) | (after[1:] > len(words)))
+    count = int(torn[0]) + 1 if len(torn) else len(starts)
+    if int(after[count - 1]) > len(words):
+        return none, 0
+    return starts[:count], int(after[count - 1])
+
+
 def _chain(words: Array, step_of: Array) -> tuple[Array, int]:
-    """Indices of the words that start a whole record, and of the word after the last of them."""
+    """Indices of the words that start a whole record, and of the word after the last of them,
+    whatever the buffer holds."""
     count = len(words)
-    kind = int(words[0]) & 0xFFFFFFFF
-    first = int(step_of[kind]) if kind < len(step_of) else 0
-    if first and count >= first:
-        # At the default level a buffer holds kernels only, or nearly: one stride, no search.
-        column = words[: count - count % first : first].astype(np.uint32)
-        other = np.flatnonzero(column != kind)
-        run = int(other[0]) if len(other) else len(column)
-        if run > len(column) // 2:
-            return np.arange(run, dtype=np.int32) * first, run * first
     kinds = words.astype(np.uint32)  # the low half: every record starts with its u32 kind
     step = step_of[np.minimum(kinds, len(step_of) - 1)]
     starts = np.flatnonzero(step).astype(np.int32)  # words that look like the start of a record
