@@ -130,6 +130,7 @@ def _missing(snapshot: Snapshot, width: int) -> list[Row]:
         "prefill_tok_s": "prefill", "itl_p50_ms": "ITL p50", "itl_p95_ms": "ITL p95",
         "itl_p99_ms": "ITL p99", "itl_max_ms": "ITL max",
         "bandwidth_gb_s": "modelled bandwidth", "roofline_share": "share of peak",
+        "measured_gb_s": "measured bandwidth",
         "joule_per_token": "J/token", "slowdown": "traced slowdown",
     }  # fmt: skip
     reasons: dict[tuple[str, str], list[str]] = {}

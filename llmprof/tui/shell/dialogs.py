@@ -15,7 +15,6 @@ from textual.widgets import Input, Static
 
 from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.palette import style
-from llmprof.tui.shell.sources import SOURCES
 
 Answer = TypeVar("Answer")
 
@@ -95,7 +94,7 @@ class Once:
         return done
 
 
-class _Dialog(Once, ModalScreen[Answer]):
+class Dialog(Once, ModalScreen[Answer]):
     """A box over the page."""
 
     def __init__(self, glyphs: Glyphs) -> None:
@@ -103,7 +102,7 @@ class _Dialog(Once, ModalScreen[Answer]):
         self._glyphs = glyphs
 
 
-class HelpScreen(_Dialog[None]):
+class HelpScreen(Dialog[None]):
     """Keys of the page on show, and words. Any of the usual keys closes it.
 
     Args:
@@ -147,30 +146,7 @@ class HelpScreen(_Dialog[None]):
         return text
 
 
-class SourcesScreen(_Dialog[None]):
-    """Where the numbers of the page on show are from."""
-
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("escape,i,q,enter,space", "dismiss(None)", show=False)
-    ]
-
-    def __init__(self, glyphs: Glyphs, page: str) -> None:
-        super().__init__(glyphs)
-        self._page = page
-
-    def compose(self) -> ComposeResult:
-        rows = SOURCES[self._page]
-        wide = 2 + max(len(name) for name, _ in rows)
-        text = Text(no_wrap=True, overflow="ellipsis")
-        text.append(f"Numbers of {self._page}: where from?\n", style("strong"))
-        for name, source in rows:
-            text.append(self._glyphs.text(name).ljust(wide), style("accent0"))
-            text.append(f"{self._glyphs.text(source)}\n")
-        text.right_crop(1)
-        yield Static(text, classes="dialog")
-
-
-class ConfirmStop(_Dialog[bool]):
+class ConfirmStop(Dialog[bool]):
     """Asks whether a live run should end. True: stop it."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -192,7 +168,7 @@ class ConfirmStop(_Dialog[bool]):
         )
 
 
-class Ask(_Dialog[str | None]):
+class Ask(Dialog[str | None]):
     """One line of input; ``None`` when left with escape."""
 
     BINDINGS: ClassVar[list[BindingType]] = [
@@ -223,7 +199,7 @@ class Ask(_Dialog[str | None]):
         self.dismiss(event.value)
 
 
-class Choose(_Dialog[tuple[str, str] | None]):
+class Choose(Dialog[tuple[str, str] | None]):
     """One of several, and a line that goes with it; (name, line).
 
     Args:

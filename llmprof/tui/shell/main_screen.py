@@ -22,7 +22,8 @@ from llmprof.tui.findings import evidence
 from llmprof.tui.frame import body, header
 from llmprof.tui.live import rounds
 from llmprof.tui.opening import TraceRead, read
-from llmprof.tui.shell.dialogs import Ask, HelpScreen, SourcesScreen
+from llmprof.tui.shell.dialogs import Ask, HelpScreen
+from llmprof.tui.shell.sources_screen import SourcesScreen
 from llmprof.tui.timeline import nav
 from llmprof.tui.timeline.page import layout
 from llmprof.tui.view import BASES, HOST_RANGES, PAGE_KEYS, PAGES, SCALES, SORTS, TimelineView, View
@@ -423,7 +424,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def action_sources(self) -> None:
         """Where the numbers of the page are from."""
-        self.app.push_screen(SourcesScreen(self.view.glyphs, self.view.page))
+        self.app.push_screen(SourcesScreen(self.view.glyphs, self.view.page, self._shown))
 
     @classmethod
     def default_keys(cls) -> dict[str, str]:

@@ -192,6 +192,7 @@ def _engine(data: RunData, engine: EngineReport, activity: Activity | None) -> E
         itl_max_ms=quantile("max"),
         bandwidth_gb_s=so_far(engine.bandwidth.modelled_gb_s),
         roofline_share=so_far(engine.bandwidth.modelled_share),
+        measured_gb_s=so_far(engine.bandwidth.measured_gb_s),
         joule_per_token=so_far(steps.joule_per_token),
         slowdown=NOT_YET if going and not steps.slowdown.traced_steps else steps.slowdown.ratio,
         text="" if isinstance(engine.text, Unavailable) else printable(engine.text),

@@ -53,6 +53,8 @@ class EngineView:
     """Modelled: bytes read a step × steps a second of ``tok_s``."""
     roofline_share: Maybe = NOT_YET
     """``bandwidth_gb_s`` / peak bandwidth, 0–1."""
+    measured_gb_s: Maybe = NOT_YET
+    """NVML GPM: share of cycles in which DRAM was busy × peak."""
     joule_per_token: Maybe = NOT_YET
     slowdown: Maybe = NOT_YET
     """Traced median step / timing median step."""
