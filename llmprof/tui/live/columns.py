@@ -59,12 +59,12 @@ REST: Final = (
     _number("prefill", "tok/s", "prefill_tok_s", width=8),
     _number("modelled", "GB/s", "bandwidth_gb_s", width=9),
     _number("of peak", "%", "roofline_share", 100.0, width=8),
-    _number("measured", "GB/s", "measured_gb_s", width=9),
     _number("J/token", "", "joule_per_token", width=8),
     _number("traced", "× slower", "slowdown", width=9),
     Column("steps", "timed", 7, lambda lane, w: Span(str(lane.engine.steps_done).rjust(w))),
 )
-ALL: Final = (TOK_S, INTERVAL, *LATENCIES, *REST)
+MEASURED: Final = _number("measured", "GB/s", "measured_gb_s", width=9)
+ALL: Final = (TOK_S, INTERVAL, *LATENCIES, *REST[:3], MEASURED, *REST[3:])
 LIVE: Final = (TOK_S, *LATENCIES, *REST, INTERVAL)
 
 
