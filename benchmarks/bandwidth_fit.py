@@ -20,7 +20,11 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
+sys.path[:0] = [
+    str(ROOT),
+    str(ROOT / "tests" / "support"),
+    str(ROOT / "tests" / "support" / "made_traces"),
+]
 
 NAMES = 30
 """Kernels of different names and shapes, as a decode step has."""

@@ -26,7 +26,7 @@ from llmprof.analysis.timing.stats import estimate
 from llmprof.engines.base import LoadRequest
 from llmprof.engines.mlc.engine import MlcEngine
 
-TESTS = Path(__file__).resolve().parent.parent / "tests" / "support"
+TESTS = Path(__file__).resolve().parent.parent / "tests" / "support" / "weights"
 
 
 def main() -> int:

@@ -2,8 +2,8 @@
 
     python3 benchmarks/record_overhead.py [--rounds 30] [--layers 16] [--modes bare,floor,full,off]
 
-One process a mode runs the decode loop of tests/gpu/record_targets.py, eager and in a CUDA graph;
-they are interleaved round by round in random order, so disturbances hit all alike.
+One process a mode runs the decode loop of tests/gpu/recorded/record_targets.py, eager and in a CUDA
+graph; they are interleaved round by round in random order, so disturbances hit all alike.
 
 bare      nothing injected
 floor     CUPTI's own cost: the same kinds, every buffer thrown away
@@ -31,7 +31,7 @@ from pathlib import Path
 from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "gpu")]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "gpu" / "recorded")]
 MODES = {"bare": None, "floor": "floor", "kernels": "kernels", "full": "full", "off": "full"}
 
 

@@ -2,9 +2,9 @@
 
     python benchmarks/step_detection.py [--events 10000000] [--seeds 3] [--file FILE ...]
 
-A table of made-up programs (``tests/support/step_factory.py``), with the names of their kernels
-and without: precision and recall of the borders of their steps, and what was refused. Then the
-recordings of an H100 in ``tests/fixtures`` with their stamps hidden, then any ``--file``: its
+A table of made-up programs (``tests/support/made_traces/step_factory.py``), with the names of their
+kernels and without: precision and recall of the borders of their steps, and what was refused. Then
+the recordings of an H100 in ``tests/fixtures`` with their stamps hidden, then any ``--file``: its
 ranges are hidden, and what is found is shown. Last the time for many events, beside the time in
 which numpy sorts as many numbers: the limit is 5 s on two cores, or 8 such sorts.
 """
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 
 TESTS = Path(__file__).parents[1] / "tests"
-sys.path.insert(0, str(TESTS / "support"))
+sys.path.insert(0, str(TESTS / "support" / "made_traces"))
 
 import step_factory  # noqa: E402
 

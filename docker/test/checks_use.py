@@ -63,7 +63,7 @@ def check_mlc(box: Container, key: Path) -> None:
     script += "; m.compile_library(m.Build(), pathlib.Path(sys.argv[1]))"
     made = subprocess.run(
         [sys.executable, "-c", script, str(library)],
-        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}/tests/support:{REPOSITORY}"},
+        env={**os.environ, "PYTHONPATH": f"{REPOSITORY}/tests/support/weights:{REPOSITORY}"},
         capture_output=True,
         text=True,
     )

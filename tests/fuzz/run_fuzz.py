@@ -4,10 +4,11 @@
     python tests/fuzz/run_fuzz.py --runs 1000000 nvtx
     python tests/fuzz/run_fuzz.py --keep nsys                        # the corpus, made smaller
 
-Half of the changes know the format (``support/fuzz_inputs.py``), half are libFuzzer's own. An input
-fails that raises anything but an error of llmprof's, lets a control character through, takes longer
-than 10 s, or more memory than 1 GiB in all. It is left in ``--crashes``; what reaches new code in
-``--corpus``, of which ``--keep`` puts the smallest that cover it into ``tests/fixtures/fuzz``.
+Half of the changes know the format (``support/truths/fuzz_inputs.py``), half are libFuzzer's own.
+An input fails that raises anything but an error of llmprof's, lets a control character through,
+takes longer than 10 s, or more memory than 1 GiB in all. It is left in ``--crashes``; what reaches
+new code in ``--corpus``, of which ``--keep`` puts the smallest that cover it into
+``tests/fixtures/fuzz``.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ import time
 from pathlib import Path
 
 SUPPORT = Path(__file__).parents[1] / "support"
-sys.path[:0] = [str(SUPPORT)]
+sys.path[:0] = [str(SUPPORT / folder) for folder in ("", "made_traces", "truths")]
 MOST_KEPT, MOST_BYTES = 40, 48_000
 """Files, and packed bytes, that ``--keep`` leaves of a target's corpus."""
 LIMITS = ("-timeout=10", "-rss_limit_mb=1024", "-verbosity=1", "-print_final_stats=1")

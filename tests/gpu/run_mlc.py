@@ -3,7 +3,7 @@
     python3 tests/gpu/run_mlc.py --build DIR [--arch sm_90a]     # where TVM's compiler and nvcc are
     python3 tests/gpu/run_mlc.py --libs DIR                      # on the GPU
 
-``--build`` compiles the tiny Llama of tests/support/mlc_tiny.py for the GPU, once with fp16
+``--build`` compiles the tiny Llama of tests/support/weights/mlc_tiny.py for the GPU, once with fp16
 weights, once with q4f16_1, once for another GPU, and once for the CPU; ``--libs`` runs them. There
 the interpreter needs numpy, apache-tvm (libtvm_compiler.so may be missing), apache-tvm-ffi,
 platformdirs, and for the traced run what the kernel tracer needs.
@@ -24,7 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "support" / "weights"))
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 import mlc_files

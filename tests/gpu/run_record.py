@@ -31,7 +31,8 @@ from typing import Any
 import numpy as np
 
 HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE.parents[1]), str(HERE)]
+PROGRAMS = HERE / "recorded"
+sys.path[:0] = [str(HERE.parents[1]), str(PROGRAMS)]
 
 import record_vllm_checks  # noqa: E402
 from recorded_truth import (  # noqa: E402
@@ -51,7 +52,7 @@ from llmprof.analysis.view.opening import open_run  # noqa: E402
 from llmprof.records.steps import StepChoice  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
 
-TARGETS = str(HERE / "record_targets.py")
+TARGETS = str(PROGRAMS / "record_targets.py")
 # -- the C++ program ---------------------------------------------------------------------------
 
 
@@ -71,7 +72,7 @@ def build_toy(folder: Path, *flags: str) -> Path | None:
         *flags,
         "-o",
         str(out),
-        str(HERE / "record_toy.cu"),
+        str(PROGRAMS / "record_toy.cu"),
     ]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:

@@ -92,7 +92,7 @@ def no_locks(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
     if COMPILER is None or sys.platform != "linux":
         pytest.skip("no C compiler")
     library = tmp_path_factory.mktemp("locks") / "no_locks.so"
-    source = Path(__file__).parents[1] / "support" / "no_locks.c"
+    source = Path(__file__).parents[1] / "support" / "stubs" / "no_locks.c"
     subprocess.run([COMPILER, "-shared", "-fPIC", "-o", library, source, "-ldl"], check=True)
     return {"LD_PRELOAD": str(library)}
 

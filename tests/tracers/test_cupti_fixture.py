@@ -12,6 +12,6 @@ FIXTURE = Path(__file__).parents[1] / "fixtures" / "cupti"
 
 def test_a_real_recording_decodes_to_what_is_known() -> None:
     if not (FIXTURE / "truth.json").exists():
-        pytest.skip("tests/fixtures/cupti is not there; tests/gpu/record_cupti_fixture.py makes it")
+        pytest.skip("no tests/fixtures/cupti; tests/gpu/cupti/record_cupti_fixture.py makes it")
     failed = [what for good, what in check_folder(FIXTURE) if not good]
     assert failed == []

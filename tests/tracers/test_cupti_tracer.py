@@ -28,7 +28,7 @@ def stub_path(tmp_path_factory: pytest.TempPathFactory) -> str:
     if gcc is None:
         pytest.skip("no C compiler to build the stand-in for libcupti")
     path = tmp_path_factory.mktemp("stub") / "libcupti.so.13"
-    source = Path(__file__).parents[1] / "support" / "cupti_stub.c"
+    source = Path(__file__).parents[1] / "support" / "stubs" / "cupti_stub.c"
     command = [gcc, "-shared", "-fPIC", "-O1", "-Wall", "-Werror", "-pthread", "-o", str(path)]
     subprocess.run([*command, str(source)], check=True)
     return str(path)

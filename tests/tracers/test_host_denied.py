@@ -107,7 +107,7 @@ def account() -> Iterator[Callable[[bool], Account]]:
 def seccomp(calls: str) -> tuple[str, ...]:
     if platform.machine() not in ("x86_64", "aarch64"):
         pytest.skip(f"the system call numbers of {platform.machine()} are not known here")
-    return (sys.executable, str(HERE / "seccomp_exec.py"), calls)
+    return (sys.executable, str(HERE / "stubs" / "seccomp_exec.py"), calls)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import kineto_factory
 import pytest
-from test_timeline_page import settled
+from tui_pilot import settled
 
 from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.opening import open_run

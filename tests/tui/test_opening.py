@@ -9,8 +9,8 @@ from pathlib import Path
 
 import foreign_factory
 import pytest
-from test_timeline_page import settled, shown
 from textual.widgets import Input
+from tui_pilot import settled, shown
 
 from llmprof.analysis.view import traced
 from llmprof.analysis.view.frames.live import RunDataSource

@@ -1,6 +1,6 @@
 """llmprof's kernels and GPU busy time against torch.profiler's, on the torch Llama's own steps.
 
-    python3 tests/gpu/profiler_agreement.py [--model llama2-7b] [--steps 32] [--json OUT]
+    python3 tests/gpu/cupti/profiler_agreement.py [--model llama2-7b] [--steps 32] [--json OUT]
 
 One llmprof command traces the eager and the CUDA-graph engine. Then each decodes the same prompt,
 with the same weights, in a process of its own under torch.profiler (a process has one CUPTI client,
@@ -21,7 +21,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 sys.path.insert(0, str(ROOT))
 ENGINES: dict[str, dict[str, str]] = {"eager": {}, "graph": {"cuda_graph": "1"}}
 PROMPT = 32

@@ -1,6 +1,6 @@
 """A vLLM program that knows nothing of llmprof, to be recorded or run alone.
 
-    python3 tests/gpu/record_vllm.py eager|graphs [--layers 8] [--tokens 60] [--child]
+    python3 tests/gpu/recorded/record_vllm.py eager|graphs [--layers 8] [--tokens 60] [--child]
         [--profile OUT]
 
 Dummy weights in Llama shapes, token ids in and out. One request warms up; then ``--repeats``

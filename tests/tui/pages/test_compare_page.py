@@ -8,8 +8,8 @@ import shutil
 from pathlib import Path
 
 import pytest
-from test_timeline_page import FIXTURE, app, settled, shown, source, typed
 from textual.widgets import Input, Static
+from tui_pilot import FIXTURE, app, settled, shown, source, typed
 
 from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.frames.several import SeveralRuns

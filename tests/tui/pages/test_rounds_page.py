@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_timeline_page import app, settled, shown, source
+from tui_pilot import app, settled, shown, source
 
 from llmprof.analysis.view.frames.frame import build_snapshot
 from llmprof.analysis.view.report import build

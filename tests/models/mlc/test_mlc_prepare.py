@@ -17,8 +17,8 @@ pytest.importorskip("tvm", reason="apache-tvm is not installed")
 mlc_tiny = pytest.importorskip("mlc_tiny", reason="apache-tvm has no compiler here")
 
 CONFIG = mlc_tiny.CONFIG
-HERE = Path(__file__).parents[1] / "support"
-PATH = {"PYTHONPATH": f"{HERE / 'mlc_double'}:{HERE}:{HERE / 'plugin'}"}
+HERE = Path(__file__).parents[2] / "support"
+PATH = {"PYTHONPATH": f"{HERE / 'mlc_double'}:{HERE / 'weights'}:{HERE / 'plugin'}"}
 
 
 @pytest.fixture(scope="module")

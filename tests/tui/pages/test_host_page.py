@@ -16,8 +16,8 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from test_timeline_page import FIXTURE as NO_STACKS
-from test_timeline_page import SIZES, app, settled, shown, source
+from tui_pilot import FIXTURE as NO_STACKS
+from tui_pilot import SIZES, app, settled, shown, source
 
 from llmprof.analysis.host.causes import GapJudge
 from llmprof.analysis.host.stacks import HostTrace, StepSample

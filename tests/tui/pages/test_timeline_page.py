@@ -10,12 +10,12 @@ import numpy as np
 import pytest
 from textual.widgets import Input
 from textual.worker import WorkerFailed
+from tui_pilot import FIXTURE, SIZES, app, settled, shown, source, typed
 from tui_snapshots_data import FixedSource
 
 from llmprof.analysis.timeline.lod import LaneWork
 from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
-from llmprof.runfile.reader import RunFileReader
 from llmprof.tui.drawing.canvas import strip
 from llmprof.tui.drawing.cells import text_of, width_of
 from llmprof.tui.drawing.glyphs import ASCII, UNICODE
@@ -23,22 +23,9 @@ from llmprof.tui.frame import body
 from llmprof.tui.live.busy import section
 from llmprof.tui.shell.app import LlmprofApp
 from llmprof.tui.shell.dialogs import Ask
-from llmprof.tui.shell.main_screen import MainScreen
 from llmprof.tui.timeline import nav
 from llmprof.tui.timeline.page import layout
 from llmprof.tui.view import TimelineView, View
-
-FIXTURE = Path(__file__).parents[1] / "fixtures" / "h100_graph.sqlite"
-SIZES = [(80, 24), (120, 40), (200, 60)]
-
-
-def source(path: Path = FIXTURE) -> RunDataSource:
-    with RunFileReader(path) as reader:
-        return RunDataSource(reader.run_data())
-
-
-def app(path: Path = FIXTURE, **more) -> LlmprofApp:
-    return LlmprofApp(source(path), **more)
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +38,6 @@ def trace(opened) -> RunTrace:
     found = opened.trace()
     assert isinstance(found, RunTrace)
     return found
-
-
-async def settled(pilot) -> MainScreen:
-    await pilot.app.workers.wait_for_complete()
-    await pilot.pause()
-    return pilot.app.main
-
-
-def shown(screen: MainScreen) -> str:
-    return "\n".join(text_of(row) for row in screen.query_one("#body").rows)
-
-
-async def typed(pilot, text: str) -> None:
-    """Into the open dialog."""
-    await pilot.pause()
-    pilot.app.screen.query_one(Input).value = text
-    await pilot.press("enter")
-    await pilot.pause()
 
 
 # --- pictures ---------------------------------------------------------------------------------

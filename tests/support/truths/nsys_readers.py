@@ -1,6 +1,6 @@
 """Do other programs find in a run file exactly what was written to it?
 
-    python tests/support/nsys_readers.py [--nsys NSYS]… [--bin FOLDER]
+    python tests/support/truths/nsys_readers.py [--nsys NSYS]… [--bin FOLDER]
 
 prints the table report × reader × equal to truth of docs/nsys.md. ``--nsys`` names nsys programs
 (default: the one on PATH), ``--bin`` the ``bin`` folder of an

@@ -24,7 +24,7 @@ from llmprof.tracers.cupti import spool
 from llmprof.tracers.cupti.layout import CONCURRENT_KERNEL, MEMCPY, MEMSET, RUNTIME
 
 Random = random.Random
-CORPUS = Path(__file__).parents[1] / "fixtures" / "fuzz"
+CORPUS = Path(__file__).parents[2] / "fixtures" / "fuzz"
 
 ESCAPES = ("\x1b[2J\x1b[31m", "\x1b]0;x\x07", "\u202eabc", "\x9b5n", "a\r\nb\tc", "\x00")
 ODD: tuple[Any, ...] = (

@@ -1,5 +1,5 @@
 /* Writes frames of what it reads: u8 kind (0: raw bytes, 1: quoted as JSON), u32 length, bytes. */
-#include "../../llmprof/native/recorder.h"
+#include "../../../llmprof/native/recorder.h"
 
 #include <stdio.h>
 #include <stdlib.h>

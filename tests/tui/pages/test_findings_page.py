@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_timeline_page import app, settled, shown, source
+from tui_pilot import app, settled, shown, source
 from tui_snapshots_data import FixedSource
 
 from llmprof.analysis.findings.ranked import Findings, StepWords, find

@@ -1,6 +1,6 @@
 """Programs that ``run_record.py`` records. They import nothing of llmprof.
 
-    python3 tests/gpu/record_targets.py NAME [--profile OUT.json]
+    python3 tests/gpu/recorded/record_targets.py NAME [--profile OUT.json]
 
 Each marks its steps with NVTX ranges ``decode N``, one phase after another, and prints ``TRUTH``
 and a JSON object at the end. With ``--profile`` torch.profiler watches the same steps instead.

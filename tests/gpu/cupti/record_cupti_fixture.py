@@ -1,6 +1,6 @@
 """Record tests/fixtures/cupti on a machine with a GPU, and check the tracer there.
 
-    python3 tests/gpu/record_cupti_fixture.py OUT
+    python3 tests/gpu/cupti/record_cupti_fixture.py OUT
 
 Needs torch (CUDA) and numpy; llmprof itself is taken from this checkout. Each recording runs in a
 process of its own, since one process has one CUPTI client:
@@ -28,8 +28,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
+ROOT = Path(__file__).resolve().parents[3]
+sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support" / "truths")]
 
 from llmprof.records import Unavailable  # noqa: E402 - the path above comes first
 from llmprof.tracers.cupti.tracer import CuptiTracer, Level  # noqa: E402

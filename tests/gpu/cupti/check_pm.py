@@ -1,6 +1,6 @@
 """PM sampling on a real GPU, against what is known about the load. About a minute.
 
-python3 tests/gpu/check_pm.py        (an interpreter with torch for CUDA; root, or unrestricted
+python3 tests/gpu/cupti/check_pm.py  (an interpreter with torch for CUDA; root, or unrestricted
                                       performance counters)
 
 Answers: is the requested interval achieved; does DRAM % agree with bytes / time; how well are the
@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Checks a folder of ``gpu/record_cupti_fixture.py``: what was decoded against what is known.
+"""Checks a folder of ``gpu/cupti/record_cupti_fixture.py``: what was decoded against what is known.
 
 ``truth.json`` beside the spools holds, for each part, what torch.profiler saw in another process
 running the same loop, and what is known by construction.
