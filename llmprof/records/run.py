@@ -263,6 +263,8 @@ class GpuDevice:
     power_limit_w: float | None = None
     sm_count: int | None = None
     compute_capability: tuple[int, int] | None = None
+    nvlink_gb_s: float | None = None
+    """What all its active NVLinks carry in one direction, GB/s (1e9)."""
 
     @property
     def peak_bandwidth_gb_s(self) -> float | None:

@@ -30,6 +30,9 @@ PM_ROUNDS = 1 << 40
 """``LLMPROF_PM_ROUND.round_id`` of a recorded program: this plus the GPU's number. It has no rounds
 when it is recorded; those of pass ``sampled`` are made when the file is read."""
 
+PM_FURTHER = 1 << 41
+"""From here on: the further GPUs of sampled rounds (``pm_round``)."""
+
 HOST_ROUNDS = 1 << 20
 """``LLMPROF_HOST_ROUND.round_id`` of a recorded program: this plus the engine's number."""
 
@@ -95,6 +98,12 @@ def global_tid(pid: int, tid: int) -> int:
 def global_pid(pid: int) -> int:
     """nsys' ``globalPid``: a ``globalTid`` with thread 0."""
     return global_tid(pid, 0)
+
+
+def pm_round(round_id: int, device: int, primary: int) -> int:
+    """``LLMPROF_PM_ROUND.round_id`` of one GPU of a round of pass ``sampled``: that of the engine's
+    primary GPU is the round's own."""
+    return round_id if device == primary else PM_FURTHER + (round_id << 8) + device
 
 
 def process_number(pid: int, image: int) -> int:

@@ -420,7 +420,8 @@ CREATE TABLE LLMPROF_GPU_DEVICE (
   max_mem_clock_mhz INTEGER,
   power_limit_w REAL,
   sm_count INTEGER,
-  compute_capability TEXT
+  compute_capability TEXT,
+  nvlink_gb_s REAL
 );
 CREATE TABLE LLMPROF_GPU_SAMPLE (
   timestamp_ns INTEGER NOT NULL,

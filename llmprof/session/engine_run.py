@@ -255,9 +255,14 @@ class EngineRun:
         return HostSampling(plan.host, Path(self._folders[0].name), self._client.pid)
 
     def _keep_host(self, host: HostSampling, record: RoundRecord | None) -> None:
-        host.finish(self._recorder, record)
+        label, further = self.record.label, self.record.traced_ranks[1:]
+        lacking = host.finish(self._recorder, record, further)
+        missing = [
+            Missing(label, f"host of rank {rank}", one_line(why)) for rank, why in lacking.items()
+        ]
         if host.why is not None:
-            self._recorder.missing([Missing(self.record.label, "host", one_line(host.why.reason))])
+            missing.append(Missing(label, "host", one_line(host.why.reason)))
+        self._recorder.missing(missing)
 
     def _round_record(
         self,

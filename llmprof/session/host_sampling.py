@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from llmprof.errors import EngineFailure
 from llmprof.records import RoundRecord, Unavailable
+from llmprof.records.processes import RankProcess
 from llmprof.session.recorder import Recorder
 from llmprof.tracers.pyspy.tracer import HostPlan, PySpyTracer
 
@@ -57,8 +58,18 @@ class HostSampling:
         self.why = tracer.start(self._pid, metronome)
         self._before, self._begun_ns = processor_time(self._pid), time.monotonic_ns()
 
-    def finish(self, recorder: Recorder, record: RoundRecord | None) -> None:
-        """Stop, and write the samples that lie in the round. A dead worker is fine."""
+    def finish(
+        self, recorder: Recorder, record: RoundRecord | None, further: Sequence[RankProcess] = ()
+    ) -> dict[int, str]:
+        """Stop, and write the samples that lie in the round. A dead worker is fine.
+
+        Args:
+            further: ranks behind 0, which are children of the worker and sampled with it.
+
+        Returns:
+            Rank → why it has no samples.
+        """
+        missing: dict[int, str] = {}
         spent = {
             tid: ns - self._before.get(tid, 0) for tid, ns in processor_time(self._pid).items()
         }
@@ -75,7 +86,16 @@ class HostSampling:
                 self.why = Unavailable(text)
             else:
                 recorder.host_samples(record, self._plan, found, spent, wall_ns)
+                for rank in further:
+                    theirs = self._tracer.samples_of(rank.pid)
+                    if isinstance(theirs, Unavailable):
+                        missing[rank.rank] = theirs.reason
+                    elif not theirs.samples:
+                        missing[rank.rank] = "py-spy took no sample of it"
+                    else:
+                        recorder.rank_samples(record, rank, theirs)
         self._tracer.close()
+        return missing
 
     def close(self) -> None:
         self._tracer.close()

@@ -22,6 +22,8 @@ from llmprof.records import (
     Unavailable,
     Warned,
 )
+from llmprof.records.processes import RankProcess
+from llmprof.runfile.schema import pm_round
 from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.session.events import SessionObserver
 
@@ -88,11 +90,13 @@ class Recorder:
         importer = TraceImport(self._writer, record.engine_id, pid or record.pid, rank)
         return importer.round(spool, record.round_id)
 
-    def pm_samples(self, record: RoundRecord, device: int, samples: PmSamples) -> None:
-        """What was sampled during a round of pass ``sampled``."""
+    def pm_samples(
+        self, record: RoundRecord, device: int, primary: int, samples: PmSamples
+    ) -> None:
+        """What was sampled of one GPU during a round of pass ``sampled``."""
         self._writer.put_pm_round(
             PmRound(
-                round_id=record.round_id,
+                round_id=pm_round(record.round_id, device, primary),
                 device=device,
                 interval_ns=samples.interval_ns,
                 clock=samples.clock.method,
@@ -137,6 +141,12 @@ class Recorder:
         from llmprof.ingest.host_stacks import put_samples
 
         put_samples(self._writer, record, plan, found, cpu_ns, cpu_wall_ns)
+
+    def rank_samples(self, record: RoundRecord, rank: RankProcess, found: HostSamples) -> None:
+        """Host stacks of a rank behind 0 in the same traced round."""
+        from llmprof.ingest.host_stacks import put_rank_samples
+
+        put_rank_samples(self._writer, record, rank, found)
 
     def gpu_devices(self, devices: list[GpuDevice] | Unavailable) -> None:
         found = [] if isinstance(devices, Unavailable) else devices

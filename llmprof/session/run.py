@@ -11,7 +11,7 @@ from functools import partial
 from typing import Any
 
 from llmprof import __version__, environment
-from llmprof.analysis.timing.conditions import gpu_index
+from llmprof.analysis.timing.conditions import gpu_index, gpu_indices
 from llmprof.errors import EngineFailure, LlmprofError
 from llmprof.goal import SHORTEST
 from llmprof.machine import unavailable, worker_variables
@@ -243,29 +243,41 @@ class Session:
             self._sampled_rounds(run, Length(1, 60.0), kernels=False)
 
     def _sampled_rounds(self, run: EngineRun, length: Length, kernels: bool) -> None:
-        """Rounds while a child samples; what could not be had is recorded with its reason."""
-        device, label = gpu_index(run.record), run.record.label
-        if device is None:
+        """Rounds while a child samples each GPU; what could not be had is recorded with its
+        reason."""
+        devices, label = gpu_indices(run.record), run.record.label
+        if not devices:
             return
-        tracer = PmTracer(device, PM_INTERVAL_NS, further=kernels)
-        why: Unavailable | None = None
+        tracers = {d: PmTracer(d, PM_INTERVAL_NS, further=kernels) for d in devices}
+        why: dict[int, str] = {}
         try:
             for index in range(length.rounds):
-                why = tracer.start_round(length.round_s)
-                if why is not None:
+                sampling = [d for d in devices if d not in why]
+                for device in sampling:
+                    refused = tracers[device].start_round(length.round_s)
+                    if refused is not None:
+                        why[device] = refused.reason
+                if devices[0] in why:
                     break
                 record = self._round(run, "sampled", index, length.rounds, kernels)
-                samples = tracer.stop_round()
-                if isinstance(samples, Unavailable):
-                    why = samples
+                for device in sampling:
+                    if device in why:
+                        continue
+                    samples = tracers[device].stop_round()
+                    if isinstance(samples, Unavailable):
+                        why[device] = samples.reason
+                    else:
+                        self._recorder.pm_samples(record, device, devices[0], samples)
+                if devices[0] in why:
                     break
-                self._recorder.pm_samples(record, device, samples)
         finally:
-            tracer.close()
-        refused = tracer.facts.get("refused", {})
-        missing = [Missing(label, f"pm.{k}", one_line(str(v))) for k, v in refused.items()]
-        if why is not None:
-            missing.append(Missing(label, "pm", why.reason))
+            for tracer in tracers.values():
+                tracer.close()
+        counted = tracers[devices[0]].facts.get("refused", {})
+        missing = [Missing(label, f"pm.{k}", one_line(str(v))) for k, v in counted.items()]
+        for device, reason in why.items():
+            name = "pm" if device == devices[0] else f"pm of GPU {device}"
+            missing.append(Missing(label, name, reason))
         self._recorder.missing(missing)
 
     def _timing_block(self, timing: TimingPass, run: EngineRun, trace: str | None) -> None:

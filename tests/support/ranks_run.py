@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,13 +12,20 @@ import rundata_factory as make
 from numpy.typing import NDArray
 
 from llmprof.analysis.ranks.members import Member
+from llmprof.records import RoundRecord
 from llmprof.records.processes import RankProcess
 from llmprof.runfile.schema import global_pid
 from llmprof.runfile.writing.writer import RunFileWriter
 
+Further = Callable[[RunFileWriter, RoundRecord], None]
 
-def run_of(path: Path, members: list[Member]) -> Path:
-    """The file that a session leaves behind, with the kernels of all ranks."""
+
+def run_of(path: Path, members: list[Member], further: Further | None = None) -> Path:
+    """The file that a session leaves behind, with the kernels of all ranks.
+
+    Args:
+        further: writes more, given the traced round.
+    """
     bounds = members[0].bounds_ns.tolist()
     info = make.engine_info(
         device="cuda:0,1",
@@ -44,6 +52,8 @@ def run_of(path: Path, members: list[Member]) -> Path:
         writer.put_round(record)
         for member in members:
             _put(writer, member)
+        if further is not None:
+            further(writer, record)
         writer.set_state("finished")
     return path
 

@@ -105,6 +105,14 @@ def second_gpu(name: str = "NVIDIA H100 80GB HBM3") -> str:
     return text.replace("name NVIDIA H100 80GB HBM3", f"name {name}")
 
 
+def test_nvlink_is_active_links_times_the_rate_of_one(trace: Trace) -> None:
+    result = trace(H100 + "gpu 0 nvlinks 12\ngpu 0 nvlink_mbps 26562\n")
+    assert result["devices"][0]["nvlink_gb_s"] == pytest.approx(12 * 26.562)
+    refused = trace(H100 + "gpu 0 nvlinks 12\n")
+    assert refused["devices"][0]["nvlink_gb_s"] is None
+    assert "device.nvlink_gb_s" in [row[1] for row in refused["missing"]]
+
+
 def test_device_facts_and_samples(trace: Trace) -> None:
     result = trace(H100 + "gpu 0 sm_count 132\n")
     assert result["probe"] is None
@@ -115,6 +123,7 @@ def test_device_facts_and_samples(trace: Trace) -> None:
     assert (device["sm_count"], device["compute_capability"]) == (132, [9, 0])
     assert (device["power_limit_w"], device["memory_total_mib"]) == (700.0, 81559.0)
     assert device["peak"] == pytest.approx(3352.3, abs=0.1)
+    assert device["nvlink_gb_s"] is None  # no link is active, and nothing is missing
     first = result["samples"][0]
     assert (first["sm_clock_mhz"], first["mem_clock_mhz"]) == (1980, 2619)
     assert (first["power_w"], first["temperature_c"]) == (431.25, 58)

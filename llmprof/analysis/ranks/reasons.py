@@ -14,15 +14,16 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.device.sweep import covered_ns
+from llmprof.analysis.device.sweep import Spans, covered_ns
 from llmprof.analysis.ranks.matching import Matched
 from llmprof.analysis.ranks.members import Member
 from llmprof.analysis.ranks.parts import Parts
 from llmprof.plaintext import one_line
 from llmprof.runfile.trace.rows import Ints
 
-Why = Literal["kernels", "launches", "host", "idle"]
-"""``idle``: launches or host; which of them is not known without API calls."""
+Why = Literal["kernels", "clock", "launches", "host", "idle"]
+"""``idle``: launches or host; which of them is not known without API calls. ``clock``: its kernels,
+on a GPU whose clock is lower than the others'."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class Reason:
     """The kernel with the most time more than on the others, as recorded; may be empty."""
     kernel_ns: int
     words: str
+    before: Spans
+    """The stretches before the collectives that it was last at, on its own clock."""
 
 
 def reason(
@@ -77,13 +80,14 @@ def reason(
     others = [n for n in range(len(members)) if n != row]
     more_busy = round(float((busy[row] - np.median(busy[others], 0)).sum()) * scale)
     more_idle = round(float((idle[row] - np.median(idle[others], 0)).sum()) * scale)
+    before = begin[row], finish[row]
     name, name_ns = _kernel(members, row, begin, finish, scale)
     if more_busy >= more_idle:
         words = f"its kernels: {more_busy / 1e6:.3f} ms a step more than the other ranks"
         if name:
             words += f", {name_ns / 1e6:.3f} ms of it in {one_line(name, 60)}"
         return Reason(
-            members[row].rank, "kernels", more_busy, more_idle, None, name, name_ns, words
+            members[row].rank, "kernels", more_busy, more_idle, None, name, name_ns, words, before
         )
     host = _host(members[row], begin[row], finish[row])
     if host is None:
@@ -94,16 +98,16 @@ def reason(
         )
         host_ns = None
     else:
-        before, total = host
-        host_ns = min(more_idle, round(before * scale))
-        why = "host" if 2 * before >= total else "launches"
+        uncalled, total = host
+        host_ns = min(more_idle, round(uncalled * scale))
+        why = "host" if 2 * uncalled >= total else "launches"
         what = (
             "its host called the next launch that much later"
             if why == "host"
             else "its launches took that much longer to reach the GPU"
         )
         words = f"{more_idle / 1e6:.3f} ms a step more of idle GPU than the others: {what}"
-    return Reason(members[row].rank, why, more_busy, more_idle, host_ns, "", 0, words)
+    return Reason(members[row].rank, why, more_busy, more_idle, host_ns, "", 0, words, before)
 
 
 def _kernel(

@@ -65,6 +65,26 @@ class CollectiveLine:
     """Arithmetic is in the kernel: wait and transfer are bounds, not measurements."""
 
 
+@dataclass(frozen=True)
+class RankGpu:
+    """The GPU of one rank while its engine decoded."""
+
+    device: int
+    power_w: Maybe
+    """Median of NVML's samples."""
+    memory_used_mib: Maybe
+    """The most; of all processes on it."""
+    sm_clock_mhz: Maybe
+    """Median."""
+    throttle: tuple[tuple[str, float], ...]
+    """(reason, share of the samples that had it), most frequent first."""
+    dram_pct: Maybe
+    """DRAM bandwidth by the PM counters, mean over decode steps, % of the peak."""
+    sm_active_pct: Maybe
+    nvlink_gb_s: Maybe
+    """What all active NVLinks carry in one direction."""
+
+
 @dataclass(frozen=True, eq=False)
 class RanksReport:
     """A group of ranks in its traced round."""
@@ -97,3 +117,14 @@ class RanksReport:
     matched: Matched | None
     wait_spans: tuple[Spans, ...]
     """Of every rank, on its own axis: when it waited in a collective."""
+    gpus: tuple[RankGpu, ...] = ()
+    """Of every rank; empty where the run has no samples of GPUs."""
+
+    @property
+    def nvlink_gb_s(self) -> Maybe:
+        """What the slowest of its GPUs can send: bus bandwidth cannot be more."""
+        rates = [gpu.nvlink_gb_s for gpu in self.gpus]
+        known = [rate for rate in rates if not isinstance(rate, Unavailable)]
+        if not rates or len(known) < len(rates):
+            return Unavailable("NVML reports no active NVLink")
+        return min(known)

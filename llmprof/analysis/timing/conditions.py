@@ -47,6 +47,7 @@ class Conditions:
     power_w: Span | None
     throttle: tuple[tuple[str, float], ...]
     """(reason, share of the samples that had it), most frequent first."""
+    memory_used_mib: Span | None = None
 
 
 def gpu_index(engine: EngineRecord) -> int | None:
@@ -98,10 +99,17 @@ def conditions(data: RunData, engine: EngineRecord) -> Conditions | Unavailable:
     device = gpu_index(engine)
     if device is None:
         return Unavailable("GPU conditions are for engines on a GPU")
-    seen = samples_while_decoding(data.gpu_samples, data.rounds_of(engine.engine_id), device)
+    return conditions_of(data, data.rounds_of(engine.engine_id), device, engine.label)
+
+
+def conditions_of(
+    data: RunData, rounds: Sequence[RoundRecord], device: int, label: str
+) -> Conditions | Unavailable:
+    """Conditions of one GPU while the engine ``label`` decoded in these rounds."""
+    seen = samples_while_decoding(data.gpu_samples, rounds, device)
     if not seen:
-        reason = missing_reason(data, ("run",), "nvml")
-        return Unavailable(reason or f"no NVML sample of GPU {device} while {engine.label} decoded")
+        reason = missing_reason(data, ("run", f"gpu{device}"), "nvml")
+        return Unavailable(reason or f"no NVML sample of GPU {device} while {label} decoded")
     return Conditions(
         device=device,
         samples=len(seen),
@@ -109,6 +117,7 @@ def conditions(data: RunData, engine: EngineRecord) -> Conditions | Unavailable:
         mem_clock_mhz=_span(s.mem_clock_mhz for s in seen),
         temperature_c=_span(s.temperature_c for s in seen),
         power_w=_span(s.power_w for s in seen),
+        memory_used_mib=_span(s.memory_used_mib for s in seen),
         throttle=_throttle([s.throttle_mask for s in seen if s.throttle_mask is not None]),
     )
 

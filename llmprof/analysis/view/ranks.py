@@ -16,6 +16,7 @@ from llmprof.analysis.ranks.matching import match
 from llmprof.analysis.ranks.members import Member, member
 from llmprof.analysis.ranks.report import report
 from llmprof.analysis.ranks.results import RanksReport
+from llmprof.analysis.view.rank_facts import with_facts, with_host
 from llmprof.records import EngineRecord, RoundRecord, RunData, Unavailable
 from llmprof.runfile.foreign.source import TORCH
 from llmprof.runfile.reader import RunFileReader
@@ -54,7 +55,8 @@ def groups(
             if isinstance(made, Unavailable):
                 missing[group[0].engine] = made.reason
             else:
-                found.append(made)
+                mine = [e for e in data.engines if e.label in names]
+                found.append(with_facts(reader, data, mine, made))
         return tuple(found), missing
     for engine, trace in zip(data.engines, traces, strict=True):
         if engine.info is None or engine.info.ranks < 2:
@@ -63,7 +65,9 @@ def groups(
         if isinstance(made, Unavailable):
             missing[engine.label] = made.reason
         else:
-            found.append(made)
+            assert trace.record is not None
+            made = with_host(reader, trace.record, made)
+            found.append(with_facts(reader, data, [engine], made))
     return tuple(found), missing
 
 

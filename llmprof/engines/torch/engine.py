@@ -254,6 +254,7 @@ class TorchEngine:
             "rendezvous": self._group.rendezvous,
             "trace": request.trace,
             "spool": None if request.spool is None else rank_spool(request.spool, rank),
+            "reader": None if request.trace is None else os.getppid(),
             "board": str(self._group.board_path) if self._on_board else None,
         }
 

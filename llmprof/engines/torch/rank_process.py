@@ -17,6 +17,7 @@ from llmprof.engines.base import LoadRequest
 from llmprof.engines.torch.step_board import StepBoard
 from llmprof.errors import LlmprofError, MissingPackage, ModelError, OutOfMemory, UsageError
 from llmprof.records import Unavailable
+from llmprof.tracers.pyspy.metronome import let_read
 
 if TYPE_CHECKING:
     from llmprof.engines.torch.engine import TorchEngine
@@ -52,6 +53,8 @@ class _Rank:
 
     def load(self, ask: dict[str, Any]) -> None:
         facts: dict[str, Any] = {}
+        if ask["reader"] is not None:
+            let_read(ask["reader"])
         if ask["spool"] is not None:
             # Before CUDA: kinds must be on before the context and the first graph.
             from llmprof.tracers.cupti.tracer import LEVELS, CuptiTracer

@@ -6,7 +6,7 @@ from dataclasses import asdict
 from typing import Any
 
 from llmprof.analysis.ranks.clocks import ClockFit
-from llmprof.analysis.ranks.results import CollectiveLine, RanksReport
+from llmprof.analysis.ranks.results import CollectiveLine, RankGpu, RanksReport
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
@@ -36,17 +36,20 @@ def _group(group: RanksReport) -> Document:
         "reason": None if group.reason is None else _reason(group),
         "lateness": _lateness(group),
         "ranks": [asdict(line) for line in group.ranks],
-        "collectives": [_collective(line) for line in group.collectives],
+        "collectives": [_nulls(line) for line in group.collectives],
         "critical_rank_of_step": list(group.critical),
         "late_ns_of_rank_and_step": group.late_ns.tolist(),
         "clocks": {"words": group.clock_words, "ranks": [_clock(c) for c in group.clocks]},
+        "gpus": [_gpu(one) for one in group.gpus],
         "notes": list(group.notes),
     }
 
 
 def _reason(group: RanksReport) -> Document:
     assert group.reason is not None
-    return {**asdict(group.reason), "kernel": one_line(group.reason.kernel) or None}
+    document = {**vars(group.reason), "kernel": one_line(group.reason.kernel) or None}
+    del document["before"]
+    return document
 
 
 def _lateness(group: RanksReport) -> Document | None:
@@ -65,7 +68,13 @@ def _lateness(group: RanksReport) -> Document | None:
     }
 
 
-def _collective(line: CollectiveLine) -> Document:
+def _gpu(one: RankGpu) -> Document:
+    throttle = [{"reason": name, "share": share} for name, share in one.throttle]
+    return {**_nulls(one), "throttle": throttle}
+
+
+def _nulls(line: CollectiveLine | RankGpu) -> Document:
+    """Its fields; what is not known as null and the reason."""
     document: Document = {}
     for key, value in vars(line).items():
         if isinstance(value, Unavailable):

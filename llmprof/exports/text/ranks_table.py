@@ -41,10 +41,10 @@ def _group(group: RanksReport, width: int) -> list[str]:
         )
         row = "".join(f"{cell:>9}" for cell in cells)
         lines.append(f"  {one_line(line.name, LINE - 1):<{LINE}}{row}")
-    name = max(16, width - 50)
+    name, link = max(16, width - 58), group.nvlink_gb_s
     lines.append(
         f"  {'collective':<{name}}{'a step':>7}{'bytes':>10}{'transfer':>10}{'wait, µs':>10}"
-        f"{'bus GB/s':>10}"
+        f"{'bus GB/s':>10}{'NVLink':>8}"
     )
     for one in group.collectives:
         bound = "≤ " if one.fused else ""
@@ -52,12 +52,45 @@ def _group(group: RanksReport, width: int) -> list[str]:
         lines.append(
             f"  {one_line(one.name, name - 1):<{name}}{one.per_step:>7.1f}{size:>10}"
             f"{f'{bound}{one.transfer_us:.2f}':>10}{f'{bound}{one.wait_us:.2f}':>10}"
-            f"{_rate(one.bus_gb_s):>10}"
+            f"{_rate(one.bus_gb_s):>10}{_share(one.bus_gb_s, link):>8}"
         )
+    if group.gpus:
+        lines += _gpus(group)
     lines += _wrapped(group.clock_words, width)
     for note in group.notes:
         lines += _wrapped(note, width)
     return lines
+
+
+def _gpus(group: RanksReport) -> list[str]:
+    heads = ("power W", "mem GiB", "SM MHz", "DRAM %", "SM act %", "NVLink")
+    lines = [f"  {'GPU':<{LINE}}" + "".join(f"{head:>9}" for head in heads)]
+    for line, gpu in zip(group.ranks, group.gpus, strict=True):
+        memory = gpu.memory_used_mib
+        values = (
+            (gpu.power_w, 0),
+            (memory if isinstance(memory, Unavailable) else memory / 1024, 1),
+            (gpu.sm_clock_mhz, 0),
+            (gpu.dram_pct, 1),
+            (gpu.sm_active_pct, 1),
+            (gpu.nvlink_gb_s, 0),
+        )
+        cells = "".join(
+            f"{'n/a' if isinstance(v, Unavailable) else f'{v:.{digits}f}':>9}"
+            for v, digits in values
+        )
+        lines.append(f"  {one_line(line.name, LINE - 1):<{LINE}}{cells}")
+        if gpu.throttle:
+            held = ", ".join(f"{one_line(name)} {share:.0%}" for name, share in gpu.throttle)
+            lines.append(f"    GPU {gpu.device} was held back: {held} of the samples")
+    return lines
+
+
+def _share(bus: Maybe, link: Maybe) -> str:
+    """Of what NVLink carries."""
+    if isinstance(bus, Unavailable) or isinstance(link, Unavailable):
+        return "n/a"
+    return f"{bus / link:.1%}"
 
 
 def _rate(value: Maybe) -> str:

@@ -6,7 +6,7 @@ import sqlite3
 
 from llmprof.records import RunData
 from llmprof.runfile.foreign.tables import add_whole_round
-from llmprof.runfile.schema import PM_ROUNDS
+from llmprof.runfile.schema import PM_FURTHER, PM_ROUNDS
 
 
 def add_traced_rounds(data: RunData) -> None:
@@ -26,5 +26,5 @@ def sampled_devices(sql: sqlite3.Connection, tables: set[str]) -> list[tuple[int
     return [
         (round_id, device)
         for round_id, device in rows
-        if type(round_id) is int and round_id >= PM_ROUNDS
+        if type(round_id) is int and PM_ROUNDS <= round_id < PM_FURTHER
     ]

@@ -219,6 +219,11 @@ class RunFileWriter:
             row[name] = getattr(sampled, name) - self._t0_ns
         with self._db.transaction():
             self._db.insert("LLMPROF_HOST_ROUND", [row])
+        self.put_host_frames(frames)
+
+    def put_host_frames(self, frames: Sequence[HostFrame]) -> None:
+        """Frames of sampled stacks, or overwrite them (same ``frame_id``)."""
+        with self._db.transaction():
             self._db.insert("LLMPROF_HOST_FRAME", [to_row(f) for f in frames], or_replace=True)
 
     def put_process(self, process: RecordedProcess) -> None:

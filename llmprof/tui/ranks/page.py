@@ -50,6 +50,8 @@ def _group(group: RanksReport, view: View, width: int) -> list[Row]:
     out += [(), fit(row(Span(f"{'ms a step':<{_NAME}}{head}", "dim")), width)]
     out += [fit(_rank(line, group, estimate), width) for line in group.ranks]
     out += [(), *_collectives(group, width), ()]
+    if group.gpus:
+        out += [*_gpus(group, width), ()]
     out += [row(Span(line, "dim")) for line in wrap(clean(group.clock_words), width)]
     for note in group.notes:
         out += [row(Span(line, "dim")) for line in wrap(clean(note), width)]
@@ -101,11 +103,37 @@ def _rank(line: RankLine, group: RanksReport, estimate: bool) -> Row:
     return row(Span(fit_text(line.name, _NAME), "warn" if late else "bright"), Span(text))
 
 
+def _gpus(group: RanksReport, width: int) -> list[Row]:
+    """Power, memory, clock and counters of each rank's GPU; why its clock was held back."""
+    heads = ("power W", "memory", "SM MHz", "DRAM", "SM active", "NVLink")
+    out = [fit(row(Span(f"{'GPU':<{_NAME}}" + "".join(f"{h:>10}" for h in heads), "dim")), width)]
+    for line, gpu in zip(group.ranks, group.gpus, strict=True):
+        cells = (
+            _number(gpu.power_w, ".0f"),
+            _number(gpu.memory_used_mib, ".1f", " GiB", 1 / 1024),
+            _number(gpu.sm_clock_mhz, ".0f"),
+            _number(gpu.dram_pct, ".1f", " %"),
+            _number(gpu.sm_active_pct, ".1f", " %"),
+            _number(gpu.nvlink_gb_s, ".0f"),
+        )
+        text = "".join(f"{cell:>10}" for cell in cells)
+        out.append(fit(row(Span(fit_text(line.name, _NAME), "bright"), Span(text)), width))
+        if gpu.throttle:
+            held = ", ".join(f"{clean(name)} {share:.0%}" for name, share in gpu.throttle)
+            text = f"  GPU {gpu.device} was held back: {held} of the samples"
+            out += [row(Span(one, "warn")) for one in wrap(text, width)]
+    return out
+
+
+def _number(value: Maybe, form: str, unit: str = "", factor: float = 1.0) -> str:
+    return "n/a" if isinstance(value, Unavailable) else f"{value * factor:{form}}{unit}"
+
+
 def _collectives(group: RanksReport, width: int) -> list[Row]:
-    name = max(16, width - 54)
+    name, link = max(16, width - 62), group.nvlink_gb_s
     head = (
         f"{'collective':<{name}}{'a step':>8}{'bytes':>10}{'transfer':>11}{'wait':>10}"
-        f"{'bus GB/s':>10}"
+        f"{'bus GB/s':>10}{'NVLink':>8}"
     )
     out = [fit(row(Span(head, "dim")), width)]
     for one in group.collectives:
@@ -113,6 +141,7 @@ def _collectives(group: RanksReport, width: int) -> list[Row]:
         text = (
             f"{one.per_step:>8.1f}{_bytes(one):>10}{f'{bound}{one.transfer_us:.1f} µs':>11}"
             f"{f'{bound}{one.wait_us:.1f} µs':>10}{_rate(one.bus_gb_s):>10}"
+            f"{_share(one.bus_gb_s, link):>8}"
         )
         line = row(Span(fit_text(clean(one.name), name - 1)), Span(" "), Span(text))
         out.append(fit(line, width))
@@ -123,6 +152,13 @@ def _bytes(one: CollectiveLine) -> str:
     if isinstance(one.bytes, Unavailable):
         return "n/a"
     return f"{one.bytes} B" if one.bytes < 1 << 20 else f"{one.bytes / 2**20:.1f} MiB"
+
+
+def _share(bus: Maybe, link: Maybe) -> str:
+    """Of what NVLink carries."""
+    if isinstance(bus, Unavailable) or isinstance(link, Unavailable):
+        return "n/a"
+    return f"{bus / link:.1%}"
 
 
 def _rate(value: Maybe) -> str:

@@ -325,6 +325,31 @@ int nvmlDeviceGetMigMode(Table *gpu, unsigned *current, unsigned *pending) {
     END;
 }
 
+/* nvlinks of the scenario are active; NVML refuses numbers from 18 on, as on an H100. */
+int nvmlDeviceGetNvLinkState(Table *gpu, unsigned link, unsigned *active) {
+    double value = 0;
+    BEGIN(gpu);
+    if (!result) result = take(gpu, "nvlinks", &value);
+    if (!result && link >= 18) result = INVALID;
+    if (!result) *active = link < value;
+    END;
+}
+typedef struct {
+    unsigned id, scope;
+    long long timestamp, latency;
+    int type, status;
+    union { double d; unsigned u; unsigned long long ull; } value;
+} FieldValue;
+int nvmlDeviceGetFieldValues(Table *gpu, int count, FieldValue *out) {
+    double value = 0;
+    BEGIN(gpu);
+    for (int i = 0; !result && i < count; i++) {
+        out[i].status = out[i].id == 90 ? take(gpu, "nvlink_mbps", &value) : NOT_SUPPORTED;
+        out[i].value.u = (unsigned)value;
+    }
+    END;
+}
+
 /* GPM. Two samples closer than gpm_refresh_ms give NaN for the DRAM and 0 for the rest. */
 int nvmlGpmQueryDeviceSupport(Table *gpu, GpmSupport *out) {
     BEGIN(gpu);

@@ -1,0 +1,118 @@
+"""What a group of ranks is told beside its kernels: its GPUs, and where the late host stood."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import jsonschema
+import pytest
+import ranks_factory
+import ranks_facts
+from ranks_run import run_of
+
+from llmprof.analysis.ranks.results import RanksReport
+from llmprof.analysis.view.opening import open_run
+from llmprof.analysis.view.report import build
+from llmprof.analysis.view.traced import RunTrace
+from llmprof.exports.json import schema
+from llmprof.exports.json.report import to_document
+from llmprof.exports.text.table import render
+from llmprof.records import Missing, Unavailable
+
+POWER_CAP = 4
+"""NVML's clocks event reason SW power cap (nvml.h)."""
+
+
+def group_of(path: Path) -> RanksReport:
+    data = open_run(path)
+    (group,) = RunTrace(Path(data.path), data).ranks
+    return group
+
+
+def test_every_gpu_has_power_memory_clock_and_counters(tmp_path: Path) -> None:
+    members = ranks_factory.group(3, 12)
+    path = run_of(
+        tmp_path / "run.sqlite", members, lambda w, _: ranks_facts.put_gpus(w, members, {})
+    )
+    group = group_of(path)
+    assert [gpu.device for gpu in group.gpus] == [0, 1, 2]
+    assert [gpu.power_w for gpu in group.gpus] == [300.0, 400.0, 500.0]
+    assert [gpu.memory_used_mib for gpu in group.gpus] == [20480.0, 21504.0, 22528.0]
+    assert [gpu.dram_pct for gpu in group.gpus] == pytest.approx([50.0, 51.0, 52.0])
+    assert [gpu.sm_active_pct for gpu in group.gpus] == pytest.approx([80.0] * 3)
+    assert group.nvlink_gb_s == pytest.approx(478.116)
+
+
+def test_what_was_not_sampled_is_unavailable_with_its_reason(tmp_path: Path) -> None:
+    members = ranks_factory.group(2, 12)
+
+    def further(writer, _record) -> None:  # type: ignore[no-untyped-def]
+        ranks_facts.put_gpus(writer, members[:1], {})
+        writer.put_missing([Missing("torch", "pm of GPU 1", "the counters are taken")])
+
+    group = group_of(run_of(tmp_path / "run.sqlite", members, further))
+    known, other = group.gpus
+    assert known.power_w == 300.0
+    assert isinstance(other.power_w, Unavailable)
+    assert isinstance(other.dram_pct, Unavailable)
+    assert other.dram_pct.reason == "the counters are taken"
+    assert isinstance(group.nvlink_gb_s, Unavailable)
+    without = group_of(run_of(tmp_path / "bare.sqlite", members))
+    assert without.gpus == ()
+
+
+def test_a_power_cap_is_the_reason_of_slow_kernels(tmp_path: Path) -> None:
+    members = ranks_factory.group(4, 16, kernel_ns={2: 400_000})
+    path = run_of(
+        tmp_path / "run.sqlite",
+        members,
+        lambda w, _: ranks_facts.put_gpus(w, members, {2: 1200}, POWER_CAP),
+    )
+    group = group_of(path)
+    assert group.reason is not None
+    assert (group.reason.rank, group.reason.why) == (2, "clock")
+    assert "1200 MHz, 1980 MHz on the other GPUs" in group.words
+    assert "power cap" in group.words
+    assert "slow_kernel" in group.words
+    # The clock of a rank that is not late is no reason.
+    other = run_of(
+        tmp_path / "other.sqlite",
+        members,
+        lambda w, _: ranks_facts.put_gpus(w, members, {1: 1200}, POWER_CAP),
+    )
+    again = group_of(other)
+    assert again.reason is not None
+    assert again.reason.why == "kernels"
+
+
+def test_the_late_host_is_named_by_its_stack(tmp_path: Path) -> None:
+    members = ranks_factory.group(2, 12, host_ns={1: 400_000})
+    path = run_of(
+        tmp_path / "run.sqlite", members, lambda w, r: ranks_facts.put_host(w, members, r)
+    )
+    group = group_of(path)
+    assert group.reason is not None
+    assert group.reason.why == "host"
+    assert "its host was in planted (plant.py) in 9" in group.words
+
+
+def test_json_and_text_have_them(tmp_path: Path) -> None:
+    members = ranks_factory.group(2, 12)
+    path = run_of(
+        tmp_path / "run.sqlite",
+        members,
+        lambda w, _: ranks_facts.put_gpus(w, members, {1: 1400}, POWER_CAP),
+    )
+    data = open_run(path)
+    trace = RunTrace(path, data)
+    document = to_document(build(data), data, trace)
+    jsonschema.validate(document, json.loads(schema.text()))
+    (group,) = document["ranks"]
+    assert [gpu["power_w"] for gpu in group["gpus"]] == [300.0, 400.0]
+    assert [len(gpu["throttle"]) for gpu in group["gpus"]] == [0, 1]
+    assert group["lateness"]["steps"] == 12
+    text = render(build(data), 80, trace)
+    assert "mem GiB" in text
+    assert "GPU 1 was held back: " in text
+    assert max(map(len, text.splitlines())) <= 80
