@@ -35,7 +35,7 @@ def one(kernels: int, samples: int, threads: bool) -> None:
 
     from llmprof.analysis.bandwidth.fit import kernel_fit
     from llmprof.analysis.bandwidth.fit.design import Activity
-    from llmprof.analysis.bandwidth.fit.grouping import split
+    from llmprof.analysis.bandwidth.fit.grouping import grouped
     from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, Samples, fit
 
     if threads:
@@ -57,7 +57,7 @@ def one(kernels: int, samples: int, threads: bool) -> None:
     run = np.cumsum(level[key] * lengths[key])  # a slower launch moves the same bytes
     integral = np.interp(edges, knots, np.column_stack((np.r_[0, run[:-1]], run)).ravel())
     value = np.diff(integral) / interval + 0.1 * rng.standard_normal(len(edges) - 1)
-    groups = split(key.astype(np.int64), length.astype(np.int64))
+    groups = grouped(key.astype(np.int64), start, end)
     activity = Activity(start, end, groups.group, len(groups.base))
     pm = Samples(
         edges[:-1], edges[1:], value, np.zeros(len(value), np.int64), np.empty((len(value), 0))

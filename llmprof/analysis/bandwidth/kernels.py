@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmprof.analysis.bandwidth.fit.design import Activity
-from llmprof.analysis.bandwidth.fit.grouping import Grouping, split
+from llmprof.analysis.bandwidth.fit.grouping import Grouping, grouped
 from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, Samples, fit
-from llmprof.analysis.bandwidth.fit.units import Unit
+from llmprof.analysis.bandwidth.fit.units import SAME_TIME, Unit
 from llmprof.analysis.bandwidth.roofline import copy_gb_s
 from llmprof.analysis.device.naming.categories import COPY, Rule, categorise
 from llmprof.analysis.device.naming.kernel_names import short_name
@@ -171,7 +171,7 @@ def kernel_bandwidth(
         device.start < samples.end_ns[-1] + REACH_NS
     )
     start, end, key = device.start[near], device.end[near], device.key[near]
-    groups = split(key, end - start)
+    groups = grouped(key, start, end)
     activity = Activity(start, end, groups.group, len(groups.base))
     result = fit(activity, samples, groups.parent)
     if isinstance(result, Unavailable):
@@ -305,6 +305,9 @@ def _launches(group: Ints, start: Ints, rounds: Sequence[RoundRecord]) -> NDArra
     return count / max(1, sum(r.steps for r in rounds))
 
 
+ALONE = "of its launches that ran alone; those beside others are told apart from them"
+
+
 class _Naming:
     """From the fit's units to kernels with names, bytes and places."""
 
@@ -323,8 +326,11 @@ class _Naming:
         for number, joined in enumerate(result.group.tolist()):
             self.base.setdefault(joined, int(groups.base[number]))
             self._before.setdefault(joined, []).append(groups.before[number])
-        bases = list(self.base.values())
+        beside = dict(zip(result.group.tolist(), groups.beside, strict=True))
+        bases = [base for group, base in self.base.items() if not beside[group]]
         self._apart = {base for base in bases if bases.count(base) > 1}
+        shared = {base for group, base in self.base.items() if beside[group]}
+        self._alone = {g for g, b in self.base.items() if b in shared and not beside[g]}
         self.names = [short_name(text) for text in device.names]
 
     def after(self, group: int) -> str:
@@ -343,6 +349,11 @@ class _Naming:
         median = self.result.median_ns[first]
         found = unit.dram_pct, unit.low_pct, unit.high_pct
         values = [_of_peak(v, peak, unit.note) for v in found]
+        note = unit.note
+        if first in self._alone and not rest:
+            note = "; ".join(filter(None, (note, ALONE)))
+        if note == SAME_TIME and unit.low_pct is not None and unit.high_pct is not None:
+            note += self._together(unit.groups, unit.low_pct * peak, unit.high_pct * peak)
         sizes: list[Maybe] = [Unavailable(unit.note)] * 3
         if not rest:
             sizes = [v if isinstance(v, Unavailable) else v * median / 1e6 for v in values]
@@ -370,8 +381,17 @@ class _Naming:
             high_mb=sizes[2],
             profile_gb_s=tuple(p / 100 * peak for p in unit.profile_pct),
             further_pct=dict(further),
-            note=unit.note,
+            note=note,
         )
+
+    def _together(self, groups: Sequence[int], low: float, high: float) -> str:
+        """Their bytes, where one launch of each goes with one of the others."""
+        launches = self.launches[list(groups)]
+        if np.ptp(launches) > 0.02 * launches.max():
+            return ""
+        # % of GB/s over ns.
+        time = sum(self.result.median_ns[g] for g in groups) / 100 / 1e6
+        return f"; {low * time:.2f} to {high * time:.2f} MB a launch of each"
 
 
 def _of_peak(percent: float | None, peak: float, note: str) -> Maybe:

@@ -17,17 +17,15 @@ from dram_factory import (
     Planted,
     Strobe,
     dram_run,
-    measured,
     strobe,
 )
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmprof.analysis.bandwidth.fit.design import Activity, Cuts, equations, shares
-from llmprof.analysis.bandwidth.fit.grouping import split
+from llmprof.analysis.bandwidth.fit.grouping import grouped
 from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, Samples, fit, without_overfull
 from llmprof.analysis.bandwidth.fit.nonnegative import solve
-from llmprof.analysis.bandwidth.fit.units import concurrent
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram, kernel_bandwidth
 from llmprof.analysis.device.naming.categories import shipped_rules
 from llmprof.records import Unavailable
@@ -187,62 +185,6 @@ def test_longer_parts_keep_the_bytes(
         assert "not told apart" in made.note
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_two_streams_that_always_overlap_alike_are_one(seed: int) -> None:
-    beside = Planted("copy_beside(float*)", 20_000, (7,), (2, 1, 1), stream=8)
-    first = Planted("read_then_spin(float*)", 47_000, (70,) + (0,) * 6, (128, 1, 29))
-    layer = (NORM, EVEN, SHORT, first, beside)
-    made = strobe(layer, layers=10, steps=250, seed=seed, jitter=0.003)
-    found = fitted(made)
-    numbers = {made.kinds.index(first), made.kinds.index(beside)}
-    units = [u for u in found.units if numbers & set(u.groups)]
-    for unit in units:
-        assert unit.dram_pct is not None
-        assert unit.low_pct is not None
-        assert unit.high_pct is not None
-        weights = [found.time_share[g] for g in unit.groups]
-        truth = np.average([made.kinds[g].mean_pct for g in unit.groups], weights=weights)
-        assert unit.low_pct <= truth <= unit.high_pct
-    assert len(units) == 1
-    assert set(units[0].groups) == numbers
-    assert units[0].profile_pct == ()
-    assert "at the same time" in units[0].note
-
-
-def test_two_streams_that_begin_at_varied_distances_are_told_apart() -> None:
-    beside = Planted("copy_beside(float*)", 20_000, (25,), (2, 1, 1), stream=8)
-    made = strobe((NORM, EVEN, beside, SHORT, READ_FIRST), layers=10, steps=250)
-    mine = made.kind == made.kinds.index(beside)
-    start, end = made.start.copy(), made.end.copy()
-    moved = np.random.default_rng(3).integers(-15_000, 60_000, int(mine.sum()))
-    start[mine] += moved
-    end[mine] += moved
-    order = np.argsort(start, kind="stable")
-    made = measured(start[order], end[order], made.kind[order], made.kinds, made.stamps)
-    found = fitted(made)
-    for kind in (beside, EVEN, READ_FIRST):
-        assert mean_of(found, made, kind) == pytest.approx(kind.mean_pct, rel=0.04), kind.name
-
-
-@settings(max_examples=40, deadline=None)
-@given(st.integers(0, 10_000))
-def test_time_that_groups_run_at_once(seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    start = np.sort(rng.integers(0, 300, 12))
-    end = start + rng.integers(1, 120, 12)
-    group = rng.integers(0, 3, 12)
-    found = concurrent(start, end, group, 3)
-    length = np.bincount(group, end - start, 3)
-    for a in range(3):
-        assert found[a, a] == 0
-        for b in range(a + 1, 3):
-            at, bt = np.flatnonzero(group == a), np.flatnonzero(group == b)
-            both = sum(
-                max(0, min(end[i], end[j]) - max(start[i], start[j])) for i in at for j in bt
-            )
-            assert found[a, b] == found[b, a] == both / max(1, min(length[a], length[b]))
-
-
 def test_kernels_under_the_same_samples_are_one() -> None:
     # Two kernels that follow each other at once, with samples of three times their length.
     a = Planted("a()", 1_000, (40,))
@@ -270,7 +212,7 @@ def test_one_name_with_different_work_is_split_by_what_runs_before() -> None:
     large = Planted("gemv(float*)", 24_000, (70,), (256, 1, 1))
     made = strobe((NORM, small, SHORT, large), layers=14, steps=200)
     key = np.where(made.kind == made.kinds.index(large), made.kinds.index(small), made.kind)
-    groups = split(key, made.end - made.start)
+    groups = grouped(key, made.start, made.end)
     assert len(groups.base) > len(np.unique(key))
     found = fit(
         Activity(made.start, made.end, groups.group, len(groups.base)),
@@ -289,7 +231,7 @@ def test_one_name_with_different_work_is_split_by_what_runs_before() -> None:
 def test_same_work_in_several_places_stays_one() -> None:
     gemv = Planted("gemv(float*)", 15_000, (50,), (256, 1, 1))
     made = strobe((NORM, gemv, SHORT, gemv), layers=14, steps=250)
-    groups = split(made.kind, made.end - made.start)
+    groups = grouped(made.kind, made.start, made.end)
     found = fit(
         Activity(made.start, made.end, groups.group, len(groups.base)),
         made.samples,

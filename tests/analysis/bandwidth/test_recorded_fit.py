@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from llmprof.analysis.bandwidth.fit.design import Activity
-from llmprof.analysis.bandwidth.fit.grouping import Grouping, split
+from llmprof.analysis.bandwidth.fit.grouping import Grouping, grouped
 from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, Samples, fit
 from llmprof.records import Unavailable
 
@@ -41,7 +41,7 @@ class Recording:
             first, first + table["sample_length"], table["dram_pct"].astype(np.float64),
             table["round"].astype(np.int64), np.empty((len(first), 0)),
         )  # fmt: skip
-        self.groups: Grouping = split(self.key, self.end - self.start)
+        self.groups: Grouping = grouped(self.key, self.start, self.end)
 
     def fit(self, samples: Samples) -> KernelFit | Unavailable:
         activity = Activity(self.start, self.end, self.groups.group, len(self.groups.base))

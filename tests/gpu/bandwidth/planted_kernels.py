@@ -27,6 +27,9 @@ PLANTED = {
     ("read_then_spin", 96): (16.0, 40_000, "end"),
     ("trickle", 6): (6.0, 0, ""),
 }
+ALWAYS_BESIDE = {("read_then_spin", 128), ("trickle", 4)}
+PAIRS = {128: 20.0, 96: 22.0}
+"""Grid x of the longer one -> MB of both."""
 
 
 def build(folder: Path) -> Path:
@@ -172,13 +175,14 @@ def planted(folder: Path) -> None:
         " GB/s along the kernel |\n|---|---|---|---|---|---|---|---|---|"
     )
     for (name, grid), (true, spin, where) in PLANTED.items():
-        kernel = next(
-            (k for k in found.kernels if k.short_name == name and k.grid and k.grid[0] == grid),
-            None,
-        )
-        if kernel is None or isinstance(kernel.mb_per_launch, Unavailable):
-            say(False, f"planted {name} {grid}: no value ({kernel and kernel.note})")
+        mine = [k for k in found.kernels if k.short_name == name and k.grid and k.grid[0] == grid]
+        kernel = next((k for k in mine if not isinstance(k.mb_per_launch, Unavailable)), None)
+        if kernel is None:
+            if (name, grid) not in ALWAYS_BESIDE:
+                say(False, f"planted {name} {grid}: no value ({[k.note for k in mine]})")
             continue
+        if (name, grid) in ALWAYS_BESIDE:
+            say(False, f"planted {name} {grid}: told apart, though it never ran alone")
         error = kernel.mb_per_launch / true - 1
         quiet, share = quiet_part(kernel.profile_gb_s, spin / kernel.median_ns, where)
         print(
@@ -189,6 +193,27 @@ def planted(folder: Path) -> None:
         limit = 0.05 if name == "trickle" else AIM
         say(abs(error) <= limit, f"planted {name} {grid}: {error:+.2%} of {true} MB")
         say(quiet, f"planted {name} {grid}: while it spins {share} of its bytes")
+    pairs(found)
+
+
+def pairs(found: Any) -> None:
+    """Kernels beside each other: what both have together."""
+    print("\n| together | a step | known MB | measured MB | 95 % | error |\n" + "|---" * 6 + "|")
+    for grid, known in PAIRS.items():
+        both = next((k for k in found.kernels if k.others and k.grid and k.grid[0] == grid), None)
+        if both is None or not isinstance(both.dram_gb_s, float):
+            say(False, f"planted pair {grid}: not one group")
+            continue
+        # Two launches, one of each.
+        scale = both.share * found.step_ns / 1e6 / (both.launches_per_step / 2)
+        low, value, high = (v * scale for v in (both.low_gb_s, both.dram_gb_s, both.high_gb_s))
+        names = ", ".join((both.short_name, *both.others))
+        print(
+            f"| {names} | {both.launches_per_step / 2:.2f} | {known:.2f} | {value:.2f} |"
+            f" {low:.2f}–{high:.2f} | {value / known - 1:+.2%} |"
+        )
+        say(abs(value / known - 1) <= AIM, f"planted pair {grid}: {value / known - 1:+.2%}")
+        say(low <= known <= high, f"planted pair {grid}: the interval holds what is known")
 
 
 def quiet_part(profile: tuple[float, ...], spun: float, where: str) -> tuple[bool, str]:

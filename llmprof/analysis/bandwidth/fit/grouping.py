@@ -8,10 +8,12 @@ may differ, the fit decides (``parent``).
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
+
+from llmprof.analysis.bandwidth.fit.streams import beside_apart
 
 Ints = NDArray[np.int64]
 
@@ -36,24 +38,41 @@ class Grouping:
     """Group → the group that it may be merged into again; itself where it stands alone."""
     before: tuple[int | None, ...]
     """Group → key of what runs before it, where the group was split by that."""
+    beside: tuple[bool, ...]
+    """Group → does it hold launches beside others, of a kernel that has launches alone too."""
 
 
-def split(key: Ints, duration_ns: Ints) -> Grouping:
-    """Groups of executions in order of start.
+def grouped(key: Ints, start_ns: Ints, end_ns: Ints) -> Grouping:
+    """Groups of executions, ordered by start.
 
     Args:
         key: 0 …, equal for equal names and launch shapes.
-        duration_ns: of each execution.
+    """
+    keys = int(key.max()) + 1 if len(key) else 0
+    apart = beside_apart(key, start_ns, end_ns)
+    found = split(apart, end_ns - start_ns, key)
+    beside = tuple((found.base >= keys).tolist())
+    return replace(found, base=np.where(beside, found.base - keys, found.base), beside=beside)
+
+
+def split(key: Ints, duration_ns: Ints, kernel: Ints) -> Grouping:
+    """By key, and by the kernel before.
+
+    Args:
+        key: 0 …, of each execution, in order of start.
+        kernel: of each, 0 …; executions of one kernel may have several keys.
     """
     keys = int(key.max()) + 1 if len(key) else 0
     total = np.bincount(key, duration_ns, keys)
-    previous = np.concatenate((key[-1:], key[:-1]))
+    previous = np.concatenate((kernel[-1:], kernel[:-1]))
     group = np.empty_like(key)
     base: list[int] = []
     parent: list[int] = []
     before: list[int | None] = []
     for number in range(keys):
         mine = np.flatnonzero(key == number)
+        if not len(mine):
+            continue
         first = len(base)
         contexts = _contexts(previous[mine], duration_ns[mine])
         if total[number] < MIN_SHARE * total.sum() or len(contexts) < 2:
@@ -76,7 +95,10 @@ def split(key: Ints, duration_ns: Ints) -> Grouping:
         for at, context in enumerate(ordered):
             place[previous[mine] == context] = at
         group[mine] = first + place
-    return Grouping(group, np.array(base, np.int64), np.array(parent, np.int64), tuple(before))
+    return Grouping(
+        group, np.array(base, np.int64), np.array(parent, np.int64), tuple(before),
+        (False,) * len(base),
+    )  # fmt: skip
 
 
 def _contexts(previous: Ints, duration_ns: Ints) -> list[int]:

@@ -27,7 +27,8 @@ from llmprof.analysis.bandwidth.fit.parts import (
     held_out,
     roughness,
 )
-from llmprof.analysis.bandwidth.fit.units import Unit, concurrent, separable
+from llmprof.analysis.bandwidth.fit.streams import shared
+from llmprof.analysis.bandwidth.fit.units import Unit, separable
 from llmprof.records import Unavailable
 
 Ints = NDArray[np.int64]
@@ -292,10 +293,9 @@ class _Work:
         under = _sums(cut, found.x)
         highest = np.array([float(p.max()) for p in profiles])
         misfit = highest * np.minimum(1.0, BORDER_NS / self.median)
-        a = self.activity
         units = separable(
             means, mean_draws, np.array(beside), misfit, under, profiles, further,
-            concurrent(a.start_ns, a.end_ns, a.group, a.groups),
+            shared(self.activity, cut, value),
         )  # fmt: skip
         above = next((u for u in units if u.low_pct is not None and u.low_pct > 100), None)
         if above is not None:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from llmprof.analysis.bandwidth.fit.streams import Shared
+
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
@@ -17,18 +19,18 @@ TRADED = -0.5
 """Correlation of two estimates over the bootstrap below which they are one sum, shared out at
 random."""
 HOPELESS_PCT = 30.0
-BESIDE = 0.5
-"""Share of the shorter one's time from which two groups run at the same time."""
-BESIDE_PCT = 5.0
-"""Half of a 95 % interval, % of peak, from which what concurrent kernels share out is unknown. On
-an H100 a kernel on a second stream was known to 0.4 % where launches began at varied distances;
-planted ones that always begin alike are off by 10 %."""
+STAKE, STAKE_PCT = 0.1, 1.0
+"""Of a unit's mean, and % of the peak: traffic in time shared with others from which its own value
+says little."""
+HIDDEN = 0.5
+"""Share of a unit's time from which it runs beside others."""
 Z95 = 1.96
 SAME_SAMPLES = "these kernels lie under the same samples: only what they have together is known"
 SAME_TIME = (
     "these kernels run at the same time: only what they have together is known, as a mean over"
     " the sum of their times"
 )
+UNDER_ANOTHER = "it runs while a longer kernel does: their traffic cannot be told apart"
 
 
 @dataclass(frozen=True)
@@ -56,7 +58,7 @@ def separable(
     share: Floats,
     profiles: Sequence[Floats],
     further: Floats,
-    beside: Floats,
+    beside: Shared,
 ) -> list[Unit]:
     """Groups as units.
 
@@ -68,8 +70,9 @@ def separable(
         share: (groups,): time under the samples; a group without any is left out.
         profiles: parts of each.
         further: (groups, M).
-        beside: (groups, groups), ``concurrent``.
+        beside: what groups do while others run.
     """
+    streams, hidden = _Beside(beside, means), set[int]()
     members = [[g] for g in range(len(means)) if share[g] > 0]
     why = [""] * len(members)
     while True:
@@ -79,10 +82,11 @@ def separable(
         half = Z95 * drawn.std(0)
         off = [np.abs(near[:, m] @ w - means[m] @ w).max(initial=0) for m, w in columns]
         rest = [float(np.hypot.reduce(misfit[m] * w)) for m, w in columns]
-        reach = np.sqrt(half**2 + np.array(off) ** 2 + np.array(rest) ** 2)
-        pair, said = _traded(drawn, half), SAME_SAMPLES
+        stake = [streams.at_stake(m)[0] for m in members]
+        reach = np.sqrt(half**2 + np.array(off) ** 2 + np.array(rest) ** 2 + np.array(stake) ** 2)
+        pair, said = streams.pair(members, weights, hidden), SAME_TIME
         if pair is None:
-            pair, said = _concurrent(members, beside, reach), SAME_TIME
+            pair, said = _traded(drawn, half), SAME_SAMPLES
         if pair is None:
             break
         members[pair[0]] += members[pair[1]]
@@ -91,9 +95,11 @@ def separable(
     units = []
     for at, (groups, w) in enumerate(columns):
         mean, around = float(means[groups] @ w), float(reach[at])
-        several, vague = len(groups) > 1, around > HOPELESS_PCT
+        several, vague = len(groups) > 1, around > HOPELESS_PCT or at in hidden
         note = why[at]
-        if vague:
+        if at in hidden:
+            note = UNDER_ANOTHER
+        elif vague:
             note = f"known to ±{around:.0f} % of the peak only: too few samples tell it apart"
         units.append(
             Unit(
@@ -109,41 +115,42 @@ def separable(
     return units
 
 
-def concurrent(start_ns: Ints, end_ns: Ints, group: Ints, groups: int) -> Floats:
-    """(groups, groups): time that two groups run at once, over the time of the shorter one.
+class _Beside:
+    """What units do while others run."""
 
-    Args:
-        start_ns: ascending.
-    """
-    both = np.zeros(groups * groups)
-    at, ahead = np.arange(len(start_ns)), 0
-    while len(at):
-        ahead += 1
-        at = at[at + ahead < len(start_ns)]
-        # Starts ascend: what does not reach the n-th kernel behind it reaches none after that.
-        at = at[start_ns[at + ahead] < end_ns[at]]
-        then = at + ahead
-        time = np.minimum(end_ns[at], end_ns[then]) - start_ns[then]
-        both += np.bincount(group[at] * groups + group[then], time, len(both))
-    square = both.reshape(groups, groups)
-    square = square + square.T
-    np.fill_diagonal(square, 0)
-    total = np.bincount(group, end_ns - start_ns, groups)
-    shorter = np.minimum(total[:, None], total[None, :])
-    return np.asarray(square / np.maximum(shorter, 1), np.float64)
+    def __init__(self, found: Shared, means: Floats) -> None:
+        self._found, self._means = found, means
 
+    def at_stake(self, unit: list[int]) -> tuple[float, float]:
+        """% of the peak over the unit's time that may be others' traffic, or theirs that may be
+        its own; and the share of its time that is shared."""
+        f = self._found
+        rest = np.setdiff1d(np.arange(len(f.time_ns)), unit)
+        time = max(float(f.time_ns[unit].sum()), 1.0)
+        own, others = f.moved[unit][:, rest].sum(), f.moved[rest][:, unit].sum()
+        return max(own, others) / time, min(1.0, f.together_ns[unit][:, rest].sum() / time)
 
-def _concurrent(members: list[list[int]], beside: Floats, reach: Floats) -> tuple[int, int] | None:
-    """The vaguest unit that runs while another does, and that one."""
-    for at in np.argsort(-reach).tolist():
-        if reach[at] <= BESIDE_PCT:
-            return None
-        most = [0.0 if u == at else float(beside[np.ix_(members[at], members[u])].max())
-                for u in range(len(members))]  # fmt: skip
-        other = int(np.argmax(most))
-        if most[other] >= BESIDE:
-            return min(at, other), max(at, other)
-    return None
+    def damaged(self, unit: list[int], weight: Floats) -> bool:
+        stake, _ = self.at_stake(unit)
+        return stake > max(STAKE * float(self._means[unit] @ weight), STAKE_PCT)
+
+    def pair(
+        self, members: list[list[int]], weights: list[Floats], hidden: set[int]
+    ) -> tuple[int, int] | None:
+        """Two units of which only the sum is known. ``hidden`` takes those that lie under another
+        whose own value is hardly touched."""
+        hidden.clear()
+        together = self._found.together_ns
+        for at, unit in enumerate(members):
+            if not self.damaged(unit, weights[at]) or self.at_stake(unit)[1] < HIDDEN:
+                continue
+            times = [float(together[unit][:, other].sum()) for other in members]
+            times[at] = 0.0
+            partner = int(np.argmax(times))
+            if self.damaged(members[partner], weights[partner]):
+                return min(at, partner), max(at, partner)
+            hidden.add(at)
+        return None
 
 
 def _traded(drawn: Floats, half: Floats) -> tuple[int, int] | None:
