@@ -11,7 +11,8 @@ Plain loops: transformers' ``generate``; a forward and an argmax with its cache;
     python benchmarks/drive_cost.py --model tiny
     python benchmarks/drive_cost.py --model llama2-7b --option cache=static \\
         --option compile=reduce-overhead --pairs 120
-    python benchmarks/drive_cost.py --model llama2-7b --option drive=forward
+    python benchmarks/drive_cost.py --model llama2-7b --option drive=forward \\
+        --option compile=reduce-overhead
     python benchmarks/drive_cost.py --engine vllm --model llama2-7b
 """
 
@@ -103,7 +104,8 @@ def plain_loop(args: argparse.Namespace, engine: Any) -> Callable[[], None]:
     if args.engine == "vllm":
         return plain_vllm(engine, args.steps)
     if "drive=forward" in args.option:
-        return plain_forward(engine, args.steps)
+        mode = next((o.partition("=")[2] for o in args.option if o.startswith("compile=")), "none")
+        return plain_forward(engine, args.steps, mode)
     return plain_generate(engine)
 
 
@@ -121,16 +123,33 @@ def plain_generate(engine: Any) -> Callable[[], None]:
     return run
 
 
-def plain_forward(engine: Any, steps: int) -> Callable[[], None]:
+def plain_forward(engine: Any, steps: int, mode: str) -> Callable[[], None]:
     """The loop of transformers' own cache documentation, each token read by the host."""
     import torch
     import transformers
 
     module, ids = engine.module, torch.tensor(PROMPT)
+    length = ids.shape[1]
+
+    def forward(ids: Any, position_ids: Any, cache: Any) -> Any:
+        return module(
+            input_ids=ids, position_ids=position_ids, past_key_values=cache, use_cache=True
+        ).logits
+
+    step = forward if mode == "none" else torch.compile(forward, mode=mode, dynamic=False)
+    static = (
+        None
+        if mode == "none"
+        else transformers.StaticCache(config=module.config, max_cache_len=length + steps)
+    )
 
     def run() -> None:
         with torch.inference_mode():
-            cache = transformers.DynamicCache(config=module.config)
+            if static is None:
+                cache = transformers.DynamicCache(config=module.config)
+            else:
+                static.reset()
+                cache = static
             out = module(
                 input_ids=ids.to(module.device),
                 past_key_values=cache,
@@ -139,12 +158,9 @@ def plain_forward(engine: Any, steps: int) -> Callable[[], None]:
             )
             token = out.logits[:, -1].argmax(dim=-1, keepdim=True)
             token.item()
-            position = torch.full((1, 1), ids.shape[1], device=module.device)
+            position = torch.full((1, 1), length, device=module.device)
             for _ in range(steps):
-                out = module(
-                    input_ids=token, position_ids=position, past_key_values=cache, use_cache=True
-                )
-                token = out.logits[:, -1].argmax(dim=-1, keepdim=True)
+                token = step(token, position, cache)[:, -1].argmax(dim=-1, keepdim=True)
                 token.item()
                 position += 1
 
