@@ -47,7 +47,8 @@ class EngineFailure(LlmprofError):
     """One engine ended: crash, exception, out of memory, hang.
 
     Attributes:
-        kind: one of ``crash``, ``exception``, ``oom``, ``hang``, ``missing-package``, ``input``.
+        kind: one of ``crash``, ``exception``, ``oom``, ``hang``, ``missing-package``, ``input``,
+            ``load-again``.
     """
 
     exit_code = EXIT_ENGINE_FAILED
@@ -55,6 +56,12 @@ class EngineFailure(LlmprofError):
     def __init__(self, message: str, kind: str = "exception") -> None:
         super().__init__(message)
         self.kind = kind
+
+
+class LoadAgain(LlmprofError):
+    """An engine cannot change to this batch or context on what it holds; the text says why."""
+
+    exit_code = EXIT_ENGINE_FAILED
 
 
 class MissingPackage(LlmprofError):

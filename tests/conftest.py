@@ -58,8 +58,7 @@ def llmprof(tmp_path: Path, clean_env: dict[str, str]) -> Run:
             cwd=tmp_path,
             env=env,
             stdin=subprocess.DEVNULL,
-            timeout=120,
-            **options,  # type: ignore[call-overload]
+            **{"timeout": 120, **options},  # type: ignore[call-overload]
         )
 
     return run

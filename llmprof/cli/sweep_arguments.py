@@ -41,6 +41,10 @@ def sweep_parser(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     how.add_argument("--accelerator", metavar="TYPE", help="only Ray nodes with it, such as H100")
     how.add_argument("--runs-at", metavar="PATH", help="nodes keep run files in this shared folder")
+    how.add_argument(
+        "--loads", choices=("shared", "fresh"), default="shared",
+        help="fresh: every point loads its engines in processes of its own",
+    )  # fmt: skip
     how.add_argument("--retry", choices=("failed",), help="run failed points again")
     how.add_argument("--dry-run", action="store_true", help="points, memory, time; nothing is run")
     how.add_argument("--save-grid", metavar="GRID.toml", help="write the grid as a file")

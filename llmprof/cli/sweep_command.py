@@ -42,7 +42,7 @@ def sweep(arguments: argparse.Namespace) -> int:
         if arguments.output and (Path(arguments.output) / "sweep.json").is_file():
             known = Store.open(Path(arguments.output))
             took = {k: e.seconds for k, e in known.ended.items() if e.state == "done"}
-        print(dry_run(grid, corrected(found, took), bool(took)))
+        print(dry_run(grid, corrected(found, took), bool(took), arguments.loads == "shared"))
         return EXIT_OK
     columns.check_pyarrow()
     if not arguments.output:
@@ -97,7 +97,7 @@ class _Stopper:
 def _executor(arguments: argparse.Namespace, grid: Grid) -> Executor:
     from llmprof.sweep.executors.local import LocalExecutor, gpu_slots
 
-    where = arguments.on
+    where, shares = arguments.on, arguments.loads == "shared"
     for option, value in (
         ("--runs-at", arguments.runs_at),
         ("--accelerator", arguments.accelerator),
@@ -105,16 +105,17 @@ def _executor(arguments: argparse.Namespace, grid: Grid) -> Executor:
         if value and not where.startswith("ray"):
             raise UsageError(f"{option} goes with --on ray")
     if where == "local":
-        return LocalExecutor()
+        return LocalExecutor(shares=shares)
     if where == "gpus":
-        return LocalExecutor(*gpu_slots())
+        return LocalExecutor(*gpu_slots(), shares=shares)
     if where == "ray" or where.startswith("ray:"):
         from llmprof.sweep.executors.cluster import connect
 
         address = "auto" if where == "ray" else where.removeprefix("ray:")
         if address.startswith("//"):
             address = f"ray:{address}"
-        return connect(address, grid, arguments.accelerator or "", arguments.runs_at or "")
+        nodes = arguments.accelerator or "", arguments.runs_at or ""
+        return connect(address, grid, *nodes, shares=shares)
     raise UsageError(f"--on {where}: choose local, gpus, ray or ray://HOST:PORT")
 
 
@@ -167,8 +168,9 @@ def impossible_lines(found: list[Forecast]) -> list[str]:
     ]
 
 
-def dry_run(grid: Grid, found: list[Forecast], corrected: bool) -> str:
+def dry_run(grid: Grid, found: list[Forecast], corrected: bool, shares: bool) -> str:
     """The plan as text."""
+    from llmprof.sweep.loads import loads
     from llmprof.sweep.run import duration
 
     lines = impossible_lines(found)
@@ -188,7 +190,13 @@ def dry_run(grid: Grid, found: list[Forecast], corrected: bool) -> str:
         basis = "scaled by the points that have ended" if corrected else "a model on assumed rates"
         unknown = f", {len(times) - len(known)} points unknown" if len(known) < len(times) else ""
         lines.append(f"about {duration(sum(known))} in all one after another ({basis}{unknown})")
-    lines.append("every engine loads for each point: the size of its KV cache is fixed at load")
+    count = len({load.key for load in loads([item.point for item in able]).values()})
+    lines.append(
+        f"{count} loads, each shared by points of one model, trace and seed; an engine that cannot"
+        " change batch and context is loaded for every point"
+        if shares
+        else "every engine loads for each point (--loads fresh)"
+    )
     return "\n".join(lines)
 
 

@@ -37,6 +37,10 @@ class LoadRequest:
     """The traced pass will record operators: an engine may keep its Python structure visible."""
     trace: str | None = None
     """Level of the traced pass; ``None`` for a worker that is only timed."""
+    most_batch: int = 0
+    most_positions: int = 0
+    """The largest shape that ``reshape`` may ask for later, for what can be made once only; 0: the
+    shape above is the only one."""
     spool: str | None = None
     """Where this process' kernels are written (``tracers.cupti``). An engine that starts further
     processes lets each write beside it (``rank_spool``)."""
@@ -83,6 +87,24 @@ class FreeRunningEngine(Engine, Protocol):
 
     def finish_round(self) -> Sequence[Sequence[int]]:
         """Wait for the device; the tokens of every step since ``prefill``, one row a step."""
+
+
+@runtime_checkable
+class ReshapedEngine(Engine, Protocol):
+    """An engine that can change batch and context on the weights that it holds: the points of a
+    sweep then share one load. One without it is loaded again for each."""
+
+    def reshape(self, batch: int, max_positions: int) -> None:
+        """Leave the engine as a fresh ``load`` of the same request with this shape would: no
+        sequence, a KV cache of this size, graphs to be captured again, ``describe`` true.
+
+        Memory of the old shape is free before the new one is allocated.
+
+        Raises:
+            LoadAgain: what it holds goes with the loaded shape; nothing has changed.
+            UsageError: context or batch of a size that ``load`` would refuse.
+            OutOfMemory: it does not fit; the engine is of no use then.
+        """
 
 
 @runtime_checkable

@@ -24,7 +24,12 @@ class _Resets(Protocol):
     def reset(self) -> None: ...
 
 
+class _Closes(_Resets, Protocol):
+    def close(self) -> None: ...
+
+
 AnyDrive = TypeVar("AnyDrive", bound=_Resets)
+ClosedDrive = TypeVar("ClosedDrive", bound=_Closes)
 
 
 class DrivenEngine(Generic[AnyDrive]):
@@ -52,7 +57,7 @@ class DrivenEngine(Generic[AnyDrive]):
         return self._drive
 
 
-class ClosedByDrive(DrivenEngine[Drive]):
+class ClosedByDrive(DrivenEngine[ClosedDrive]):
     """What the drive closes is all there is to close."""
 
     def close(self) -> None:

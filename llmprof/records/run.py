@@ -152,6 +152,11 @@ class EngineRecord:
     traced_ranks: list[RankProcess] = field(default_factory=list)
     """All processes of the traced pass, of an engine that has several."""
     load_ns: int | None = None
+    """``None`` too where ``load_shared``."""
+    load_shared: bool = False
+    """The weights were loaded for an earlier run in this worker."""
+    load_note: str = ""
+    """What that load took, or why there was none to share."""
     warmup_steps: int | None = None
     warmup_stable: bool | None = None
     text: str | None = None

@@ -380,6 +380,8 @@ CREATE TABLE LLMPROF_ENGINE (
   traced_pid INTEGER,
   traced_ranks TEXT,
   load_ns INTEGER,
+  load_shared INTEGER NOT NULL DEFAULT 0,
+  load_note TEXT NOT NULL DEFAULT '',
   warmup_steps INTEGER,
   warmup_stable INTEGER,
   "text" TEXT

@@ -64,6 +64,7 @@ class WorkerClient:
     ) -> None:
         self.label = label
         self._log_path = folder / "worker.log"
+        self._log_begin = 0
         self.stamps_path = folder / "stamps"
         self.board = StampBoard(self.stamps_path, steps, create=True)
         to_worker, from_parent = os.pipe(), os.pipe()
@@ -91,6 +92,13 @@ class WorkerClient:
         self._channel = Channel(parent_read, parent_write)
         self.pid = self._process.pid
         self.tid = self.pid
+
+    def renew(self, steps: int) -> None:
+        """For the next run of a worker that stays: stamps of another length, a log of its own."""
+        self.board.close()
+        self.stamps_path.unlink()
+        self.board = StampBoard(self.stamps_path, steps, create=True)
+        self._log_begin = self._log_path.stat().st_size
 
     def wait_ready(self, cancelled: Callable[[], bool]) -> None:
         """Wait for the worker's greeting.
@@ -177,10 +185,11 @@ class WorkerClient:
         return self.board.read()[3]
 
     def log_tail(self) -> str:
-        """The last 64 KiB of the worker's stdout and stderr; raw text, not for a terminal."""
+        """The last 64 KiB of the worker's stdout and stderr in this run; raw text, not for a
+        terminal."""
         try:
             with self._log_path.open("rb") as log:
-                log.seek(max(0, self._log_path.stat().st_size - LOG_TAIL_BYTES))
+                log.seek(max(self._log_begin, self._log_path.stat().st_size - LOG_TAIL_BYTES))
                 return log.read().decode(errors="replace")
         except OSError:
             return ""

@@ -4,38 +4,38 @@ from __future__ import annotations
 
 import tempfile
 import time
-from array import array
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from llmprof.analysis.timing.conditions import gpu_index, gpu_indices
-from llmprof.engines.base import rank_spool
 from llmprof.errors import EngineFailure
 from llmprof.plaintext import one_line
 from llmprof.records import (
-    LOST_RECORDS,
-    CpuUse,
     EngineInfo,
     EngineRecord,
     Missing,
-    NvtxEvent,
     PassName,
     RoundRecord,
     Unavailable,
 )
 from llmprof.records.processes import RankProcess
-from llmprof.runfile.schema import OP_DOMAIN
 from llmprof.session.client import Reply, WorkerClient
 from llmprof.session.host_sampling import HostSampling
+from llmprof.session.kept import Held, KeptWorkers
 from llmprof.session.plan import Plan
 from llmprof.session.recorder import Recorder
+from llmprof.session.round_rows import keep_operators, keep_trace, round_record
 from llmprof.tracers.cpu_time import between, read_cpu
 
 
 class EngineRun:
-    """Keeps the ``EngineRecord`` true while its worker works."""
+    """Keeps the ``EngineRecord`` true while its worker works.
+
+    Args:
+        kept: workers of earlier runs, and where this one's go at its end; ``None``: it starts and
+            ends all of its own.
+    """
 
     def __init__(
         self,
@@ -45,6 +45,7 @@ class EngineRun:
         cancelled: Callable[[], bool],
         energy_between: Callable[[int, int, int], tuple[int, int] | None],
         variables: Mapping[str, str],
+        kept: KeptWorkers | None = None,
     ) -> None:
         self.plan = plan
         self._variables = variables
@@ -52,6 +53,10 @@ class EngineRun:
         self.record = record
         self._recorder = recorder
         self._cancelled = cancelled
+        self._kept = kept
+        self._held: Held | None = None
+        """Of a worker that may be kept at the end."""
+        self._key: tuple[object, ...] = ()
         self._client: WorkerClient | None = None
         self._folders: list[tempfile.TemporaryDirectory[str]] = []
         self._spool: Path | None = None
@@ -78,7 +83,10 @@ class EngineRun:
         self.plan, self.round_s = replace(self.plan, workload=workload), None
 
     def start(self, trace: str | None, captured: bool = False) -> None:
-        """Spawn a worker, load, warm up.
+        """Get a worker, load, warm up.
+
+        A worker that an earlier run has left is asked first. Where that fails, or those that are
+        kept take the memory, a fresh one is tried, so that a run fails for its own reasons only.
 
         Args:
             trace: tracers to switch on before the engine loads; ``None`` for a timed worker.
@@ -87,6 +95,31 @@ class EngineRun:
         Raises:
             EngineFailure: with kind ``oom`` the caller may try again alone.
         """
+        if self._kept is None:
+            self._start(trace, captured)
+            return
+        spec = self.plan.engines[self.record.engine_id]
+        model, seed = self.plan.models[self.record.engine_id], self._longest.seed
+        options = tuple(sorted(spec.options.items()))
+        self._key = (self.record.label, spec.name, spec.python, model, options, seed, trace)
+        held = self._kept.take(self._key)
+        if held is not None:
+            try:
+                self._resume(held, trace)
+                return
+            except EngineFailure as why:
+                self._recorder.say(f"{why}; it is loaded again")
+                self.end(kill=True)
+        try:
+            self._start(trace, captured)
+        except EngineFailure as why:
+            if why.kind != "oom" or not self._kept.drop():
+                raise
+            self.end(kill=True)
+            self._start(trace, captured)
+
+    def _start(self, trace: str | None, captured: bool) -> None:
+        """In a fresh worker."""
         spec, length = self.plan.engines[self.record.engine_id], self._longest.decode_len
         begin = time.monotonic()
         self._set_state("loading")
@@ -100,14 +133,39 @@ class EngineRun:
             self._client = client
             reply = self._load(client, trace)
         finally:
-            loaded = time.monotonic()
-            self.loading_s += loaded - begin
+            self.loading_s += time.monotonic() - begin
+        self._held = Held(client, self._folders, self._spool, reply.facts["load_ns"])
         self._loaded(reply, "captured" if captured else trace)
         self._warm_up("captured" if captured else trace)
-        self.warmup_s = time.monotonic() - loaded
+
+    def _resume(self, held: Held, trace: str | None) -> None:
+        """In a worker that an earlier run of the series has loaded."""
+        begin = time.monotonic()
+        self._set_state("loading")
+        self._client, self._folders, self._spool = held.client, held.folders, held.spool
+        self._held = held
+        try:
+            held.client.renew(self._longest.decode_len)
+            reply = self._ask({"do": "reshape", **self._shape(held.client)})
+        finally:
+            self.loading_s += time.monotonic() - begin
+        held.runs += 1
+        self._loaded(reply, trace, held)
+        self._warm_up(trace)
+
+    def _shape(self, client: WorkerClient) -> dict[str, Any]:
+        """What differs between the runs of a series."""
+        workload = self._longest
+        return {
+            "batch": workload.batch,
+            "max_positions": workload.max_positions,
+            "prompt": [list(row) for row in workload.prompt_ids],
+            "steps": workload.decode_len,
+            "stamps": str(client.stamps_path),
+        }
 
     def _load(self, client: WorkerClient, trace: str | None) -> Reply:
-        workload, spec = self._longest, self.plan.engines[self.record.engine_id]
+        spec = self.plan.engines[self.record.engine_id]
         client.wait_ready(self._cancelled)
         options = {k: v for k, v in spec.options.items() if k not in ("label", "model")}
         return self._ask(
@@ -116,12 +174,10 @@ class EngineRun:
                 "engine": spec.name,
                 "model": self.plan.models[self.record.engine_id],
                 "options": options,
-                "batch": workload.batch,
-                "max_positions": workload.max_positions,
-                "seed": workload.seed,
-                "prompt": [list(row) for row in workload.prompt_ids],
-                "steps": workload.decode_len,
-                "stamps": str(client.stamps_path),
+                "seed": self._longest.seed,
+                **self._shape(client),
+                "most_batch": 0 if self._kept is None else self._kept.most_batch,
+                "most_positions": 0 if self._kept is None else self._kept.most_positions,
                 "spool": None if self._spool is None else str(self._spool),
                 "trace": trace,
             }
@@ -155,17 +211,18 @@ class EngineRun:
 
     def _make_spool(self) -> Path:
         """The raw trace lies beside the run file: memory may be smaller than a trace."""
-        folder = tempfile.TemporaryDirectory(prefix=".llmprof-", dir=self.plan.output.parent)
+        place = self.plan.output.parent if self._kept is None else self._kept.folder
+        folder = tempfile.TemporaryDirectory(prefix=".llmprof-", dir=place)
         self._folders.append(folder)
         return Path(folder.name) / "spool"
 
-    def _loaded(self, reply: Reply, trace: str | None) -> None:
+    def _loaded(self, reply: Reply, trace: str | None, shared: Held | None = None) -> None:
         assert self._client is not None
         info = EngineInfo(**reply.facts["info"])
         if trace in (None, "steps"):
             self.record.info = info
             self.record.pid = self._client.pid
-            self.record.load_ns = reply.facts["load_ns"]
+            self._note_load(reply.facts["load_ns"], shared)
         if trace is not None:
             self.record.traced_pid = self._client.pid
             self.record.traced_ranks = [RankProcess(**rank) for rank in reply.facts["ranks"]]
@@ -173,7 +230,22 @@ class EngineRun:
         label = self.record.label
         self._recorder.missing([Missing(label, k, one_line(v)) for k, v in missing.items()])
 
+    def _note_load(self, took_ns: int, shared: Held | None) -> None:
+        record = self.record
+        record.load_shared = shared is not None
+        if shared is None:
+            record.load_ns = took_ns
+            refused = self._kept.refused.get(record.label) if self._kept else None
+            record.load_note = f"loaded for every point: {refused}" if refused else ""
+        else:
+            record.load_ns = None
+            record.load_note = (
+                f"loaded once for several points, in {shared.load_ns / 1e9:.2f} s; this one is use"
+                f" {shared.runs}, made ready in {took_ns / 1e9:.2f} s"
+            )
+
     def _warm_up(self, trace: str | None) -> None:
+        begin = time.monotonic()
         self._set_state("warmup")
         info = self.record.info
         reply = self._ask(
@@ -194,6 +266,7 @@ class EngineRun:
                 self.record.label,
                 f"warm-up ended after {reply.facts['steps']} steps without a stable step time",
             )
+        self.warmup_s = time.monotonic() - begin
         self._set_state("ready")
 
     def round(
@@ -227,7 +300,10 @@ class EngineRun:
         finally:
             try:
                 use = between(before, read_cpu([self._client.pid]))
-                record = self._round_record(pass_name, index, serial, steps, reply, use)
+                record = round_record(
+                    self._client, self.record, (pass_name, index, serial, steps), reply, use,
+                    self._energy_between,
+                )  # fmt: skip
                 if record is not None:
                     self._recorder.round(record)
                 if host is not None:
@@ -236,8 +312,8 @@ class EngineRun:
                 if host is not None:
                     host.close()
         assert record is not None
-        self._keep_operators(reply)
-        self._keep_trace(reply, record)
+        keep_operators(self._recorder, self._client.pid, reply)
+        keep_trace(self._recorder, self.record, self._spool, reply, record)
         self._set_state("ready")
         return record
 
@@ -263,106 +339,6 @@ class EngineRun:
         if host.why is not None:
             missing.append(Missing(label, "host", one_line(host.why.reason)))
         self._recorder.missing(missing)
-
-    def _round_record(
-        self,
-        pass_name: PassName,
-        index: int,
-        serial: int,
-        steps: int,
-        reply: Reply | None,
-        cpu: CpuUse | None,
-    ) -> RoundRecord | None:
-        assert self._client is not None
-        seen, start_ns, prefill_ns, stamps = self._client.board.read()
-        if seen != serial or not prefill_ns:
-            return None  # it ended before this round's first clock read
-        facts: dict[str, Any] = reply.facts if reply else {}
-        prefill = self._energy(prefill_ns, stamps[0] if len(stamps) else None)
-        return RoundRecord(
-            round_id=serial,
-            engine_id=self.record.engine_id,
-            pass_name=pass_name,
-            index=index,
-            pid=self._client.pid,
-            tid=self._client.tid,
-            start_ns=start_ns,
-            prefill_start_ns=prefill_ns,
-            stamps_ns=stamps,
-            end_ns=facts.get("end_ns", stamps[-1] if len(stamps) else prefill_ns),
-            complete=reply is not None and len(stamps) == steps + 1,
-            synchronous=facts.get("synchronous", True),
-            tokens=facts.get("tokens", []),
-            energy_mj=self._energy(stamps[0] if len(stamps) else None, facts.get("end_ns")),
-            cpu=cpu,
-            prefill_energy_mj=None if prefill is None else max(0, prefill[1] - prefill[0]),
-        )
-
-    def _energy(self, start_ns: int | None, end_ns: int | None) -> tuple[int, int] | None:
-        """NVML's counters of all its GPUs at both moments; ``None`` on a CPU."""
-        devices = gpu_indices(self.record)
-        if not devices or start_ns is None or end_ns is None:
-            return None
-        spent = [self._energy_between(device, start_ns, end_ns) for device in devices]
-        known = [pair for pair in spent if pair is not None]
-        if len(known) < len(devices):
-            return None  # of one GPU it is not known
-        return sum(begin for begin, _ in known), sum(end for _, end in known)
-
-    def _keep_operators(self, reply: Reply) -> None:
-        """Write the operator ranges that came with a traced round."""
-        assert self._client is not None
-        for message, blob in reply.extra:
-            if message["is"] == "ops":
-                names = [one_line(str(name), 200) for name in message["names"]]
-                flat = array("q", blob)
-                rows = zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
-                self._recorder.operators(
-                    [
-                        NvtxEvent(start, end, names[number], self._client.pid, tid, OP_DOMAIN)
-                        for number, start, end, tid in rows
-                    ]
-                )
-
-    def _keep_trace(self, reply: Reply, record: RoundRecord) -> None:
-        """Bring the raw GPU trace of a traced round into the run file."""
-        told = [m["cupti"] for m, _ in reply.extra if m["is"] == "tracing" and "cupti" in m]
-        if self._spool is None or not told or gpu_index(self.record) is None:
-            return
-        label = self.record.label
-        if "unavailable" in told[0]:
-            reason = one_line(str(told[0]["unavailable"]))
-            self._recorder.missing([Missing(label, "kernels", reason)])
-            return
-        self._recorder.progress(self.record.engine_id, "decoding the trace", None)
-        done = self._recorder.trace(record, self._spool)
-        if isinstance(done, Unavailable):
-            self._recorder.missing([Missing(label, "kernels", done.reason)])
-            return
-        for text in done.lost:
-            self._recorder.warning(label, f"the trace is incomplete: {text}")
-        if done.lost:
-            self._recorder.missing([Missing(label, LOST_RECORDS, "; ".join(done.lost))])
-        said: dict[str, str] = {}
-        for message, _ in reply.extra:
-            if message["is"] == "tracing":
-                said.update(message.get("ranks", {}))
-        for one in self.record.traced_ranks[1:]:
-            self._keep_rank(record, one, str(said.get(str(one.rank), "")))
-
-    def _keep_rank(self, record: RoundRecord, one: RankProcess, wrong: str) -> None:
-        """Bring in the kernels of a rank behind 0; what is wrong with them is recorded."""
-        assert self._spool is not None
-        path = Path(rank_spool(str(self._spool), one.rank))
-        done = self._recorder.trace(record, path, one.pid, one.rank)
-        if isinstance(done, Unavailable):
-            reason = one_line(wrong or done.reason)
-            missing = Missing(self.record.label, f"kernels of rank {one.rank}", reason)
-            self._recorder.missing([missing])
-            return
-        for text in [*done.lost, *([one_line(wrong)] if wrong else [])]:
-            text = f"the trace of rank {one.rank} is incomplete: {text}"
-            self._recorder.warning(self.record.label, text)
 
     def _ask(self, request: dict[str, Any], on_poll: Callable[[], None] | None = None) -> Reply:
         assert self._client is not None
@@ -415,16 +391,39 @@ class EngineRun:
         self._recorder.engine(self.record)
 
     def end(self, kill: bool = False) -> None:
-        """End the worker if there is one, and keep its log."""
+        """End the worker if there is one, or leave it for the next run; keep its log."""
         if self._client is not None:
+            client = self._client
+            parked = not kill and self._parked()
             if kill:
-                self._client.kill()
-            else:
-                self._client.close()
-            log = self._client.log_tail()
+                client.kill()
+            elif not parked:
+                client.close()
+            log = client.log_tail()
             self._client = None
+            if parked:
+                self._folders = []
             self._recorder.worker_log(self.record.label, log)
+        self._held = None
         self.abandon()
+
+    def _parked(self) -> bool:
+        """Is the worker kept for the next run of the series?"""
+        kept, held = self._kept, self._held
+        if kept is None or held is None or self.record.label in kept.refused:
+            return False
+        begin = time.monotonic()
+        try:
+            held.client.ask({"do": "park"}, self.plan.stall_timeout_s, lambda: False)
+        except EngineFailure as why:
+            if why.kind == "load-again":
+                said = str(why).removeprefix(f"{self.record.label}: ")
+                kept.refused[self.record.label] = said
+            return False
+        finally:
+            self.loading_s += time.monotonic() - begin
+        kept.put(self._key, held)
+        return True
 
 
 def _shared_memory() -> str | None:

@@ -7,6 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,7 @@ from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.session.client import Cancelled
 from llmprof.session.engine_run import EngineRun
 from llmprof.session.events import SessionObserver
+from llmprof.session.kept import KeptWorkers
 from llmprof.session.passes.clock import RunClock
 from llmprof.session.passes.sampled import Length, sampled_length
 from llmprof.session.passes.timing import TimingPass
@@ -54,6 +56,8 @@ class Session:
 
     Args:
         decode: token ids → text, where the model has a tokenizer.
+        kept: workers of the runs before this one in a series, where it leaves its own. Runs of
+            several processes or under ``capture`` take and leave none.
     """
 
     def __init__(
@@ -61,12 +65,21 @@ class Session:
         plan: Plan,
         observers: Sequence[SessionObserver] = (),
         decode: Callable[[list[int]], str] | None = None,
+        kept: KeptWorkers | None = None,
     ) -> None:
+        goal = plan.goal
+        if kept is not None and (plan.capture or (goal.processes or 1) > 1):
+            kept.drop()
+            kept = None
+        if kept is not None:
+            # Several processes would each load: what a series is there to spare.
+            plan = replace(plan, goal=replace(goal, processes=1))
+        self._kept = kept
         self._plan = plan
         self._observers = observers
         self._decode = decode
         self._stop = threading.Event()
-        self._serial = 0
+        self._serial = 0 if kept is None else kept.serial
         self.engines = [
             EngineRecord(i, label, spec.name, spec.python, spec.options)
             for i, (label, spec) in enumerate(zip(plan.labels, plan.engines, strict=True))
@@ -118,6 +131,7 @@ class Session:
                 self._stop.is_set,
                 nvml.energy_between,
                 variables,
+                self._kept,
             )
             for engine in self.engines
         ]
@@ -148,6 +162,8 @@ class Session:
         """What a copy reaches on each GPU that is asked for, before anything is loaded."""
         if isinstance(devices, Unavailable):
             return {}
+        if self._kept is not None and self._kept.copies is not None:
+            return self._kept.copies
         named = {spec.options.get("device", "cuda:0") for spec in self._plan.engines}
         found: dict[str, Any] = {}
         for device in devices:
@@ -158,6 +174,8 @@ class Session:
                     found[name] = unavailable(copy.reason)
                 else:
                     found[name] = copy.gb_s
+        if self._kept is not None:
+            self._kept.copies = found
         return found
 
     def _close(
@@ -334,6 +352,8 @@ class Session:
         kernels: bool = False,
     ) -> RoundRecord:
         self._serial += 1
+        if self._kept is not None:
+            self._kept.serial = self._serial
         if total is None:
             total = (self._plan.goal.rounds or 0) if pass_name == "timing" else 1
         record = run.round(pass_name, index, total, self._serial, kernels)

@@ -22,18 +22,23 @@ class Field:
     kind: Literal["count", "number", "text"]
     """``count``: an integer ≥ 1, ``number``: an integer ≥ 0; both may end in ``k`` (1024)."""
     summary: str
+    shape: bool = False
+    """Can it differ between points that share a load?"""
 
 
 _FIELDS = (
     Field("model", "--model", "text", "a model, as --model of a run takes it"),
-    Field("context", "--prompt-len", "count", "seeded prompt ids: KV positions before decoding"),
-    Field("batch", "--batch", "count", "sequences at once"),
-    Field("decode-len", "--decode-len", "count", "decode steps a round"),
-    Field("rounds", "--rounds", "count", "timing rounds an engine"),
-    Field("traced-steps", "--traced-steps", "number", "steps of the traced pass"),
+    Field("context", "--prompt-len", "count", "KV positions before decoding (seeded ids)", True),
+    Field("batch", "--batch", "count", "sequences at once", True),
+    Field("decode-len", "--decode-len", "count", "decode steps a round", True),
+    Field("rounds", "--rounds", "count", "timing rounds an engine", True),
+    Field("precision", "--precision", "text", "half the interval's width that ends a point", True),
+    Field("max-time", "--max-time", "text", "of a point: loading is not counted", True),
+    Field("processes", "--processes", "text", "fresh processes; more than 1 share no load"),
+    Field("traced-steps", "--traced-steps", "number", "steps of the traced pass", True),
     Field("trace", "--trace", "text", "what the traced pass records"),
-    Field("bandwidth", "--bandwidth", "text", "DRAM counters: kernels, steps, off"),
-    Field("host-rate", "--host-rate", "number", "host stacks a second"),
+    Field("bandwidth", "--bandwidth", "text", "DRAM counters: kernels, steps, off", True),
+    Field("host-rate", "--host-rate", "number", "host stacks a second", True),
     Field("seed", "--seed", "number", "prompt ids, order, weights"),
 )
 FIELDS = {field.name: field for field in _FIELDS}

@@ -26,7 +26,7 @@ COUNTS = ("repeat", "rounds", "prompt_len", "batch", "decode_len")
 TEXTS = (
     "point", "state", "reason", "engine", "engine_name", "model", "model_format", "device", "gpu",
     "gpu_uuid", "driver", "cuda", "node", "cpu", "schedule", "prompt_sha256", "throttle",
-    "idle_at_most", "llmprof_version", "llmprof_commit", "utc", "run_file",
+    "idle_at_most", "load", "load_note", "llmprof_version", "llmprof_commit", "utc", "run_file",
 )  # fmt: skip
 MAPS = ("fields", "options", "versions", "reasons")
 """Text → text."""
@@ -73,6 +73,8 @@ def _row(engine: Mapping[str, Any], document: Mapping[str, Any]) -> Row:
     put.value("prefill_tok_s", prefill.get("median"), engine.get("prefill_tok_s_reason"))
     put.take("j_per_token", engine)
     put.take("load_s", engine)
+    row["load"] = "shared" if engine["load"]["shared"] else "own"
+    row["load_note"] = engine["load"]["note"]
     for key in ("bytes_per_step", "modelled_gb_s", "measured_gb_s", "peak_gb_s", "copy_gb_s"):
         put.take(key, engine["bandwidth"])
     _trace(row, put, engine["tracing"])

@@ -1,7 +1,8 @@
 """The worker: holds one engine and does what the parent asks, one request at a time.
 
-Requests are ``{"do": "load" | "warmup" | "round" | "metronome" | "close", …}``; each is answered by
-any number of ``{"is": "progress", …}`` and one ``{"is": "done", …}`` or ``{"is": "failed", …}``.
+Requests are ``{"do": "load", …}``; ``reshape``, ``warmup``, ``round``, ``metronome``, ``park``,
+``close`` likewise. Each is answered by any number of ``{"is": "progress", …}`` and one
+``{"is": "done", …}`` or ``{"is": "failed", …}``.
 """
 
 from __future__ import annotations
@@ -19,15 +20,17 @@ from pathlib import Path
 from typing import Any
 
 from llmprof.children.protocol import Channel, ChannelClosed
-from llmprof.engines.base import Engine, LoadRequest, RankedEngine
+from llmprof.engines.base import Engine, LoadRequest, RankedEngine, ReshapedEngine
 from llmprof.engines.registry import create
-from llmprof.errors import LlmprofError, MissingPackage, OutOfMemory, UsageError
+from llmprof.errors import LlmprofError, LoadAgain, MissingPackage, OutOfMemory, UsageError
 from llmprof.tracers.pyspy import metronome
 from llmprof.worker.rounds import RoundResult, ranged_round, timed_round, warm_up
 from llmprof.worker.stamps import StampBoard
 from llmprof.worker.tracing import WorkerTracers
 
 PROGRESS_INTERVAL_S = 0.1
+PARKED_POSITIONS = 16
+"""KV positions of an engine that waits for the next run: the memory is wanted by others."""
 
 
 def failure_kind(why: BaseException) -> str:
@@ -36,6 +39,8 @@ def failure_kind(why: BaseException) -> str:
         return "oom"
     if isinstance(why, MissingPackage):
         return "missing-package"
+    if isinstance(why, LoadAgain):
+        return "load-again"
     return "input" if isinstance(why, UsageError) else "exception"
 
 
@@ -82,20 +87,48 @@ class Worker:
                 trace_ops=self.tracers.wants_ops,
                 trace=ask.get("trace"),
                 spool=ask.get("spool"),
+                most_batch=ask.get("most_batch", 0),
+                most_positions=ask.get("most_positions", 0),
             ),
             self.progress,
         )
-        info = engine.describe()
-        self.tracers.loaded(engine, info)
+        self.tracers.loaded(engine, engine.describe())
         self.engine = engine
+        self.told_loaded(engine, ask, begin)
+
+    def reshape(self, ask: dict[str, Any]) -> None:
+        """Another prompt, batch and context on the weights that are there."""
+        begin = time.monotonic_ns()
+        engine = self.reshaped(ask["batch"], ask["max_positions"])
+        self.told_loaded(engine, ask, begin)
+
+    def park(self, ask: dict[str, Any]) -> None:
+        """Keep the weights and give the rest back, until ``reshape``; fails where that never
+        comes."""
+        if self.board is not None:
+            self.board.close()
+            self.board = None
+        self.reshaped(1, PARKED_POSITIONS)
+        self.done()
+
+    def reshaped(self, batch: int, positions: int) -> Engine:
+        engine = self.engine
+        if not isinstance(engine, ReshapedEngine):
+            raise LoadAgain("batch and context are fixed when it loads")
+        gc.unfreeze()  # warm-up froze what goes now
+        engine.reshape(batch, positions)
+        gc.collect()
+        return engine
+
+    def told_loaded(self, engine: Engine, ask: dict[str, Any], begin_ns: int) -> None:
         self.prompt = ask["prompt"]
         self.board = StampBoard(Path(ask["stamps"]), ask["steps"], create=False)
         ranks = engine.ranks() if isinstance(engine, RankedEngine) else ()
         self.done(
-            info=asdict(info),
+            info=asdict(engine.describe()),
             ranks=[asdict(rank) for rank in ranks] if len(ranks) > 1 else [],
-            load_ns=time.monotonic_ns() - begin,
-            unavailable=self.tracers.unavailable,
+            load_ns=time.monotonic_ns() - begin_ns,
+            unavailable=self.tracers.unavailable if self.tracers else {},
         )
 
     def warm_up(self, ask: dict[str, Any]) -> None:
@@ -184,6 +217,8 @@ def serve(read_fd: int, write_fd: int) -> None:
     )
     actions = {
         "load": worker.load,
+        "reshape": worker.reshape,
+        "park": worker.park,
         "warmup": worker.warm_up,
         "round": worker.round,
         "metronome": worker.metronome,

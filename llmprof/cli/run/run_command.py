@@ -56,7 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
 
         return home(lambda: _set_up(arguments))
     with named_run(prepare(arguments)) as prepared:
-        return _headless(prepared, arguments.json) if headless else _in_tui(prepared)
+        if headless:
+            return _headless(prepared, arguments.json, getattr(arguments, "kept", None))
+        return _in_tui(prepared)
 
 
 def _set_up(arguments: argparse.Namespace) -> int | None:
@@ -156,11 +158,12 @@ def ends_cleanly(session: Any, told: Callable[[], None] = lambda: None) -> Itera
             signal.signal(number, before[number])
 
 
-def _headless(prepared: Any, as_json: bool) -> int:
+def _headless(prepared: Any, as_json: bool, kept: Any) -> int:
+    """``kept``: the workers that points of a sweep share (``series``), or ``None``."""
     from llmprof.cli.run.progress import StderrProgress
     from llmprof.session.run import Session
 
-    session = Session(prepared.plan, [StderrProgress()], prepared.decode)
+    session = Session(prepared.plan, [StderrProgress()], prepared.decode, kept)
     with ends_cleanly(session):
         session.run()
     return _ended(prepared.plan.output, session.engines, as_json)
@@ -171,7 +174,7 @@ def _ended(file: Path, engines: list[EngineRecord], as_json: bool) -> int:
     since an option or a model was wrong, nothing is."""
     code = report(file, as_json)
     sys.stdout.flush()
-    if code == EXIT_USAGE and all(engine.load_ns is None for engine in engines):
+    if code == EXIT_USAGE and not any(e.load_ns or e.load_shared for e in engines):
         file.unlink(missing_ok=True)
     else:
         print(f"llmprof: run file {file}", file=sys.stderr)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module, util
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from llmprof.distribution import how_to_install
-from llmprof.engines.driven import Drive
+from llmprof.engines import driven
 from llmprof.engines.llamacpp.settings import Settings
 from llmprof.errors import MissingPackage
 
@@ -19,6 +19,18 @@ NAMES = (COMPILED, PREBUILT)
 _MODULES = {COMPILED: "llama_cpp", PREBUILT: "cyllama"}
 _MOST_SEQUENCES = 256
 """LLAMA_MAX_SEQ of llama.cpp's src/llama-cparams.h, which cyllama does not pass on."""
+
+
+class Drive(driven.Drive, Protocol):
+    """Prefill and decode steps of one model, in one context at a time."""
+
+    def reshape(self, settings: Settings) -> None:
+        """Another context on the same model.
+
+        Raises:
+            LoadAgain: the binding cannot do that; nothing has changed.
+            OutOfMemory: it does not fit.
+        """
 
 
 @dataclass(frozen=True)

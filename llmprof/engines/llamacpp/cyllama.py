@@ -41,8 +41,6 @@ class _Context:
     """A model, its context and a greedy sampler."""
 
     def __init__(self, settings: Settings) -> None:
-        self._settings = settings
-        self._filled = 0
         self._open: list[Any] = []
         """What ``close`` closes, last made first."""
         wanted = llama_cpp.LlamaModelParams()
@@ -53,6 +51,13 @@ class _Context:
             except ValueError:
                 raise not_loaded(settings.path, errors, "cyllama") from None
         self._model = self._opened(model)
+        self.reshape(settings)
+
+    def reshape(self, settings: Settings) -> None:
+        """Another context on the same model."""
+        self._close_down_to(1)
+        self._settings = settings
+        self._filled = 0
         try:
             self._context = self._opened(
                 llama_cpp.LlamaContext(self._model, self._wanted(), verbose=False)
@@ -68,7 +73,10 @@ class _Context:
         self._filled = 0
 
     def close(self) -> None:
-        while self._open:
+        self._close_down_to(0)
+
+    def _close_down_to(self, count: int) -> None:
+        while len(self._open) > count:
             self._open.pop().close()
 
     def _opened(self, made: Any) -> Any:
@@ -102,8 +110,8 @@ class GeneratorDrive(_Context):
     calls without it.
     """
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def reshape(self, settings: Settings) -> None:
+        super().reshape(settings)
         self._token = -1
 
     def prefill(self, rows: Sequence[Sequence[int]]) -> list[int]:
@@ -134,8 +142,8 @@ class GeneratorDrive(_Context):
 class ForwardDrive(_Context):
     """``llama_decode`` on a batch that is made once, any number of sequences."""
 
-    def __init__(self, settings: Settings) -> None:
-        super().__init__(settings)
+    def reshape(self, settings: Settings) -> None:
+        super().reshape(settings)
         self._chunk = max(limits.PROMPT_CHUNK, settings.batch)
         self._batch = self._opened(llama_cpp.LlamaBatch(n_tokens=self._chunk, embd=0, n_seq_max=1))
         self._tokens: list[int] = []

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from llmprof.engines.base import LoadRequest, Progress
 from llmprof.engines.driven import ClosedByDrive
-from llmprof.engines.llamacpp.bindings import NAMES, Binding, open_binding
+from llmprof.engines.llamacpp.bindings import NAMES, Binding, Drive, open_binding
 from llmprof.engines.llamacpp.settings import Settings
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
@@ -29,7 +29,7 @@ _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")
 """``LLAMA_ROPE_SCALING_TYPES`` in llama-model.cpp."""
 
 
-class LlamaCppEngine(ClosedByDrive):
+class LlamaCppEngine(ClosedByDrive[Drive]):
     """Options: ``drive=generator|forward``, ``binding=auto|llama-cpp-python|cyllama``,
     ``threads=N``, ``n_gpu_layers=N``.
 
@@ -58,43 +58,38 @@ class LlamaCppEngine(ClosedByDrive):
             raise UsageError(
                 f"llamacpp:n_gpu_layers={gpu_layers}: this {binding.name} is built without a GPU"
             )
-        if request.batch > 1 and drive == "generator":
-            raise UsageError(
-                f"llamacpp: the generator decodes one sequence, not {request.batch};"
-                " use llamacpp:drive=forward"
-            )
-        if request.batch > binding.most_sequences:
-            raise UsageError(
-                f"llamacpp: batch {request.batch}, llama.cpp has at most"
-                f" {binding.most_sequences} sequences"
-            )
+        _check_batch(request.batch, drive, binding)
         ref = resolve(request.model)
         header = _header(ref)
-        limit, vocab = header.context_limit, header.vocab_size
-        if limit is not None and request.max_positions > limit:
-            raise UsageError(
-                f"llamacpp: {request.max_positions} positions asked for, but the context of"
-                f" {ref.name} is {limit}; shorten --prompt-len or --decode-len"
-            )
+        vocab = header.vocab_size
+        _check_context(request.max_positions, header.context_limit, ref.name)
         if vocab is None:
             raise ModelError(f"{ref.name}: no token_embd.weight, this is no language model")
         kv_bytes, notes = kv_bytes_per_token(header)
         progress("loading weights", None)
-        self._drive = binding.drives[drive](
-            Settings(
-                path=header.path,
-                positions=request.max_positions,
-                batch=request.batch,
-                threads=threads,
-                n_gpu_layers=gpu_layers,
-                kv_bytes=kv_bytes and kv_bytes * request.max_positions * request.batch,
-            )
+        self._binding = binding
+        self._settings = Settings(
+            path=header.path,
+            positions=request.max_positions,
+            batch=request.batch,
+            threads=threads,
+            n_gpu_layers=gpu_layers,
+            kv_bytes=kv_bytes and kv_bytes * request.max_positions * request.batch,
         )
+        self._drive = binding.drives[drive](self._settings)
         self._batch, self._positions, self._vocab = request.batch, request.max_positions, vocab
         self._info = _describe(ref, header, binding, gpu_layers, kv_bytes, notes)
         self._info.drive = drive
         self._info.threads = threads
         self._info.options = dict(request.options)
+
+    def reshape(self, batch: int, max_positions: int) -> None:
+        _check_batch(batch, str(self._info.drive), self._binding)
+        _check_context(max_positions, self._info.context_limit, self._info.model)
+        settings = self._settings.reshaped(batch, max_positions)
+        self._ready().reshape(settings)
+        self._settings, self._filled = settings, 0
+        self._batch, self._positions = batch, max_positions
 
     def prefill(self, prompt_ids: Sequence[Sequence[int]]) -> Sequence[int]:
         check_prompt("llamacpp", prompt_ids, self._batch, self._vocab, self._positions)
@@ -112,6 +107,25 @@ class LlamaCppEngine(ClosedByDrive):
     def reset(self) -> None:
         self._filled = 0
         super().reset()
+
+
+def _check_batch(batch: int, drive: str, binding: Binding) -> None:
+    if batch > 1 and drive == "generator":
+        raise UsageError(
+            f"llamacpp: the generator decodes one sequence, not {batch}; use llamacpp:drive=forward"
+        )
+    if batch > binding.most_sequences:
+        raise UsageError(
+            f"llamacpp: batch {batch}, llama.cpp has at most {binding.most_sequences} sequences"
+        )
+
+
+def _check_context(positions: int, limit: int | None, name: str) -> None:
+    if limit is not None and positions > limit:
+        raise UsageError(
+            f"llamacpp: {positions} positions asked for, but the context of {name} is {limit};"
+            " shorten --prompt-len or --decode-len"
+        )
 
 
 def kv_bytes_per_token(header: GgufHeader) -> tuple[int | None, list[str]]:

@@ -15,6 +15,7 @@ import numpy
 from llmprof.engines.llamacpp import settings as limits
 from llmprof.engines.llamacpp.refusal import not_loaded
 from llmprof.engines.llamacpp.settings import Settings
+from llmprof.errors import LoadAgain
 
 NAME = "llama-cpp-python"
 _ERROR = 4  # GGML_LOG_LEVEL_ERROR in ggml.h
@@ -81,6 +82,9 @@ class GeneratorDrive:
         # Without this the next prompt would reuse the cached positions of the last.
         self._llama.reset()
 
+    def reshape(self, settings: Settings) -> None:
+        raise LoadAgain("llama-cpp-python's generator makes model and context in one")
+
     def close(self) -> None:
         self.reset()
         self._llama.close()
@@ -93,10 +97,7 @@ class ForwardDrive:
         # Else llama.cpp's log of every tensor goes to stderr; errors still do.
         logging.getLogger("llama-cpp-python").setLevel(logging.ERROR)
         llama_cpp.llama_backend_init()
-        self._settings = settings
         self._context: Any = None
-        self._filled = 0
-        self._tokens: list[int] = []
         model_settings = llama_cpp.llama_model_default_params()
         model_settings.n_gpu_layers = settings.layers_on_gpu
         with errors_heard() as errors:
@@ -105,11 +106,19 @@ class ForwardDrive:
             )
         if not self._model:
             raise not_loaded(settings.path, errors, NAME)
+        self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
+        self.reshape(settings)
+
+    def reshape(self, settings: Settings) -> None:
+        """Another context on the same model."""
+        self._free_context()
+        self._settings = settings
+        self._filled = 0
+        self._tokens: list[int] = []
         self._context = llama_cpp.llama_init_from_model(self._model, self._context_settings())
         if not self._context:
             self.close()
             raise settings.no_context()
-        self._vocab = llama_cpp.llama_vocab_n_tokens(llama_cpp.llama_model_get_vocab(self._model))
         self._chunk = max(limits.PROMPT_CHUNK, settings.batch)
         self._batch = llama_cpp.llama_batch_init(self._chunk, 0, 1)
 
@@ -156,11 +165,14 @@ class ForwardDrive:
         self._filled = 0
         self._tokens = []
 
-    def close(self) -> None:
+    def _free_context(self) -> None:
         if self._context:
             llama_cpp.llama_batch_free(self._batch)
             llama_cpp.llama_free(self._context)
             self._context = None
+
+    def close(self) -> None:
+        self._free_context()
         if self._model:
             llama_cpp.llama_model_free(self._model)
             self._model = None

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from llmprof.engines.host_memory import MIB, free_text, host_free_bytes
 from llmprof.errors import OutOfMemory, UsageError
@@ -23,6 +23,13 @@ class Settings:
     n_gpu_layers: int
     """-1: all."""
     kv_bytes: int | None
+
+    def reshaped(self, batch: int, positions: int) -> Settings:
+        """The same model, for another context."""
+        kv_bytes = self.kv_bytes
+        if kv_bytes is not None:
+            kv_bytes = kv_bytes // (self.batch * self.positions) * batch * positions
+        return replace(self, batch=batch, positions=positions, kv_bytes=kv_bytes)
 
     @property
     def layers_on_gpu(self) -> int:

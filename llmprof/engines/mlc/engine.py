@@ -32,7 +32,7 @@ _NO_MEMORY = ("out of memory", "insufficient", "bad_alloc", "cannot allocate mem
 _WRONG_GPU = ("no kernel image", "no_binary_for_gpu", "invalid_ptx", "unsupported_ptx")
 
 
-class MlcEngine(ClosedByDrive):
+class MlcEngine(ClosedByDrive[Drive]):
     """Options: ``lib=FILE.so``, ``drive=serve|vm``, ``device=auto|cpu|cuda[:N]``, ``kv_tokens=N``,
     and for ``drive=vm``: ``weights=random``, ``vocab=N``, ``kv=auto|flashinfer|tir``, ``phases=1``
     (NVTX ranges embed, forward, logits, sample inside each step).

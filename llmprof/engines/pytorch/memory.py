@@ -29,16 +29,18 @@ def free_bytes(device: torch.device) -> int | None:
     return host_free_bytes()
 
 
-def check_fits(engine: str, need: int, device: torch.device) -> None:
+def check_fits(
+    engine: str, need: int, device: torch.device, what: str = "weights and KV cache need"
+) -> None:
     """Raise ``OutOfMemory`` with both numbers before anything is allocated.
 
     Args:
-        need: bytes of weights and KV cache.
+        need: bytes of ``what``.
     """
     free = free_bytes(device)
     if free is not None and need > free:
         raise OutOfMemory(
-            f"{engine}: weights and KV cache need {need // MIB} MiB, {free // MIB} MiB are free on"
+            f"{engine}: {what} {need // MIB} MiB, {free // MIB} MiB are free on"
             f" {device}; use a smaller model, batch, context or dtype"
         )
 

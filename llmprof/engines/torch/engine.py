@@ -12,7 +12,7 @@ from llmprof.distribution import how_to_install
 from llmprof.engines.base import LoadRequest, Progress, rank_spool
 from llmprof.engines.prompts import check_prompt
 from llmprof.engines.torch.choices import Choices, choose
-from llmprof.errors import LlmprofError, MissingPackage, UsageError
+from llmprof.errors import LlmprofError, LoadAgain, MissingPackage, UsageError
 from llmprof.models.gguf.reader import GgufWeights
 from llmprof.models.huggingface.reader import SafetensorsWeights
 from llmprof.models.locate import ModelRef, read_json, resolve
@@ -24,6 +24,7 @@ from llmprof.records.processes import RankProcess
 if TYPE_CHECKING:
     from llmprof.engines.pytorch.ops import OpTrace
     from llmprof.engines.torch.group import RankGroup
+    from llmprof.engines.torch.llama import TorchLlama
     from llmprof.engines.torch.loops import EagerLoop
     from llmprof.engines.torch.shards import Shard
 
@@ -177,6 +178,29 @@ class TorchEngine:
             del loop
             self._torch.cuda.empty_cache()
 
+    def reshape(self, batch: int, max_positions: int) -> None:
+        """On the same weights: a new cache, and graphs captured again when they are wanted."""
+        from llmprof.engines.pytorch.memory import check_fits
+
+        if self._group is not None:
+            raise LoadAgain("the ranks of torch:tp are loaded for one batch and context")
+        loop = self._ready()
+        _check_context(max_positions, loop.model.config, self._info.model)
+        model = loop.model
+        self._kept.clear()
+        self._loop = None
+        del loop  # with its graphs and their pool
+        size = model.dtype.itemsize
+        errors = self._memory_errors("torch", "the KV cache", self._device)
+        with errors, self._torch.inference_mode():
+            model.cache.clear()
+            if self._device.type == "cuda":
+                self._torch.cuda.empty_cache()
+            need = model.config.kv_bytes_per_token(size) * batch * max_positions
+            check_fits("torch", need, self._device, "the KV cache needs")
+            self._loop = _loop(model, batch, max_positions, bool(self._info.cuda_graph))
+        self._batch, self._limit = batch, max_positions
+
     def describe(self) -> EngineInfo:
         return self._info
 
@@ -304,14 +328,18 @@ def _config(
     ref = resolve(request.model)
     source = _open(ref)
     config = _shape(ref) if source is None else source.config
-    if request.max_positions > config.max_position_embeddings:
-        raise UsageError(
-            f"torch: {request.max_positions} positions asked for, but the context of {ref.name}"
-            f" is {config.max_position_embeddings}; shorten --prompt-len or --decode-len"
-        )
+    _check_context(request.max_positions, config, ref.name)
     if chosen.world > 1:
         chosen.check_shape(config)
     return ref, source, config
+
+
+def _check_context(positions: int, config: LlamaConfig, name: str) -> None:
+    if positions > config.max_position_embeddings:
+        raise UsageError(
+            f"torch: {positions} positions asked for, but the context of {name}"
+            f" is {config.max_position_embeddings}; shorten --prompt-len or --decode-len"
+        )
 
 
 def _open(ref: ModelRef) -> WeightSource | None:
@@ -339,7 +367,7 @@ def _build(
     import torch
 
     from llmprof.engines.torch.llama import TorchLlama, random_weights, stored_weights
-    from llmprof.engines.torch.loops import EagerLoop, GraphLoop, cache_positions
+    from llmprof.engines.torch.loops import cache_positions
 
     dtype = chosen.torch_dtype
     if source is None:
@@ -361,6 +389,13 @@ def _build(
     )
     if chosen.device.type == "cuda":
         torch.cuda.synchronize(chosen.device)
-    if chosen.cuda_graph:
-        return GraphLoop(model, request.max_positions, request.batch)
-    return EagerLoop(model, request.max_positions)
+    return _loop(model, request.batch, request.max_positions, chosen.cuda_graph)
+
+
+def _loop(model: TorchLlama, batch: int, positions: int, cuda_graph: bool) -> EagerLoop:
+    """Over a cache of that size, which is made where it is not there."""
+    from llmprof.engines.torch.loops import EagerLoop, GraphLoop, cache_positions
+
+    if not model.cache:
+        model.make_cache(batch, cache_positions(positions, cuda_graph))
+    return GraphLoop(model, positions, batch) if cuda_graph else EagerLoop(model, positions)

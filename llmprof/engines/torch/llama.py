@@ -138,18 +138,26 @@ class TorchLlama:
             self.head = self.embedding if shard is None else shard.rows(self.embedding)
         else:
             self.head = read(HEAD)
+        self._rope_factors = rope_factors
+        self.cache: list[tuple[Tensor, Tensor]] = []
+        self.make_cache(batch, positions)
+
+    def make_cache(self, batch: int, positions: int) -> None:
+        """Allocate a cache of that size, in place of the one before, and the tables of RoPE."""
+        config, device, dtype = self.config, self.embedding.device, self.dtype
+        self.cache.clear()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # what is free in blocks of the old size is no use
         shape = (batch, config.num_key_value_heads, positions, config.head_dim)
-        self.cache = [
-            (
-                torch.zeros(shape, device=device, dtype=dtype),
-                torch.zeros(shape, device=device, dtype=dtype),
-            )
-            for _ in self.layers
-        ]
+        for _ in self.layers:
+            keys, values = (torch.zeros(shape, device=device, dtype=dtype) for _ in range(2))
+            self.cache.append((keys, values))
         self.positions = torch.arange(positions, device=device)
         angles = torch.outer(
             torch.arange(positions, dtype=torch.float64),
-            rope_frequencies(config.head_dim, config.rope_theta, config.rope_scaling, rope_factors),
+            rope_frequencies(
+                config.head_dim, config.rope_theta, config.rope_scaling, self._rope_factors
+            ),
         )
         # Both halves of a head turn by the same angles; the first half's sine is negative, see
         # ``_rotate``. [S, 1, D], the 1 stands for the heads.

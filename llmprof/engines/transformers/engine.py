@@ -7,14 +7,14 @@ from typing import Any
 
 from llmprof.distribution import how_to_install
 from llmprof.engines.base import LoadRequest, Progress
-from llmprof.engines.driven import ClosedByDrive
+from llmprof.engines.driven import ClosedByDrive, Drive
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
 from llmprof.engines.pytorch.devices import DTYPES, device_of, dtype_of, threads_of
 from llmprof.engines.transformers import sizes
 from llmprof.engines.transformers.drives import ForwardDrive, GenerateDrive
 from llmprof.engines.transformers.loading import Asked, Loaded, import_transformers, load_module
-from llmprof.errors import MissingPackage, UsageError
+from llmprof.errors import LoadAgain, MissingPackage, UsageError
 from llmprof.models.locate import resolve
 from llmprof.records import EngineInfo, Unavailable
 
@@ -22,7 +22,7 @@ _ATTENTION = {"sdpa": "sdpa", "eager": "eager", "flash": "flash_attention_2"}
 _COMPILE = ("none", "default", "reduce-overhead")
 
 
-class TransformersEngine(ClosedByDrive):
+class TransformersEngine(ClosedByDrive[Drive]):
     """Options: ``drive=generate|forward``, ``cache=dynamic|static``,
     ``compile=none|default|reduce-overhead``, ``attention=sdpa|flash|eager``,
     ``device=cpu|cuda|cuda:N``, ``dtype=fp32|bf16|fp16``, ``threads=N``, as for the torch engine.
@@ -59,24 +59,35 @@ class TransformersEngine(ClosedByDrive):
             loaded = load_module(ref, asked, request, progress)
             config = loaded.module.config.get_text_config()
             limit = getattr(config, "max_position_embeddings", None)
-            if limit and request.max_positions > limit:
-                raise UsageError(
-                    f"transformers: {request.max_positions} positions asked for, but the context"
-                    f" of {loaded.name} is {limit}; shorten --prompt-len or --decode-len"
-                )
-            self.module = loaded.module
-            self._batch, self._positions = request.batch, request.max_positions
+            _check_context(request.max_positions, limit, loaded.name)
+            self.module, self._asked = loaded.module, asked
             self._vocab = int(config.vocab_size)
             if asked.compile != "none":
                 progress("compiling", None)
             kv_bytes = self._measure_cache(loaded.module, request.batch)
-            self._drive = _drive(torch, loaded.module, asked, request.max_positions)
-            # Compiled at its second and third call; a kernel that is missing fails here.
-            self._drive.prefill([[1 % self._vocab]] * request.batch)
-            for _ in range(3 if request.max_positions > 4 else 1):
-                self._drive.step()
-            self._drive.reset()
+            self._set_up(request.batch, request.max_positions)
         self._info = _describe(loaded, asked, request, kv_bytes, limit)
+
+    def reshape(self, batch: int, max_positions: int) -> None:
+        if self._asked.compile != "none":
+            raise LoadAgain("what torch.compile has made is for one batch and context")
+        _check_context(max_positions, self._info.context_limit, self._info.model)
+        self._ready().close()
+        self._drive = None
+        if self._device.type == "cuda":
+            self._torch.cuda.empty_cache()
+        with self._memory_errors(self.name, "the KV cache", self._device):
+            self._set_up(batch, max_positions)
+
+    def _set_up(self, batch: int, positions: int) -> None:
+        """A drive for this shape, tried once."""
+        self._batch, self._positions = batch, positions
+        self._drive = drive = _drive(self._torch, self.module, self._asked, positions)
+        # Compiled at its second and third call; a kernel that is missing fails here.
+        drive.prefill([[1 % self._vocab]] * batch)
+        for _ in range(3 if positions > 4 else 1):
+            drive.step()
+        drive.reset()
 
     def prefill(self, prompt_ids: Sequence[Sequence[int]]) -> Sequence[int]:
         check_prompt(self.name, prompt_ids, self._batch, self._vocab, self._positions)
@@ -108,6 +119,14 @@ class TransformersEngine(ClosedByDrive):
             ids = self._torch.ones((batch, 1), dtype=self._torch.long, device=self._device)
             filled = module(input_ids=ids, use_cache=True).past_key_values
         return sizes.kv_bytes_per_token(filled, batch)
+
+
+def _check_context(positions: int, limit: int | None, name: str) -> None:
+    if limit and positions > limit:
+        raise UsageError(
+            f"transformers: {positions} positions asked for, but the context of {name} is {limit};"
+            " shorten --prompt-len or --decode-len"
+        )
 
 
 def _choose(request: LoadRequest, torch: Any) -> tuple[Asked, int | None]:

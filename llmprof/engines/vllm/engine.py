@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from llmprof.engines.base import LoadRequest, Progress
-from llmprof.engines.driven import ClosedByDrive
+from llmprof.engines.driven import ClosedByDrive, Drive
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
 from llmprof.engines.vllm.drive import VllmDrive
@@ -23,7 +23,7 @@ _DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 _GRAPHS = ("auto", "none", "piecewise", "full", "full_decode_only", "full_and_piecewise")
 
 
-class VllmEngine(ClosedByDrive):
+class VllmEngine(ClosedByDrive[Drive]):
     """Options: ``eager=0|1``, ``graphs=auto|none|piecewise|full|full_decode_only|
     full_and_piecewise``, ``dtype=fp16|bf16|fp32``, ``tp=N``, ``gpu_memory=0.05 … 0.95`` (share of
     the GPU; by default what weights and this run's KV cache need), ``attention=NAME`` (vLLM's name

@@ -127,7 +127,8 @@ def _engine(engine: EngineReport, data: RunData, trace: EngineTrace | Unavailabl
         "state": engine.state,
         "failure": asdict(engine.failure) if engine.failure else None,
         **_maybe("info", asdict(engine.info) if engine.info else None, not_loaded),
-        **_maybe("load_s", engine.load_s, not_loaded),
+        **_maybe("load_s", engine.load_s, record.load_note or not_loaded),
+        "load": {"shared": record.load_shared, "note": record.load_note},
         "warmup": {
             **_maybe("steps", engine.warmup_steps, "warm-up did not end"),
             **_maybe("stable", engine.warmup_stable, "warm-up did not end"),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Any
 
 from llmprof import __version__
@@ -16,6 +15,7 @@ from llmprof.errors import LlmprofError, MissingPackage, UsageError
 from llmprof.plaintext import one_line
 from llmprof.sweep.executors.node import CHUNK_BYTES, NodeWorker, code_digest, probe
 from llmprof.sweep.grid import Grid, Point
+from llmprof.sweep.loads import Todo, loads
 from llmprof.sweep.store import Ended, Store
 
 POLL_S = 0.1
@@ -46,6 +46,8 @@ class Node:
 class _Slot:
     node: Node
     actor: Any
+    loaded: str = ""
+    """Key of the load of its last point."""
 
 
 @dataclass
@@ -54,8 +56,13 @@ class _Task:
     slot: _Slot
 
 
-def connect(address: str, grid: Grid, accelerator: str, runs_at: str) -> RayExecutor:
+def connect(
+    address: str, grid: Grid, accelerator: str, runs_at: str, shares: bool = True
+) -> RayExecutor:
     """Join a cluster that runs.
+
+    Args:
+        shares: do points of one load share it?
 
     Raises:
         MissingPackage: Ray is not installed.
@@ -73,7 +80,7 @@ def connect(address: str, grid: Grid, accelerator: str, runs_at: str) -> RayExec
         hint = "start one with: ray start --head" if address == "auto" else "is that its address?"
         text = one_line(str(why), 160)
         raise UsageError(f"{shown}: no Ray cluster can be reached ({text}); {hint}") from None
-    executor = RayExecutor(ray, grid, accelerator, runs_at)
+    executor = RayExecutor(ray, grid, accelerator, runs_at, shares)
     try:
         executor.look()
         if not executor.nodes:
@@ -93,8 +100,9 @@ class RayExecutor:
         skipped: the others, and why.
     """
 
-    def __init__(self, ray: Any, grid: Grid, accelerator: str, runs_at: str) -> None:
+    def __init__(self, ray: Any, grid: Grid, accelerator: str, runs_at: str, shares: bool) -> None:
         self._ray = ray
+        self._shares = shares
         self._accelerator = accelerator
         self._runs_at = runs_at
         config = load_config()
@@ -201,7 +209,7 @@ class RayExecutor:
                 }
                 if self._accelerator:
                     options["accelerator_type"] = self._accelerator
-                actor = self._ray.remote(NodeWorker).options(**options).remote()
+                actor = self._ray.remote(NodeWorker).options(**options).remote(self._shares)
                 self._slots.append(_Slot(node, actor))
 
     def _kill(self, slot: _Slot) -> None:
@@ -222,7 +230,7 @@ class RayExecutor:
         self, points: Sequence[Point], store: Store, tell: Tell, stop: Callable[[], bool]
     ) -> Iterator[Ended]:
         """Outcomes as they come; points of a lost worker are run again elsewhere."""
-        todo = deque(points)
+        todo = Todo(points, loads(store.points))
         losses: dict[str, int] = {}
         running: dict[Any, _Task] = {}
         looked = with_node = time.monotonic()
@@ -241,9 +249,13 @@ class RayExecutor:
                 )
             busy = [task.slot for task in running.values()]
             for slot in [s for s in self._slots if all(s is not b for b in busy)]:
-                if todo:
-                    point = todo.popleft()
-                    call = slot.actor.run.remote(point.point_id, point.arguments(), self._runs_at)
+                point = todo.take(slot.loaded)
+                if point is not None:
+                    load = todo.load(point)
+                    slot.loaded = load.key
+                    call = slot.actor.run.remote(
+                        point.point_id, point.arguments(), astuple(load), self._runs_at
+                    )
                     running[call] = _Task(point, slot)
             if not running:
                 time.sleep(POLL_S)
@@ -253,7 +265,7 @@ class RayExecutor:
                 task = running.pop(call)
                 ended = self._collect(call, task, store, tell, losses)
                 if ended is None:
-                    todo.appendleft(task.point)
+                    todo.put_back(task.point)
                 else:
                     yield ended
 

@@ -15,8 +15,9 @@ from llmprof.errors import LlmprofError, UsageError
 from llmprof.newfiles import alone
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
-from llmprof.sweep.executors.point import run_point
+from llmprof.sweep.executors.point import PointProcess
 from llmprof.sweep.grid import Point
+from llmprof.sweep.loads import Load, Todo, loads
 from llmprof.sweep.rows import rows_of
 from llmprof.sweep.store import Ended, Store
 
@@ -36,12 +37,22 @@ HOST = Slot("this host")
 
 
 class LocalExecutor:
-    """Runs points on ``slots``, at most one on each."""
+    """Runs points on ``slots``, at most one on each.
 
-    def __init__(self, slots: Sequence[Slot] = (HOST,), held: ExitStack | None = None) -> None:
+    Args:
+        held: locks of the GPUs.
+        shares: do points of one load share it?
+    """
+
+    def __init__(
+        self,
+        slots: Sequence[Slot] = (HOST,),
+        held: ExitStack | None = None,
+        shares: bool = True,
+    ) -> None:
         self.slots = slots
+        self._shares = shares
         self._held = held or ExitStack()
-        """Locks of the GPUs."""
 
     @property
     def words(self) -> str:
@@ -52,9 +63,7 @@ class LocalExecutor:
 
     def run(self, points: Sequence[Point], store: Store, tell: Tell, stop: Stop) -> Iterator[Ended]:
         """Outcomes as they come; a point that was stopped has none."""
-        todo: queue.SimpleQueue[Point] = queue.SimpleQueue()
-        for point in points:
-            todo.put(point)
+        todo = Todo(points, loads(store.points))
         done: queue.SimpleQueue[Ended | BaseException | None] = queue.SimpleQueue()
         leave = threading.Event()
 
@@ -62,18 +71,19 @@ class LocalExecutor:
             def stopped() -> bool:
                 return stop() or leave.is_set()
 
+            process = PointProcess(self._shares, slot.variables, store.folder / "work")
             try:
                 while not stopped():
-                    try:
-                        point = todo.get_nowait()
-                    except queue.Empty:
+                    point = todo.take(process.loaded)
+                    if point is None:
                         break
-                    ended = run_here(point, store, slot, stopped)
+                    ended = _run_here(point, todo.load(point), store, slot, process, stopped)
                     if ended is not None:
                         done.put(ended)
             except BaseException as why:  # noqa: BLE001 - raised again by the one who waits
                 done.put(why)
             finally:
+                process.close()
                 done.put(None)
 
         threads = [threading.Thread(target=work, args=(s,), name=s.name) for s in self.slots]
@@ -95,11 +105,13 @@ class LocalExecutor:
                 thread.join()
 
 
-def run_here(point: Point, store: Store, slot: Slot, stop: Stop) -> Ended | None:
+def _run_here(
+    point: Point, load: Load, store: Store, slot: Slot, process: PointProcess, stop: Stop
+) -> Ended | None:
     """One point in the store's working folder; ``None``: it was stopped."""
     with store.work(point) as work:
         file = work / "run.sqlite"
-        ran = run_point(point.arguments(), file, stop, slot.variables)
+        ran = process.run(point.arguments(), load, file, stop)
         if ran.stopped:
             return None
         rows = [] if ran.document is None else rows_of(ran.document)

@@ -18,7 +18,8 @@ from typing import Any
 import llmprof
 from llmprof import __version__
 from llmprof.plaintext import one_line
-from llmprof.sweep.executors.point import run_point
+from llmprof.sweep.executors.point import PointProcess
+from llmprof.sweep.loads import Load
 from llmprof.sweep.rows import rows_of
 
 CHUNK_BYTES = 16 << 20
@@ -68,14 +69,22 @@ def probe(engines: Sequence[tuple[str, str]]) -> dict[str, Any]:
 class NodeWorker:
     """An actor: one point at a time on the GPU, or the CPUs, that Ray gave it."""
 
-    def __init__(self) -> None:
+    def __init__(self, shares: bool) -> None:
         self._folder = tempfile.TemporaryDirectory(prefix="llmprof-sweep-")
+        # Ray runs an actor's methods on one thread, with which the process would end.
+        self._process = PointProcess(shares, _undone(), Path(self._folder.name))
 
-    def run(self, point_id: str, arguments: list[str], runs_at: str) -> dict[str, Any]:
-        """Run a point; its run file waits here for ``chunk``, or goes to ``runs_at``."""
+    def run(
+        self, point_id: str, arguments: list[str], load: tuple[str, int, int], runs_at: str
+    ) -> dict[str, Any]:
+        """Run a point; its run file waits here for ``chunk``, or goes to ``runs_at``.
+
+        Args:
+            load: the fields of its ``Load``.
+        """
         self.forget()
         file = Path(self._folder.name) / "run.sqlite"
-        ran = run_point(arguments, file, lambda: False, _undone())
+        ran = self._process.run(arguments, Load(*load), file, lambda: False)
         rows = [] if ran.document is None else rows_of(ran.document)
         size, kept = 0, ""
         if rows and file.is_file():
@@ -104,7 +113,7 @@ class NodeWorker:
 
     def forget(self) -> None:
         """Remove the run file."""
-        for path in Path(self._folder.name).iterdir():
+        for path in Path(self._folder.name).glob("run.sqlite*"):
             path.unlink()
 
 

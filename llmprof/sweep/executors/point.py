@@ -1,4 +1,4 @@
-"""One point, on this machine: a process of llmprof, its document, its run file."""
+"""Points on this machine: a process of llmprof, their documents, their run files."""
 
 from __future__ import annotations
 
@@ -12,14 +12,18 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from llmprof.children.child import BOOT
+from llmprof.children.protocol import Channel, ChannelClosed
+from llmprof.errors import EXIT_INTERRUPTED, EXIT_USAGE
 from llmprof.plaintext import one_line
+from llmprof.sweep.loads import Load
 
-POLL_S = 0.02
+POLL_S = 0.1
 STOP_S = 30.0
 """A point that is told to end has this long to close its run file."""
+LAST_BYTES = 65536
 
 
 @dataclass(frozen=True)
@@ -47,56 +51,160 @@ class Ran:
         return one_line("; ".join(messages), 500)
 
 
-def run_point(
-    arguments: Sequence[str],
-    run_file: Path,
-    stop: Callable[[], bool],
-    variables: Mapping[str, str | None] | None = None,
-) -> Ran:
-    """Run ``llmprof ARGUMENTS`` and wait; call it from a thread that lives as long as that.
+class PointProcess:
+    """Runs points one after another in a process of llmprof, which those of one load share.
+
+    To be used, and closed, by the thread that made it: the process ends with that thread.
 
     Args:
-        run_file: where the run goes.
-        stop: asked some fifty times a second; true ends the point early.
-        variables: what to change in its environment; ``None``: to be unset.
+        shares: may points share loads? Else each has a process of its own.
+        variables: what to change in the environment; ``None``: to be unset.
+        folder: where traces may lie while they are read.
     """
-    command = [
-        sys.executable, str(BOOT), "0", "1", "llmprof.sweep.executors.child",
-        "--json", "-o", str(run_file), *arguments,
-    ]  # fmt: skip
-    begin = time.monotonic()
-    stopped = False
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        process = subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=err,
-            # Ctrl-C is the sweep's, which tells its points itself.
-            start_new_session=True,
-            env=_environment(variables or {}),
-        )
+
+    def __init__(
+        self, shares: bool, variables: Mapping[str, str | None] | None, folder: Path
+    ) -> None:
+        self._shares = shares
+        self._variables = variables or {}
+        self._folder = folder
+        self._process: subprocess.Popen[bytes] | None = None
+        self._channel: Channel | None = None
+        self._log: IO[bytes] | None = None
+        self._used = 0
+        self.loaded = ""
+        """Key of the load that the process has."""
+
+    def run(
+        self, arguments: Sequence[str], load: Load, run_file: Path, stop: Callable[[], bool]
+    ) -> Ran:
+        """Run ``llmprof ARGUMENTS`` and wait.
+
+        A point that fails on engines that earlier points have used is run again on fresh ones: it
+        shall fail for its own reasons only.
+
+        Args:
+            run_file: where the run goes.
+            stop: asked some ten times a second; true ends the point early.
+        """
+        if load.key != self.loaded:
+            self.close()
+        shared = self._used > 0
+        ran = self._run(arguments, load, run_file, stop)
+        if shared and ran.reason and not ran.stopped and ran.code != EXIT_USAGE:
+            self.close()
+            run_file.unlink(missing_ok=True)
+            ran = self._run(arguments, load, run_file, stop)
+        if ran.reason or not self._shares:
+            self.close()
+        return ran
+
+    def close(self) -> None:
+        """End the process and its workers. Twice is no error."""
+        if self._process is None:
+            return
+        if self._process.poll() is None and self._channel is not None:
+            try:
+                self._channel.send({"do": "close"})
+                self._process.wait(STOP_S)
+            except (ChannelClosed, subprocess.TimeoutExpired):
+                pass  # _end() does it
+        self._end()
+
+    def _run(
+        self, arguments: Sequence[str], load: Load, run_file: Path, stop: Callable[[], bool]
+    ) -> Ran:
+        begin = time.monotonic()
+        if self._process is None:
+            self._start()
+        assert self._process is not None and self._channel is not None
+        self.loaded, self._used = load.key, self._used + 1
+        request = {
+            "do": "run",
+            "argv": ["--json", "-o", str(run_file), *arguments],
+            "shares": self._shares,
+            "most_batch": load.most_batch,
+            "most_positions": load.most_positions,
+        }
         try:
-            while process.poll() is None:
+            self._channel.send(request)
+            while (received := self._channel.receive(POLL_S)) is None:
                 if stop():
-                    stopped = True
-                    _end(process)
-                    break
-                try:
-                    process.wait(POLL_S)
-                except subprocess.TimeoutExpired:
-                    pass  # it still runs
+                    self._end()
+                    return Ran(EXIT_INTERRUPTED, None, "", time.monotonic() - begin, stopped=True)
+        except ChannelClosed:
+            code = self._process.wait()
+            said = _last_line(self._last_words())
+            self._end()
+            return Ran(code, None, said or _death(code), time.monotonic() - begin)
         except BaseException:
-            _end(process)
+            self._end()
             raise
-        out.seek(0)
-        err.seek(0)
-        document = _document(out.read())
-        lines = [line for line in err.read().decode(errors="replace").splitlines() if line.strip()]
-    # The last line of a run that was kept says where.
+        facts = received[0]
+        said = _last_line(str(facts["err"]))
+        document = _document(str(facts["out"]))
+        return Ran(int(facts["code"]), document, said, time.monotonic() - begin)
+
+    def _start(self) -> None:
+        child_read, parent_write = os.pipe()
+        parent_read, child_write = os.pipe()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
+        try:
+            self._process = subprocess.Popen(
+                [sys.executable, str(BOOT), str(child_read), str(child_write),
+                 "llmprof.cli.run.series", str(self._folder)],
+                stdin=subprocess.DEVNULL,
+                stdout=self._log,
+                stderr=self._log,
+                pass_fds=(child_read, child_write),
+                # Ctrl-C is the sweep's, which tells its points itself.
+                start_new_session=True,
+                env=_environment(self._variables),
+            )  # fmt: skip
+        finally:
+            os.close(child_read)
+            os.close(child_write)
+        self._channel = Channel(parent_read, parent_write)
+        self._used = 0
+
+    def _last_words(self) -> str:
+        assert self._log is not None
+        self._log.seek(max(0, self._log.seek(0, os.SEEK_END) - LAST_BYTES))
+        return self._log.read().decode(errors="replace")
+
+    def _end(self) -> None:
+        """Politely, then by force; its workers end with it."""
+        process, self._process = self._process, None
+        if process is not None and process.poll() is None:
+            process.send_signal(signal.SIGTERM)
+            if self._channel is not None:
+                self._channel.close()
+                self._channel = None
+            try:
+                process.wait(STOP_S)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+        if self._channel is not None:
+            self._channel.close()
+            self._channel = None
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+        self.loaded, self._used = "", 0
+
+
+def _death(code: int) -> str:
+    if code < 0:
+        return f"its process was killed by {signal.Signals(-code).name}"
+    return f"its process ended with code {code} and said nothing"
+
+
+def _last_line(text: str) -> str:
+    """Of what it printed: the last line of a run that was kept says where."""
+    lines = [line for line in text.splitlines() if line.strip()]
     said = [line for line in lines if not line.startswith("llmprof: run file ")]
-    last = one_line(said[-1].removeprefix("llmprof: "), 300) if said else ""
-    return Ran(process.returncode, document, last, time.monotonic() - begin, stopped)
+    return one_line(said[-1].removeprefix("llmprof: "), 300) if said else ""
 
 
 def _environment(variables: Mapping[str, str | None]) -> dict[str, str]:
@@ -104,19 +212,9 @@ def _environment(variables: Mapping[str, str | None]) -> dict[str, str]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _document(text: bytes) -> dict[str, Any] | None:
+def _document(text: str) -> dict[str, Any] | None:
     try:
         found = json.loads(text)
     except ValueError:
         return None
     return found if isinstance(found, dict) and found.get("engines") else None
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Politely, then by force; its workers end with it."""
-    process.send_signal(signal.SIGTERM)
-    try:
-        process.wait(STOP_S)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from llmprof.engines.base import LoadRequest
 from llmprof.engines.options import Options
-from llmprof.errors import OutOfMemory
+from llmprof.errors import LoadAgain, OutOfMemory
 from llmprof.records import EngineInfo
 
 
@@ -42,6 +42,9 @@ class FakeEngine:
         if options.flag("oom_unless_alone", False) and self._loaded_processes() > 1:
             raise OutOfMemory("fake: needs 9000 MiB, 1 MiB free")
         say = options.text("say", "")
+        self.fixed = options.flag("fixed", False)
+        self.once = options.flag("dies_reshaped", False)
+        self.reshaped = False
         options.done()
         if say:
             print(say.encode().decode("unicode_escape"), file=sys.stderr)
@@ -73,6 +76,8 @@ class FakeEngine:
     def decode_step(self):
         self.count += 1
         self.total += 1
+        if self.once and self.reshaped and self.count == 5:
+            os._exit(7)
         if self.total == self.at["crash"]:
             os.kill(os.getpid(), signal.SIGKILL)
         if self.total == self.at["exit"]:
@@ -93,6 +98,11 @@ class FakeEngine:
         else:
             spin(self.step_s)
         return self._next()
+
+    def reshape(self, batch: int, max_positions: int) -> None:
+        if self.fixed:
+            raise LoadAgain("fake:fixed=1 keeps its shape")
+        self.reshaped, self.count = max_positions > 16, 0  # parked it has 16
 
     def close(self) -> None: ...
 
