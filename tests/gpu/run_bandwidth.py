@@ -69,9 +69,14 @@ class Extensions:
                     ["nice", *builder, package], env=env, stdout=log, stderr=subprocess.STDOUT
                 )
 
+    @property
+    def packages(self) -> list[str]:
+        return list(self._building)
+
     def built(self) -> list[str]:
         """Packages whose extension is there."""
-        begin, done = time.monotonic(), []
+        begin = time.monotonic()
+        done: list[str] = []
         for package, process in self._building.items():
             if process.wait(400) == 0:
                 done.append(package)
@@ -115,8 +120,13 @@ def main() -> int:
         guarded("ncu", replayed.ncu, folder)
     if extensions is not None:
         library = given.mlc_library.resolve() if given.mlc_library else None
-        packages = extensions.built()
-        guarded("quantised", lambda at: engine_products.quantised(at, library, packages), folder)
+        guarded(
+            "quantised",
+            lambda at: engine_products.quantised(
+                at, library, extensions.packages, extensions.built
+            ),
+            folder,
+        )
     print("\nfailed:", failed or "nothing")
     return 1 if failed else 0
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -31,34 +32,39 @@ def torch(folder: Path) -> None:
     products("torch, Llama-2-7B fp16 in a CUDA graph", engine, 32)
 
 
-def quantised(folder: Path, library: Path | None, packages: list[str]) -> None:
-    """ExLlama v1 and v2, and MLC's format in TVM where a library is given."""
+def quantised(
+    folder: Path, library: Path | None, packages: list[str], built: Callable[[], list[str]]
+) -> None:
+    """ExLlama v1 and v2, and MLC's format in TVM where a library is given.
+
+    Args:
+        packages: those that are there; ``built`` waits for their extensions.
+    """
     config = folder / "config.json"
     config.write_text(json.dumps(shape()))
-    engines, models = [], []
-    if "exllama" in packages or "exllamav2" in packages:
-        models.append((folder / "gptq", ["--config", str(config), "--engine", "exllamav2",
-                                         "--format", "gptq"]))  # fmt: skip
-    if "exllama" in packages:
+    exllamav2 = ["--config", str(config), "--engine", "exllamav2", "--format"]
+    models = {"gptq": [*exllamav2, "gptq"], "exl2": [*exllamav2, "exl2"]} if packages else {}
+    if library is not None:
+        vocabulary = str(SHAPE.vocab_size)
+        models["q4f16_1"] = ["--engine", "mlc", "--lib", str(library), "--vocab", vocabulary]
+    begin = time.monotonic()
+    for name, options in models.items():
+        if not (folder / name).exists():
+            command = [sys.executable, "-m", "llmprof", "model", "synth", *options, "-o"]
+            subprocess.run(
+                [*command, str(folder / name)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
+            )
+    print(f"({len(models)} folders of weights: {time.monotonic() - begin:.0f} s)", flush=True)
+    ready, engines = built(), []
+    if "exllama" in ready:
         engines.append(f"exllama:model={folder / 'gptq'},label=v1-gptq")
-    if "exllamav2" in packages:
-        models.append((folder / "exl2", ["--config", str(config), "--engine", "exllamav2",
-                                         "--format", "exl2"]))  # fmt: skip
+    if "exllamav2" in ready:
         engines += [f"exllamav2:model={folder / kind},label=v2-{kind}" for kind in ("gptq", "exl2")]
     if library is not None:
-        model = folder / "q4f16_1"
-        models.append((model, ["--engine", "mlc", "--lib", str(library), "--vocab",
-                               str(SHAPE.vocab_size)]))  # fmt: skip
-        engines.append(f"mlc:drive=vm,lib={library},model={model},label=mlc-vm")
+        engines.append(f"mlc:drive=vm,lib={library},model={folder / 'q4f16_1'},label=mlc-vm")
     if not engines:
-        print("\nno quantised engine: give --extensions or --mlc-library")
+        print("\nno quantised engine: neither ExLlama's packages nor --mlc-library")
         return
-    begin = time.monotonic()
-    for target, options in models:
-        if not target.exists():
-            command = [sys.executable, "-m", "llmprof", "model", "synth", *options, "-o"]
-            subprocess.run([*command, str(target)], check=True, cwd=ROOT, capture_output=True)
-    print(f"({len(models)} folders of weights: {time.monotonic() - begin:.0f} s)", flush=True)
     options = [v for engine in engines for v in ("--engine", engine)]
     for engine in run(options, folder / "quantised.sqlite"):
         products(f"{engine['label']}, {LAYERS} layers of Llama-2-7B", engine, LAYERS)
