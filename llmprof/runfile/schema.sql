@@ -160,7 +160,8 @@ CREATE TABLE CUPTI_ACTIVITY_KIND_KERNEL (
   sharedMemoryExecuted INTEGER,
   graphNodeId INTEGER,
   sharedMemoryLimitConfig INTEGER,
-  graphId INTEGER
+  graphId INTEGER,
+  collectiveBytes INTEGER -- llmprof's own: of a collective, as nccl-tests count them
 );
 CREATE TABLE CUPTI_ACTIVITY_KIND_RUNTIME (
   start INTEGER NOT NULL,

@@ -19,7 +19,7 @@ from pathlib import Path
 from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
 
-VERSION = 5
+VERSION = 6
 """Of what a conversion writes; to be raised with every change to it."""
 MAX_BYTES = 8 << 30
 """Of all converted traces; the ones not used for longest go first."""

@@ -1,37 +1,45 @@
 """Tensor parallel torch on 2 or 4 GPUs: rates, exposed communication, bus bandwidth, who is late.
 
-    python3 tests/gpu/run_ranks.py [--ranks 2] [--model llama2-13b] [--plant-model llama2-7b]
+    python3 tests/gpu/run_ranks.py [--ranks N] [--budget 235] [--only rates,plants] [--cap WATT]
 
-Needs llmprof importable and torch with NCCL. Prints markdown; exits 1 where a claim fails. About
-4 minutes on two H100s. NVLink multicast stays off, here and in every process that this starts.
+Needs llmprof importable and torch with NCCL. Takes as many GPUs as there are (2, 4 or 8). Prints
+markdown and writes ranks.json to $OUT; exits 1 where a claim fails. About 4 minutes on two H100s;
+a part that would not end within the budget is left out, and said. ``--cap`` sets the power limit of
+the last GPU for one part and puts it back: only where the settings are yours to change.
 """
 
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
+import lzma
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
-HERE = Path(__file__).resolve().parent
-SAFE = {
-    "NCCL_NVLS_ENABLE": "0",
-    "TORCH_SYMM_MEM_DISABLE_MULTICAST": "1",
-    "NVSHMEM_DISABLE_NVLS": "1",
-}
+sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
+
+from ranks_programs import PLANT, SAFE, kernels_of, start  # noqa: E402
+
 failures: list[str] = []
+claims: list[dict[str, Any]] = []
+kept: dict[str, Any] = {"claims": claims}
 begun = time.monotonic()
+BATCH = 256
+HIDDEN = {"llama2-7b": 4096, "llama2-13b": 5120, "llama2-70b": 8192}
+QUICK = ["--prompt-len", "64", "--bandwidth", "off"]
 
 
 def check(good: bool, text: str) -> None:
     print(f"- {'ok' if good else '**FAILED**'}: {text}", flush=True)
+    claims.append({"holds": good, "claim": text})
     if not good:
         failures.append(text)
 
@@ -40,20 +48,27 @@ def heading(text: str) -> None:
     print(f"\n## {text} ({time.monotonic() - begun:.0f} s)\n", flush=True)
 
 
-def llmprof(arguments: list[str], variables: dict[str, str] | None = None) -> dict[str, Any]:
-    """The JSON document of one run."""
-    command = [sys.executable, "-m", "llmprof", "--headless", "--json", *arguments]
-    done = subprocess.run(
-        command,
-        capture_output=True,
-        cwd=ROOT,
-        env={**os.environ, **SAFE, **(variables or {})},
-        timeout=280,
-        check=False,
-    )
+def llmprof(
+    arguments: list[str], variables: dict[str, str] | None = None, keep: str = ""
+) -> dict[str, Any]:
+    """The JSON document of one run; ``keep`` names its run file in $OUT."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "run.sqlite"
+        done = subprocess.run(
+            [sys.executable, "-m", "llmprof", "--headless", "--json", "-o", str(file), *arguments],
+            capture_output=True,
+            cwd=ROOT,
+            env={**os.environ, **SAFE, **(variables or {})},
+            timeout=150,
+            check=False,
+        )
+        if keep and file.exists() and (out := os.environ.get("OUT")):
+            packed = lzma.compress(file.read_bytes(), preset=1)
+            if len(packed) < 12 << 20:
+                (Path(out) / f"{keep}.sqlite.xz").write_bytes(packed)
     if not done.stdout:
         print(done.stderr.decode(errors="replace")[-3000:])
-        raise SystemExit(f"llmprof gave nothing: {' '.join(arguments)}")
+        raise RuntimeError(f"llmprof gave nothing: {' '.join(arguments)}")
     document: dict[str, Any] = json.loads(done.stdout)
     for engine in document["engines"]:
         if engine["failure"]:
@@ -61,27 +76,26 @@ def llmprof(arguments: list[str], variables: dict[str, str] | None = None) -> di
     return document
 
 
-def ranks(document: dict[str, Any], label: str) -> dict[str, Any]:
+def group_of(document: dict[str, Any], label: str) -> dict[str, Any]:
     found = [group for group in document["ranks"] or [] if group["engine"] == label]
     if not found:
         print("no group:", document.get("ranks_missing"), document.get("ranks_reason"))
         print("unavailable:", document["unavailable"])
-        raise SystemExit(f"no ranks of {label}")
+        raise RuntimeError(f"no ranks of {label}")
     return found[0]
 
 
 def show(group: dict[str, Any]) -> None:
     print(f"verdict: {group['words']}  \nclocks: {group['clocks']['words']}  ")
+    late = group["lateness"]
+    print(f"lateness: {json.dumps(late)}  ")
     for note in group["notes"]:
         print(f"note: {note}  ")
     print("\n| rank | wait | transfer | exposed | compute | idle | makes wait | critical |")
     print("|---|---|---|---|---|---|---|---|")
     for line in group["ranks"]:
-        cells = (
-            line[k]
-            for k in ("wait_ms", "transfer_ms", "exposed_ms", "compute_ms", "idle_ms", "late_ms")
-        )
-        row = " | ".join(f"{value:.3f}" for value in cells)
+        keys = ("wait_ms", "transfer_ms", "exposed_ms", "compute_ms", "idle_ms", "late_ms")
+        row = " | ".join(f"{line[k]:.3f}" for k in keys)
         print(f"| {line['name']} | {row} | {line['late_steps']}/{group['steps']} |")
     print("\n| collective | a step | transfer µs | wait µs | bytes | alg GB/s | bus GB/s |")
     print("|---|---|---|---|---|---|---|")
@@ -92,180 +106,76 @@ def show(group: dict[str, Any]) -> None:
             f"| {one['name']} | {one['per_step']:.1f} | {one['transfer_us']:.2f}"
             f" | {one['wait_us']:.2f} | {one['bytes']} | {shown} |"
         )
+    print("\n| GPU | W | MiB | SM MHz | DRAM % | SM active % | NVLink GB/s | held back |")
+    print("|---|---|---|---|---|---|---|---|")
+    for gpu in group["gpus"]:
+        keys = ("power_w", "memory_used_mib", "sm_clock_mhz", "dram_pct", "sm_active_pct")
+        cells = [gpu[k] if gpu[k] is not None else gpu[f"{k}_reason"] for k in keys]
+        link = gpu["nvlink_gb_s"]
+        print(f"| {gpu['device']} | {' | '.join(map(str, cells))} | {link} | {gpu['throttle']} |")
 
 
-# -- what one rank of this script's own programs does ------------------------------------------
+# -- parts ---------------------------------------------------------------------------------------
 
 
-def bandwidth_rank(rank: int, world: int, sizes: list[int]) -> None:
-    """nccl-tests' formula: time of an all-reduce in place, bytes / time, times 2 (n - 1) / n."""
-    import torch
-    import torch.distributed as dist
-
-    graphs = []
-    for size in sizes:
-        buffer = torch.zeros(size // 2, dtype=torch.float16, device=f"cuda:{rank}")
-        many = 200 if size < 1 << 20 else 20
-        for _ in range(5):
-            dist.all_reduce(buffer)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(many):
-                dist.all_reduce(buffer)
-        best = float("inf")
-        for _ in range(5):
-            dist.barrier()
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            begin.record()
-            graph.replay()
-            end.record()
-            end.synchronize()
-            best = min(best, begin.elapsed_time(end) / many * 1e3)
-        graphs.append(graph)
-        if rank == 0:
-            rate = size / best / 1e3
-            print(
-                json.dumps({"bytes": size, "us": best, "bus_gb_s": rate * 2 * (world - 1) / world})
-            )
-
-
-def profiled_rank(rank: int, folder: Path) -> None:
-    """A loop with all-reduces under torch.profiler, one trace a rank."""
-    import torch
-    import torch.distributed as dist
-    from torch.profiler import ProfilerActivity, profile, record_function
-
-    device = f"cuda:{rank}"
-    weight = torch.randn(4096, 4096, dtype=torch.float16, device=device) / 64
-    x = torch.randn(1, 4096, dtype=torch.float16, device=device)
-
-    def step() -> None:
-        y = x
-        for _ in range(16):
-            y = y @ weight
-            dist.all_reduce(y)
-        float(y.sum().item())
-
-    for _ in range(5):
-        step()
-    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        for number in range(12):
-            with record_function(f"decode {number}"):
-                if rank == 1:
-                    time.sleep(0.001)
-                step()
-    seen.export_chrome_trace(str(folder / f"rank{rank}.pt.trace.json"))
-
-
-def child() -> None:
-    import torch
-    import torch.distributed as dist
-
-    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
-    torch.cuda.set_device(rank)
-    dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
-    if sys.argv[2] == "bandwidth":
-        bandwidth_rank(rank, world, [int(word) for word in sys.argv[3].split(",")])
-    else:
-        profiled_rank(rank, Path(sys.argv[3]))
-    sys.stdout.flush()
-    torch.cuda.synchronize()
-    os._exit(0)  # taking NCCL down has been seen to hang while a graph with collectives lives
-
-
-def start(world: int, port: int, *arguments: str) -> list[str]:
-    """Run this script's own ranks; lines that they print."""
-    processes = []
-    for rank in range(world):
-        where = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "WORLD_SIZE": str(world)}
-        processes.append(
-            subprocess.Popen(
-                [sys.executable, __file__, "--child", *arguments],
-                stdout=subprocess.PIPE,
-                env={**os.environ, **SAFE, **where, "RANK": str(rank), "LOCAL_RANK": str(rank)},
-            )
-        )
-    lines: list[str] = []
-    try:
-        for process in processes:
-            out, _ = process.communicate(timeout=90)
-            lines += out.decode().splitlines()
-            if process.returncode:
-                raise SystemExit(f"a rank of {arguments} ended with {process.returncode}")
-    finally:
-        for process in processes:
-            if process.poll() is None:
-                process.kill()
-    return lines
-
-
-PLANT = '''
-"""Delays one rank of the torch engine: LLMPROF_PLANT is RANK:host or RANK:kernel."""
-import importlib.util, os, sys, time
-
-WHO, _, WHAT = os.environ.get("LLMPROF_PLANT", "").partition(":")
-TARGET = "llmprof.engines.torch.loops"
-
-
-class Finder:
-    def find_spec(self, name, path=None, target=None):
-        if name != TARGET:
-            return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(name)
-        load = spec.loader.exec_module
-
-        def exec_module(module):
-            load(module)
-            for kind in (module.EagerLoop, module.GraphLoop):
-                kind.step = delayed(kind.step)
-
-        spec.loader.exec_module = exec_module
-        return spec
-
-
-def delayed(step):
-    import torch
-
-    def planted(self):
-        if WHAT == "host":
-            time.sleep(0.001)
-        else:
-            torch.cuda._sleep(1_000_000)
-        return step(self)
-
-    return planted
-
-
-if WHO and os.environ.get("RANK") == WHO:
-    sys.meta_path.insert(0, Finder())
-'''
-
-
-def measured(world: int, sizes: list[int]) -> dict[int, dict[str, float]]:
+def on_the_spot(world: int) -> None:
     heading("All-reduce on the spot, by nccl-tests' formula")
+    sizes = [2 * HIDDEN[m] for m in HIDDEN] + [2 * BATCH * HIDDEN["llama2-7b"], 64 << 20]
     rows = [
-        json.loads(line) for line in start(world, 29611, "bandwidth", ",".join(map(str, sizes)))
+        json.loads(line)
+        for line in start(world, 29611, "bandwidth", ",".join(map(str, sizes)))
+        if line.startswith("{")
     ]
-    print("| bytes | µs | bus GB/s |\n|---|---|---|")
-    for row in rows:
-        print(f"| {row['bytes']} | {row['us']:.2f} | {row['bus_gb_s']:.3f} |")
-    return {row["bytes"]: row for row in rows}
+    print("| bytes | µs in a graph | bus GB/s | kernel µs | bus GB/s of the kernel |")
+    print("|---|---|---|---|---|")
+    found: dict[int, dict[str, float]] = {}
+    for size in sizes:
+        mine = [row for row in rows if row["bytes"] == size]
+        us = max(row.get("us", 0.0) for row in mine)
+        kernel = min(row["kernel_us"] or 0.0 for row in mine if "kernel_us" in row)
+        factor = 2 * (world - 1) / world / 1e3
+        one = {"us": us, "bus_gb_s": size / us * factor, "kernel_us": kernel}
+        one["kernel_bus_gb_s"] = size / kernel * factor if kernel else 0.0
+        found[size] = one
+        print(
+            f"| {size} | {us:.2f} | {one['bus_gb_s']:.3f} | {kernel:.2f}"
+            f" | {one['kernel_bus_gb_s']:.3f} |"
+        )
+    kept["on_the_spot"] = {str(size): one for size, one in found.items()}
 
 
-def rates(world: int, model: str, steps: str) -> dict[str, Any]:
-    heading(f"torch, {model} shape, tp 1 to {world}, CUDA graphs")
-    counts = [n for n in (1, 2, 4, 8) if n <= world]
-    engines = []
+def against_the_spot(group: dict[str, Any], model: str, batch: int) -> None:
+    """The engine's all-reduce against the same size on the spot."""
+    line = next(one for one in group["collectives"] if one["kind"] == "AllReduce")
+    size = 2 * batch * HIDDEN[model]
+    check(line["bytes"] == size, f"bytes of an all-reduce: {line['bytes']}, {size} by the model")
+    spot = kept.get("on_the_spot", {}).get(str(size))
+    if spot is None:
+        return
+    seen, kernel = line["bus_gb_s"] or 0.0, spot["kernel_bus_gb_s"]
+    # A size that takes 7 µs is latency, which the kernels before it in a step move a little.
+    near = 1.5 if size < 1 << 20 else 1.2
+    check(
+        kernel / near <= seen <= kernel * near,
+        f"bus bandwidth of {size} bytes: {seen:.3f} GB/s in the step, {kernel:.3f} GB/s by the"
+        f" kernel on the spot, {spot['bus_gb_s']:.3f} GB/s by time in a graph",
+    )
+    link = group["gpus"][0]["nvlink_gb_s"] if group["gpus"] else None
+    check(bool(link) and seen < link, f"NVLink carries {link} GB/s by NVML")
+
+
+def rates(world: int, model: str, counts: list[int], steps: str = "48", rounds: str = "6") -> None:
+    heading(f"torch, {model} shape, tp {counts}, CUDA graphs")
+    engines: list[str] = []
     for n in counts:
         engines += ["--engine", f"torch:label=tp{n},tp={n},cuda_graph=1"]
     document = llmprof(
         [
             *engines, "--model", model, "--prompt-len", "64", "--decode-len", steps,
-            "--traced-steps", steps, "--rounds", "6", "--trace", "full", "--no-host",
-            "--bandwidth", "off",
-        ]
+            "--traced-steps", steps, "--rounds", rounds, "--trace", "full",
+            "--bandwidth", "steps",
+        ],
+        keep=f"rates-{model}-{counts[-1]}",
     )  # fmt: skip
     print("| engine | tok/s | slowdown traced | J/token |\n|---|---|---|---|")
     speed = {}
@@ -275,7 +185,8 @@ def rates(world: int, model: str, steps: str) -> dict[str, Any]:
             f"| {engine['label']} | {speed[engine['label']]:.2f}"
             f" | {engine['tracing']['slowdown']} | {engine['j_per_token']} |"
         )
-    check(speed[f"tp{world}"] > speed["tp1"], f"tp{world} is faster than tp1")
+    if len(counts) > 1:
+        check(speed[f"tp{counts[-1]}"] > speed["tp1"], f"tp{counts[-1]} is faster than tp1")
     for fall in document["waterfalls"]:
         for basis in ("traced", "timing"):
             one = fall[basis]
@@ -285,51 +196,90 @@ def rates(world: int, model: str, steps: str) -> dict[str, Any]:
             print(f"\n{fall['a']} → {fall['b']}, {basis}: {one['words']}\n")
             print("| category | a ms | b ms |\n|---|---|---|")
             for part in one["parts"]:
-                print(
-                    f"| {part['category']} | {part['a_ns'] / 1e6:.3f} | {part['b_ns'] / 1e6:.3f} |"
-                )
+                a, b = part["a_ns"] / 1e6, part["b_ns"] / 1e6
+                print(f"| {part['category']} | {a:.3f} | {b:.3f} |")
             check(sum(p["b_ns"] for p in one["parts"]) == one["b_ns"], "parts add up to the step")
             names = {p["category"] for p in one["parts"]}
             both = {"communication: wait", "communication: transfer"}
             check(both <= names, "communication is wait and transfer")
-    for n in counts[1:]:
+    groups = {}
+    for n in counts:
+        if n == 1:
+            continue
         print(f"\n### tp{n}\n")
-        group = ranks(document, f"tp{n}")
+        group = groups[n] = group_of(document, f"tp{n}")
         show(group)
-        check(group["verdict"] == "balanced", f"tp{n} without a plant is balanced")
+        check(group["verdict"] == "balanced", f"tp{n} without a plant: {group['words']}")
         check(len(group["ranks"]) == n, f"{n} ranks are in the run")
         worst = max(clock["residual_ns"] for clock in group["clocks"]["ranks"])
         check(worst <= 2_000, f"ends agree within {worst} ns")
         check(all(line["unmatched"] == 0 for line in group["ranks"]), "every collective is matched")
-    first, *others = [(engine["tokens"] or [[]])[0] for engine in document["engines"]]
-    same = [sum(a == b for a, b in zip(first, row, strict=False)) for row in others]
-    print(f"\nequal greedy tokens of {len(first)}, against tp1 (sums in another order): {same}")
-    return document
+        powers = [gpu["power_w"] for gpu in group["gpus"]]
+        check(len(powers) == n and None not in powers, f"power of every GPU: {powers} W")
+        against_the_spot(group, model, 1)
+    missing = [m for m in document["unavailable"] if "rank" in str(m) or "GPU" in str(m)]
+    print(f"\nnot to be had: {missing}")
+    kept[f"rates {model} {counts}"] = {"tok_s": speed, "groups": groups, "missing": missing}
 
 
-def plants(world: int, model: str) -> None:
+def batched(world: int) -> None:
+    heading(f"torch tp{world}, llama2-7b shape, batch {BATCH}: all-reduces of 2 MiB")
+    document = llmprof(
+        [
+            "--engine", f"torch:label=torch,tp={world},cuda_graph=1", "--model", "llama2-7b",
+            *QUICK, "--batch", str(BATCH), "--decode-len", "24", "--traced-steps", "24",
+            "--rounds", "1", "--trace", "full", "--no-host",
+        ]
+    )  # fmt: skip
+    group = group_of(document, "torch")
+    show(group)
+    against_the_spot(group, "llama2-7b", BATCH)
+    kept["batched"] = group
+
+
+def plant(world: int, what: str, why: str, cap: int = 0) -> None:
+    late = world - 1
+    heading(f"Planted on rank {late}: {what}, llama2-7b, {world} ranks")
     with tempfile.TemporaryDirectory() as folder:
         (Path(folder) / "sitecustomize.py").write_text(PLANT)
         path = os.pathsep.join(filter(None, [folder, os.environ.get("PYTHONPATH", "")]))
-        for what, why in (("host", "host"), ("kernel", "kernels")):
-            late = world - 1
-            heading(f"Planted on rank {late}: {what}, {model}, {world} ranks")
-            document = llmprof(
-                [
-                    "--engine", f"torch:label=torch,tp={world},cuda_graph=1", "--model", model,
-                    "--prompt-len", "64", "--decode-len", "32", "--traced-steps", "32",
-                    "--rounds", "1", "--trace", "full", "--no-host", "--bandwidth", "off",
-                ],
-                {"LLMPROF_PLANT": f"{late}:{what}", "PYTHONPATH": path},
-            )  # fmt: skip
-            group = ranks(document, "torch")
-            show(group)
-            reason = group["reason"] or {}
-            check(reason.get("rank") == late, f"rank {late} is named: {group['words']}")
-            check(reason.get("why") == why, f"the reason is {why}: {reason.get('why')}")
-            if what == "kernel":
-                named = str(reason.get("kernel"))
-                check("spin" in named, f"the kernel is named: {named}")
+        variables = {} if cap else {"LLMPROF_PLANT": f"{late}:{what}", "PYTHONPATH": path}
+        document = llmprof(
+            [
+                "--engine", f"torch:label=torch,tp={world},cuda_graph=1", "--model", "llama2-7b",
+                *QUICK, "--decode-len", "48", "--traced-steps", "48",
+                "--rounds", "1", "--trace", "full",
+            ],
+            variables,
+        )  # fmt: skip
+    group = group_of(document, "torch")
+    show(group)
+    reason = group["reason"] or {}
+    check(reason.get("rank") == late, f"rank {late} is named: {group['words']}")
+    check(reason.get("why") == why, f"the reason is {why}: {reason.get('why')}")
+    if what == "kernel":
+        named = str(reason.get("kernel"))
+        check("spin" in named, f"the kernel is named: {named}")
+    if what == "host" and not any("py-spy" in str(m) for m in document["unavailable"]):
+        check("planted" in group["words"], "the host's function is named")
+    kept[f"planted {what}"] = group
+
+
+def capped(world: int, watts: int) -> None:
+    """The power limit of the last GPU, put back whatever happens."""
+    device = str(world - 1)
+    ask = ["nvidia-smi", "-i", device, "--query-gpu=power.limit", "--format=csv,noheader,nounits"]
+    before = subprocess.run(ask, capture_output=True, text=True, check=True).stdout.strip()
+    done = subprocess.run(
+        ["nvidia-smi", "-i", device, "-pl", str(watts)], capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        print(f"power cap refused: {(done.stdout + done.stderr).strip()}")
+        return
+    try:
+        plant(world, f"power cap of {watts} W", "clock", watts)
+    finally:
+        subprocess.run(["nvidia-smi", "-i", device, "-pl", before], check=True)
 
 
 def same_totals(world: int) -> None:
@@ -337,75 +287,130 @@ def same_totals(world: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         start(world, 29613, "profiled", folder)
         files = sorted(Path(folder).glob("*.json"))
-        true_count, true_us = {}, {}
-        for rank, file in enumerate(files):
-            open_file = gzip.open if file.suffix == ".gz" else open
-            with open_file(file, "rt") as text:  # type: ignore[operator]
-                events = json.load(text)["traceEvents"]
-            mine = [e for e in events if e.get("cat") == "kernel" and e["name"].startswith("nccl")]
-            true_count[rank] = len(mine)
-            true_us[rank] = sum(e["dur"] for e in mine)
-        out = Path(folder) / "csv"
+        true = {rank: kernels_of(file) for rank, file in enumerate(files)}
+        out = Path(folder) / "out.json"
         command = [sys.executable, "-m", "llmprof", "export", *map(str, files), "--to", "json"]
         done = subprocess.run(
-            [*command, "-o", str(out) + ".json", "--step-range", "decode *"],
+            [*command, "-o", str(out), "--step-range", "decode *"],
             cwd=ROOT, stderr=subprocess.PIPE, env={**os.environ, "XDG_CACHE_HOME": folder},
             timeout=120, check=False,
         )  # fmt: skip
         if done.returncode:
             check(False, f"export: {done.stderr.decode(errors='replace')[-500:]}")
             return
-        document = json.loads(Path(str(out) + ".json").read_text())
-        if not document.get("ranks"):
-            missing = document.get("ranks_missing"), document.get("warnings")
-            check(False, f"the ranks' files are no group: {missing}")
+        document = json.loads(out.read_text())
+    if not document.get("ranks"):
+        missing = document.get("ranks_missing"), document.get("warnings")
+        check(False, f"the ranks' files are no group: {missing}")
+        return
+    group = document["ranks"][0]
+    show(group)
+    for line in group["ranks"]:
+        ours = (line["wait_ms"] + line["transfer_ms"]) * group["steps"] * 1e3
+        theirs = sum(k["dur"] for k in true[line["rank"]])
+        # All collectives of the file are in its steps but those before the first bound.
+        check(
+            abs(ours - theirs) <= 0.02 * theirs,
+            f"rank {line['rank']}: {ours:.1f} µs here, {theirs:.1f} µs in the file"
+            f" ({len(true[line['rank']])} kernels)",
+        )
+    sized = [one for one in group["collectives"] if one["bytes"]]
+    check(bool(sized), f"bytes of the collectives: {[one['bytes'] for one in sized]}")
+    check((group["reason"] or {}).get("rank") == 1, f"rank 1 is late: {group['words']}")
+    kept["profiler"] = group
+
+
+def dead_rank(world: int) -> None:
+    heading("A rank that dies, and more ranks than GPUs")
+    base = [sys.executable, "-m", "llmprof", "--headless", "--json", "--model", "llama2-7b"]
+    base += ["--prompt-len", "64", "--rounds", "400", "--trace", "steps", "--engine"]
+    environment = {**os.environ, **SAFE}
+    with tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(
+            [*base, f"torch:tp={world},cuda_graph=1", "-o", str(Path(folder) / "run.sqlite")],
+            cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        victim = rank_process(process, 40.0)
+        killed = time.monotonic()
+        if victim is not None:
+            os.kill(victim, signal.SIGKILL)
+        try:
+            out, err = process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            check(False, "llmprof did not end within 60 s of the death of a rank")
             return
-        group = document["ranks"][0]
-        show(group)
-        for line in group["ranks"]:
-            ours = (line["wait_ms"] + line["transfer_ms"]) * group["steps"] * 1e3
-            true = true_us[line["rank"]]
-            # All collectives of the file are in its steps but those before the first bound.
-            check(
-                abs(ours - true) <= 0.02 * true,
-                f"rank {line['rank']}: {ours:.1f} µs here, {true:.1f} µs in the file"
-                f" ({true_count[line['rank']]} kernels)",
-            )
-        check((group["reason"] or {}).get("rank") == 1, f"rank 1 is late: {group['words']}")
+        took = time.monotonic() - killed
+        said = err.decode(errors="replace").strip().splitlines()[-3:]
+        good = victim is not None and process.returncode not in (0, None) and b"rank 1" in err + out
+        check(good, f"killed rank 1: exit {process.returncode} after {took:.1f} s, said: {said}")
+        done = subprocess.run(
+            [*base, "torch:tp=64,cuda_graph=1", "-o", str(Path(folder) / "many.sqlite")],
+            cwd=ROOT, env=environment, capture_output=True, timeout=60, check=False,
+        )  # fmt: skip
+        text = done.stderr.decode(errors="replace").strip().splitlines()[-1:]
+        check(done.returncode != 0, f"tp=64: exit {done.returncode}: {text}")
+
+
+def rank_process(process: subprocess.Popen[bytes], patience_s: float) -> int | None:
+    """The rank 1 of that run, once it decodes (its GPU memory is filled by then)."""
+    deadline = time.monotonic() + patience_s
+    while time.monotonic() < deadline and process.poll() is None:
+        for folder in Path("/proc").iterdir():
+            if folder.name.isdecimal() and folder.name != str(process.pid):
+                try:
+                    words = (folder / "environ").read_bytes().split(b"\0")
+                    command = (folder / "cmdline").read_bytes()
+                except OSError:
+                    continue
+                if b"RANK=1" in words and b"rank_process" in command:
+                    time.sleep(20.0)
+                    return int(folder.name)
+        time.sleep(0.2)
+    return None
+
+
+def gpu_count() -> int:
+    import pynvml
+
+    pynvml.nvmlInit()
+    return int(pynvml.nvmlDeviceGetCount())
 
 
 def main() -> int:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--ranks", type=int, default=2)
-    parser.add_argument("--model", default="llama2-13b")
-    parser.add_argument("--plant-model", default="llama2-7b")
-    parser.add_argument("--steps", default="48")
-    parser.add_argument("--skip", default="", help="of: bandwidth, rates, plants, profiler")
+    parser.add_argument("--ranks", type=int, default=0)
+    parser.add_argument("--budget", type=float, default=235.0, help="s")
+    parser.add_argument("--only", default="", help="parts, by commas")
+    parser.add_argument("--cap", type=int, default=0, help="W")
     given = parser.parse_args()
     os.environ.update(SAFE)
-    skipped = given.skip.split(",")
-    from llmprof.models.presets import PRESETS
-
-    hidden = PRESETS[given.model].hidden_size
-    spot: dict[int, dict[str, float]] = {}
-    if "bandwidth" not in skipped:
-        spot = measured(given.ranks, [2 * hidden, 1 << 20, 64 << 20])
-    if "rates" not in skipped:
-        document = rates(given.ranks, given.model, given.steps)
-        group = ranks(document, f"tp{given.ranks}")
-        line = next(one for one in group["collectives"] if one["kind"] == "AllReduce")
-        check(line["bytes"] == 2 * hidden, f"bytes of an all-reduce: {line['bytes']}")
-        if spot:
-            near = spot[2 * hidden]["bus_gb_s"]
-            seen = line["bus_gb_s"] or 0.0
-            check(
-                0.5 * near <= seen <= 2.0 * near,
-                f"bus bandwidth {seen:.3f} GB/s in the step, {near:.3f} GB/s on the spot",
-            )
-    if "profiler" not in skipped:
-        same_totals(given.ranks)
-    if "plants" not in skipped:
-        plants(given.ranks, given.plant_model)
+    world = given.ranks or max(n for n in (1, 2, 4, 8) if n <= gpu_count())
+    counts = [n for n in (1, 2, 4, 8) if n <= world]
+    parts: dict[str, tuple[float, Callable[[], None]]] = {
+        "spot": (25, lambda: on_the_spot(world)),
+        "rates": (70, lambda: rates(world, "llama2-13b", counts)),
+        "host": (30, lambda: plant(world, "host", "host")),
+        "kernel": (30, lambda: plant(world, "kernel", "kernels")),
+        "profiler": (20, lambda: same_totals(world)),
+        "70b": (60, lambda: rates(world, "llama2-70b", [world], "32", "3")),
+        "batched": (35, lambda: batched(world)),
+        "death": (55, lambda: dead_rank(world)),
+    }
+    if given.cap:
+        parts["cap"] = (40, lambda: capped(world, given.cap))
+    for name, (expected_s, part) in parts.items():
+        if given.only and name not in given.only.split(","):
+            continue
+        if time.monotonic() - begun + expected_s > given.budget:
+            print(f"\n{name} was left out: {given.budget:.0f} s would not be enough")
+            continue
+        try:
+            part()
+        except (RuntimeError, subprocess.SubprocessError, OSError, KeyError, ValueError) as why:
+            check(False, f"{name}: {type(why).__name__}: {why}")
+        write()
     heading("Result")
     print(f"{len(failures)} failed" if failures else "all claims hold")
     for text in failures:
@@ -413,8 +418,10 @@ def main() -> int:
     return 1 if failures else 0
 
 
+def write() -> None:
+    if out := os.environ.get("OUT"):
+        (Path(out) / "ranks.json").write_text(json.dumps(kept, indent=1))
+
+
 if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    if len(sys.argv) > 1 and sys.argv[1] == "--child":
-        child()
     raise SystemExit(main())

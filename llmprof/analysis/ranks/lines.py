@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 from llmprof.analysis.device.sweep import covered_ns
 from llmprof.analysis.ranks.members import Member
-from llmprof.analysis.ranks.operations import bus_factor, operation
+from llmprof.analysis.ranks.operations import Sort, bus_factor, operation
 from llmprof.analysis.ranks.results import CollectiveLine
 from llmprof.records import Maybe, Unavailable
 from llmprof.runfile.trace.rows import Ints
@@ -14,10 +14,13 @@ from llmprof.runfile.trace.rows import Ints
 NO_BYTES = Unavailable("the trace does not say how many bytes its collectives move")
 
 
-def payload(key: str, keys: tuple[str, ...], bytes_of: Mapping[str, int]) -> int | Unavailable:
-    """Bytes of one collective: known where all of its kind are of one sort."""
-    kinds = [operation(k).kind for k in keys]
-    kind = operation(key).kind
+def payload(sort: Sort, sorts: tuple[Sort, ...], bytes_of: Mapping[str, int]) -> int | Unavailable:
+    """Bytes of one collective: as the trace says, or by the model's shape, where all of its kind
+    are of one sort."""
+    if sort.bytes:
+        return sort.bytes
+    kinds = [operation(one.key).kind for one in sorts]
+    kind = operation(sort.key).kind
     known = kind in bytes_of and kinds.count(kind) == 1
     return bytes_of[kind] if known else NO_BYTES
 
@@ -31,7 +34,7 @@ def occupied(member: Member, bounds: Ints) -> tuple[int, int, int]:
 
 
 def collective_line(
-    key: str,
+    sort: Sort,
     count: int,
     steps: int,
     transfer_ns: float,
@@ -40,7 +43,7 @@ def collective_line(
     size: int | Unavailable,
     world: int,
 ) -> CollectiveLine:
-    op = operation(key)
+    op = operation(sort.key)
     algorithm: Maybe
     bus: Maybe
     if isinstance(size, Unavailable):

@@ -9,7 +9,7 @@ import numpy as np
 
 from llmprof.analysis.ranks.clocks import ClockFit, fit
 from llmprof.analysis.ranks.members import Member
-from llmprof.analysis.ranks.operations import WAITS_FOR_ALL, operation
+from llmprof.analysis.ranks.operations import WAITS_FOR_ALL, Sort, operation
 from llmprof.records import Unavailable
 from llmprof.runfile.trace.rows import Ints
 
@@ -31,7 +31,7 @@ class Matched:
     end_ns: Ints
     key: Ints
     """Shape (count,): index into ``keys``."""
-    keys: tuple[str, ...]
+    keys: tuple[Sort, ...]
     clocks: tuple[ClockFit | None, ...]
     """Of every rank; ``None`` is the reference itself."""
     unmatched: tuple[int, ...]
@@ -101,7 +101,7 @@ def _against(
             f"{len(both)} of {len(base)} collectives of {reference.name} are found on {other.name}:"
             " they are not of one group"
         )
-    waiting = {i for i, key in enumerate(base.keys) if operation(key).kind in WAITS_FOR_ALL}
+    waiting = {i for i, key in enumerate(base.keys) if operation(key.key).kind in WAITS_FOR_ALL}
     sure = both[np.isin(base.key[both], list(waiting))]
     chosen = sure if len(sure) else both
     clock = fit(

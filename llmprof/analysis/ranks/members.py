@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llmprof.analysis.device.naming.categories import COMMUNICATION, OTHER, Rule, categorise
 from llmprof.analysis.device.sweep import Spans, Work, collect
-from llmprof.analysis.ranks.operations import Operation, operation
+from llmprof.analysis.ranks.operations import Operation, Sort, operation
 from llmprof.runfile.trace.rows import ApiRows, Ints, TraceRows
 
 
@@ -40,6 +40,8 @@ class Member:
     """The rank is what the program said (RANK); else it is the order of the GPUs."""
     drawn: tuple[Work, Ints] | None = None
     """The same work and its streams as a timeline draws it."""
+    payload: Ints | None = None
+    """Bytes of each piece that is a collective (0: not known); ``None``: of none."""
 
     @property
     def name(self) -> str:
@@ -57,11 +59,19 @@ class Member:
     def collectives(self) -> Collectives:
         rows = np.flatnonzero(self.communicates)
         label = self.label[rows]
-        known = {int(n): operation(self.names[int(n)]) for n in np.unique(label)}
-        keys = tuple(dict.fromkeys(op.key for op in known.values()))
-        number = np.array([keys.index(known[n].key) for n in label.tolist()], np.int64)
+        payload = np.zeros_like(rows) if self.payload is None else self.payload[rows]
+        sorts, number = np.unique(np.stack([label, payload]), axis=1, return_inverse=True)
+        known = [(operation(self.names[int(n)]), int(size)) for n, size in sorts.T]
+        # Several kernels may be one sort.
+        keys = tuple(dict.fromkeys(Sort(op.key, size) for op, size in known))
+        place = np.array([keys.index(Sort(op.key, size)) for op, size in known], np.int64)
         return Collectives(
-            rows, self.start_ns[rows], self.end_ns[rows], number, keys, tuple(known.values())
+            rows,
+            self.start_ns[rows],
+            self.end_ns[rows],
+            place[number.reshape(-1)] if len(rows) else np.zeros(0, np.int64),
+            keys,
+            tuple(op for op, _ in known),
         )
 
     @cached_property
@@ -81,7 +91,7 @@ class Collectives:
     end_ns: Ints
     key: Ints
     """Index into ``keys``."""
-    keys: tuple[str, ...]
+    keys: tuple[Sort, ...]
     operations: tuple[Operation, ...]
 
     def __len__(self) -> int:
@@ -122,12 +132,21 @@ def member(
         end_ns=work.end_ns[order],
         label=work.label[order],
         launch_ns=_launches(rows.api, correlation)[order],
+        payload=_payload(rows, work)[order],
         names=work.names,
         categories=categorise(names, engine[1], rules),
         bounds_ns=bounds_ns,
         from_environment=from_environment,
         drawn=(work, streams),
     )
+
+
+def _payload(rows: TraceRows, work: Work) -> Ints:
+    """Bytes of each piece of work that is a collective, 0 where the trace does not say."""
+    sizes = rows.kernels.collective_bytes
+    if len(sizes) != len(rows.kernels):
+        sizes = np.zeros(len(rows.kernels), np.int64)
+    return np.concatenate([sizes[work.kernel_row], np.zeros(len(work.copy_row), np.int64)])
 
 
 def _launches(api: ApiRows, correlation: Ints) -> Ints:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import NamedTuple
 
 _KINDS: tuple[tuple[str, str], ...] = (
     ("AllReduce", r"all_?reduce|cross_device_reduce|quick_?reduce|multimem_all_reduce"),
@@ -30,6 +31,15 @@ class Operation:
     """``AllReduce``, …, ``other``."""
     fused: bool
     """Arithmetic that is no communication is part of the kernel: wait and transfer are bounds."""
+
+
+class Sort(NamedTuple):
+    """Collectives that are alike on all ranks."""
+
+    key: str
+    """``Operation.key``."""
+    bytes: int
+    """Of each of them, as nccl-tests count; 0: not known."""
 
 
 @lru_cache(maxsize=4096)

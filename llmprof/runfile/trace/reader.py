@@ -33,6 +33,7 @@ _KERNEL = {
     "dynamic_shared": "dynamicSharedMemory",
     "graph_node": "graphNodeId",
     "graph": "graphId",
+    "collective_bytes": "collectiveBytes",
 }
 _COPY = {
     "start_ns": "start",

@@ -46,6 +46,8 @@ class KernelRows:
     graph_node: Ints = field(default_factory=_none)
     """Graph node id, 0 for a kernel launched on its own."""
     graph: Ints = field(default_factory=_none)
+    collective_bytes: Ints = field(default_factory=_none)
+    """What a collective moves, as nccl-tests count it; 0: not known, or no collective."""
     names: dict[int, str] = field(default_factory=dict)
     """``name_id`` → demangled name (untrusted text)."""
 

@@ -34,6 +34,7 @@ COLUMNS: dict[str, tuple[str, ...]] = {
     KERNEL: (
         *_PLACE, "demangledName", "shortName", "gridX", "gridY", "gridZ", "blockX", "blockY",
         "blockZ", "registersPerThread", "dynamicSharedMemory", "graphNodeId", "graphId",
+        "collectiveBytes",
     ),
     COPY: (*_PLACE, "bytes", "copyKind", "srcKind", "dstKind", "graphNodeId"),
     SET: (*_PLACE, "bytes", "graphNodeId"),

@@ -9,7 +9,14 @@ from typing import Any
 
 from llmprof.runfile import schema
 from llmprof.runfile.writing.export_writer import CALL, COPY, KERNEL, RANGE, SET, SYNC, ExportWriter
-from llmprof.traces.kineto.fields import copy_kind, nanoseconds, sync_kind, three, whole
+from llmprof.traces.kineto.fields import (
+    collective_bytes,
+    copy_kind,
+    nanoseconds,
+    sync_kind,
+    three,
+    whole,
+)
 
 USER, OPERATORS, PYTHON, ON_GPU = 0, 1, 2, 3
 DOMAINS = {OPERATORS: schema.OP_DOMAIN, PYTHON: schema.PYTHON_DOMAIN, ON_GPU: schema.GPU_DOMAIN}
@@ -166,7 +173,7 @@ class Events:
                 start, end, device, context, stream, correlation, None, name, name,
                 *three(values.get("grid")), *three(values.get("block")),
                 whole(values.get("registers per thread")), whole(values.get("shared memory")),
-                whole(node) or None, whole(graph) or None,
+                whole(node) or None, whole(graph) or None, collective_bytes(values),
             ),
         )  # fmt: skip
 

@@ -19,6 +19,16 @@ _SIDES = re.compile(r"\(\s*(\w+)\s*->\s*(\w+)\s*\)")
 _OPERATIONS = {"HtoD": 1, "DtoH": 2, "DtoD": 8, "HtoH": 9, "PtoP": 10}
 _KINDS = {"Pageable": 0, "Host": 0, "Pinned": 1, "Device": 2, "Array": 3, "Managed": 4}
 _UNKNOWN_KIND = 7
+_ELEMENT = {
+    **dict.fromkeys(["Byte", "Char", "Bool", "Float8_e4m3fn", "Float8_e5m2"], 1),
+    **dict.fromkeys(["Short", "Half", "BFloat16", "UInt16"], 2),
+    **dict.fromkeys(["Int", "Float", "UInt32"], 4),
+    **dict.fromkeys(["Long", "Double", "ComplexFloat", "UInt64"], 8),
+    "ComplexDouble": 16,
+}
+"""Bytes by ``c10::ScalarType``'s name, as Kineto writes it."""
+_MOST_ELEMENTS = 1 << 48
+"""More is no count; times a size it fits 62 bits."""
 _SYNCS = {"event": 1, "wait": 2, "stream": 3, "context": 4}
 
 
@@ -67,6 +77,18 @@ def copy_kind(name: str, values: Mapping[str, Any]) -> tuple[int, int, int]:
         return operation, _UNKNOWN_KIND, _UNKNOWN_KIND
     source, target = sides.groups()
     return operation, _KINDS.get(source, _UNKNOWN_KIND), _KINDS.get(target, _UNKNOWN_KIND)
+
+
+def collective_bytes(values: Mapping[str, Any]) -> int | None:
+    """What a collective moves, from the arguments that torch gives NCCL's kernels.
+
+    nccl-tests count the larger of what one rank gives and what it gets: the buffer of an
+    all-reduce, what every rank has behind an all-gather, what it has before a reduce-scatter.
+    ``None`` where the counts or the type are missing.
+    """
+    size = _ELEMENT.get(str(values.get("dtype")))
+    count = max(whole(values.get("In msg nelems")), whole(values.get("Out msg nelems")))
+    return count * size if size and 0 < count < _MOST_ELEMENTS else None
 
 
 def sync_kind(name: str) -> int:
