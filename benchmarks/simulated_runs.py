@@ -13,23 +13,31 @@ import json
 import math
 from array import array
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 
 from llmprof.analysis.timing.compare import Comparison, compare_to_first
 from llmprof.errors import EngineFailure
-from llmprof.goal import Goal
+from llmprof.goal import FINE, SHORTEST, Goal, round_length
 from llmprof.records import EngineInfo, EngineRecord, RoundRecord, RunData, RunInfo
 from llmprof.session.passes.clock import RunClock
 from llmprof.session.passes.timing import TimingPass
+from llmprof.worker.rounds import TOLERANCE
 from llmprof.workload import Workload
 
 TABLES: dict[str, dict[str, Any]] = json.loads(
     Path(__file__).with_name("step_distributions.json").read_text(encoding="utf-8")
 )
 GRID = 4096
+RECORDED = 64
+"""Steps of a recorded round. Shorter ones are taken to scatter more, by the root of their share: cut
+into pieces, a round then tells no more than as a whole."""
+AWAY_S, THERE_S, SLOWER = 6.0, 4.0, 1.5
+"""A hog: how long it stays away and is there, on average; what takes 1 s takes 1.5 s meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -53,21 +61,42 @@ class World:
 
 
 class _Machine:
-    """Time, and how slow the machine is at any time."""
+    """Time, and how much of its work a machine does in it: less while a hog is there."""
 
     def __init__(self, random: np.random.Generator, hog: bool, horizon_s: float) -> None:
         self.now = 0.0
-        edges, at = [], 0.0
-        while hog and at < horizon_s:
-            at += random.exponential(6.0)
-            edges.append(at)
-            at += random.exponential(4.0)
-            edges.append(at)
-        self._edges = np.array(edges)
+        many = math.ceil(horizon_s / (AWAY_S + THERE_S)) if hog else 0
+        spans = np.empty(2 * many + 1)
+        spans[0:-1:2] = random.exponential(AWAY_S, many)
+        spans[1::2] = random.exponential(THERE_S, many)
+        spans[-1] = 1000 * horizon_s
+        slower = np.where(np.arange(len(spans)) % 2, SLOWER, 1.0)
+        self._times = np.concatenate([[0.0], np.cumsum(spans)])
+        self._work = np.concatenate([[0.0], np.cumsum(spans / slower)])
 
-    def factor(self) -> float:
-        """1, or 1.5 while the hog is there (looked at once a step)."""
-        return 1.5 if np.searchsorted(self._edges, self.now) % 2 else 1.0
+    def stamps(self, work_s: np.ndarray) -> np.ndarray:
+        """When each of these pieces of work, in their order from now on, is done; then is now."""
+        done = np.interp(self.now, self._times, self._work) + np.cumsum(work_s)
+        stamps = np.interp(done, self._work, self._times)
+        self.now = float(stamps[-1])
+        return stamps
+
+
+@lru_cache
+def _step_of_score(table: str) -> tuple[np.ndarray, np.ndarray]:
+    """Normal scores, and the recorded step (of its round's median) at each."""
+    shares, values = np.array(TABLES[table]["quantiles"]).T
+    scores = np.linspace(-5, 5, GRID)
+    return scores, np.interp([NormalDist().cdf(z) for z in scores], shares, values)
+
+
+@lru_cache
+def _chain(alike: float, steps: int) -> np.ndarray:
+    """What makes an AR(1) of that lag-1 correlation, of variance 1, of independent scores."""
+    back = np.subtract.outer(np.arange(steps), np.arange(steps))
+    chain = np.where(back >= 0, alike ** np.maximum(back, 0), 0.0)
+    chain[:, 1:] *= math.sqrt(1 - alike**2)
+    return chain
 
 
 class _Engine:
@@ -78,8 +107,7 @@ class _Engine:
         workload: Workload,
     ) -> None:  # fmt: skip
         table = TABLES[world.table]
-        shares, values = np.array(table["quantiles"]).T
-        self._steps = np.interp(np.linspace(0, 1, GRID), shares, values)
+        self._steps = _step_of_score(world.table)
         self._alike = float(table["neighbours"])
         self._spread = float(table["round_spread"])
         self._median_s = table["step_ms"] / 1e3 * (1 + world.slower * number)
@@ -105,27 +133,44 @@ class _Engine:
         self._machine.now += self._world.loading_s
         self.loading_s += self._world.loading_s
         begin = self._machine.now
-        while self._machine.now - begin < min(self.warmup_max_s, 128 * self._median_s):
-            stamps = self._decode(16)
+        self._warm_up(begin)
         self.warmup_s = self._machine.now - begin
         self.prefill_s = self._ttft_s
-        self.step_s = float(np.median(np.diff(stamps)))
         self.record.state = "ready"
 
+    def _warm_up(self, begin: float) -> None:
+        """As ``worker.rounds.warm_up``: a few steps, then rounds until two are alike."""
+        steps, medians = SHORTEST, list[float]()
+        while True:
+            laps = np.diff(self._decode(steps))
+            self.step_s = float(np.median(laps))
+            medians += [self.step_s] if steps > SHORTEST else []
+            spent = self._machine.now - begin
+            alike = len(medians) > 1 and abs(medians[-1] / medians[-2] - 1) <= TOLERANCE
+            if alike or spent > self.warmup_max_s:
+                return
+            if steps == SHORTEST:
+                steps = self._warm_up_length()
+
+    def _warm_up_length(self) -> int:
+        asked = self.plan.workload.decode_len
+        if self.round_s is None:
+            return asked
+
+        def seconds(steps: int) -> float:
+            return self._ttft_s + steps * self.step_s
+
+        return round_length(seconds, asked, self.round_s, self.round_s / FINE)
+
     def _decode(self, steps: int) -> np.ndarray:
-        """Stamps, s."""
-        machine, noise = self._machine, self._random.standard_normal(steps)
-        score, fresh = noise[0], math.sqrt(1 - self._alike**2)
-        this_round = self.own * math.exp(self._spread * self._random.standard_normal())
-        machine.now += self._ttft_s * machine.factor()
-        stamps = [machine.now]
-        for own in noise:
-            score = self._alike * score + fresh * own
-            share = 0.5 * (1 + math.erf(score / math.sqrt(2)))
-            step = self._steps[min(GRID - 1, int(share * GRID))]
-            machine.now += self._median_s * this_round * step * machine.factor()
-            stamps.append(machine.now)
-        return np.array(stamps)
+        """Stamps, s: the first is of the prefill."""
+        score = _chain(self._alike, steps) @ self._random.standard_normal(steps)
+        spread = self._spread * math.sqrt(max(1.0, RECORDED / steps))
+        this_round = self.own * math.exp(spread * self._random.standard_normal())
+        work = np.empty(steps + 1)
+        work[0] = self._ttft_s
+        work[1:] = self._median_s * this_round * np.interp(score, *self._steps)
+        return self._machine.stamps(work)
 
     def shorten(self, decode_len: int) -> None:
         self.plan = _Plan(replace(self.plan.workload, decode_len=decode_len))

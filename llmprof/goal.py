@@ -44,9 +44,16 @@ class Goal:
 
 SHORTEST = 4
 """Decode steps of a round, at least."""
+SHORT = 16
+"""Decode steps of a round, at least, where it is shortened only to have more of them."""
+FINE = 4
+"""A round as long as it may be is cut into so many, for more of them: many short rounds beat few
+long ones, since what disturbs a machine lasts longer than a pair of rounds."""
 
 
-def fitting_length(seconds: Callable[[int], float], decode_len: int, most_s: float) -> int:
+def fitting_length(
+    seconds: Callable[[int], float], decode_len: int, most_s: float, shortest: int = SHORTEST
+) -> int:
     """Decode steps of a round that takes no longer than ``most_s``.
 
     ``decode_len``, or else a power of two: runs of one machine that is now slower and now faster
@@ -56,6 +63,15 @@ def fitting_length(seconds: Callable[[int], float], decode_len: int, most_s: flo
         seconds: what a round of so many steps takes.
     """
     length, power = decode_len, 1 << max(0, (decode_len - 1).bit_length() - 1)
-    while length > SHORTEST and seconds(length) > most_s:
-        length, power = max(SHORTEST, power), power // 2
+    while length > shortest and seconds(length) > most_s:
+        length, power = max(shortest, power), power // 2
     return length
+
+
+def round_length(
+    seconds: Callable[[int], float], decode_len: int, most_s: float, fine_s: float
+) -> int:
+    """Decode steps of a round that takes ``most_s`` at most, and ``fine_s`` where ``SHORT`` steps
+    fit into that."""
+    length = fitting_length(seconds, decode_len, fine_s, min(SHORT, decode_len))
+    return fitting_length(seconds, length, most_s)

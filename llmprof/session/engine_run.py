@@ -68,6 +68,8 @@ class EngineRun:
         self.traced_steps = plan.workload.traced_steps
         self.loading_s = 0.0
         """All loads so far; starting the process is in it."""
+        self.loaded_s = 0.0
+        """The last one."""
         self.warmup_s = 0.0
         """The last one."""
         self.prefill_s = self.step_s = 0.0
@@ -133,7 +135,7 @@ class EngineRun:
             self._client = client
             reply = self._load(client, trace)
         finally:
-            self.loading_s += time.monotonic() - begin
+            self._has_loaded(begin)
         self._held = Held(client, self._folders, self._spool, reply.facts["load_ns"])
         self._loaded(reply, "captured" if captured else trace)
         self._warm_up("captured" if captured else trace)
@@ -148,10 +150,14 @@ class EngineRun:
             held.client.renew(self._longest.decode_len)
             reply = self._ask({"do": "reshape", **self._shape(held.client)})
         finally:
-            self.loading_s += time.monotonic() - begin
+            self._has_loaded(begin)
         held.runs += 1
         self._loaded(reply, trace, held)
         self._warm_up(trace)
+
+    def _has_loaded(self, begin: float) -> None:
+        self.loaded_s = time.monotonic() - begin
+        self.loading_s += self.loaded_s
 
     def _shape(self, client: WorkerClient) -> dict[str, Any]:
         """What differs between the runs of a series."""
@@ -421,7 +427,7 @@ class EngineRun:
                 kept.refused[self.record.label] = said
             return False
         finally:
-            self.loading_s += time.monotonic() - begin
+            self._has_loaded(begin)
         kept.put(self._key, held)
         return True
 

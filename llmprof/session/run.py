@@ -228,6 +228,7 @@ class Session:
                 self._guard(run, partial(self._timing_block, timing, run, timed_trace))
             timing.end_blocks()
         if own_workers:
+            self._clock.loading_counts()
             for run in self._runs:
                 run.end()
             for run in self._runs:
@@ -327,6 +328,10 @@ class Session:
             self._fit_traced(run)
             self._round(run, "traced", 0)
             run.end_captured()
+            return
+        if self._clock.late(run.loaded_s):
+            reason = "the time was up (--max-time): more of it, or fewer engines"
+            self._recorder.missing([Missing(run.record.label, "kernels", reason)])
             return
         left = max(MIN_WARM_UP_S, self._share_s(run) / 3)
         run.warmup_max_s = min(self._plan.warmup_max_s, left)

@@ -14,7 +14,7 @@ from itertools import pairwise
 from typing import Any, Protocol
 
 from llmprof.engines.base import Engine, FreeRunningEngine
-from llmprof.goal import SHORTEST, fitting_length
+from llmprof.goal import FINE, SHORTEST, fitting_length, round_length
 from llmprof.worker.stamps import HEADER, StampBoard
 
 Prompt = Sequence[Sequence[int]]
@@ -137,12 +137,12 @@ def warm_up(
 
     Args:
         min_steps: decode steps that the engine needs at the least.
-        max_seconds: stop then, stable or not (the run says so).
+        max_seconds: no round is begun that would end later, stable or not (the run says so).
         tell: called after each round with (steps so far, stable).
         round_s: rounds will be shortened to take no longer than this; ``None``: they have ``steps``
             steps, and one of that length is made where it fits into ``max_seconds``.
     """
-    begin, done, medians = time.monotonic(), 0, list[int]()
+    begin, done, medians, spent = time.monotonic(), 0, list[int](), 0.0
     length, probing = min(steps, SHORTEST), steps > SHORTEST
     whole = length
     while True:
@@ -159,16 +159,21 @@ def warm_up(
             medians.append(step_ns)
         stable = len(medians) > 1 and abs(medians[-1] / max(1, medians[-2]) - 1) <= TOLERANCE
         tell(done, stable)
-        spent = time.monotonic() - begin
-        if (stable and done >= min_steps) or spent > max_seconds:
+        last, spent = spent, time.monotonic() - begin
+        # What a next round would take, where it is as long as this one.
+        next_s = 0.0 if probing else spent - last
+        if (stable and done >= min_steps) or spent + next_s > max_seconds:
             return WarmUp(done, stable and done >= min_steps, medians, prefill_ns, step_ns)
         if probing:
             probing = False
-            room = max_seconds - spent if round_s is None else round_s
 
             def seconds(n: int, first: int = prefill_ns, each: int = step_ns) -> float:
                 return (first + n * each) / 1e9
 
-            length = whole = fitting_length(seconds, steps, room)
+            if round_s is None:
+                length = fitting_length(seconds, steps, max_seconds - spent)
+            else:
+                length = round_length(seconds, steps, round_s, round_s / FINE)
+            whole = length
         else:
             length = min(whole, SHORT_ROUND)

@@ -47,9 +47,6 @@ PROCESS_PAIRS = 5
 """From here on processes speak for themselves."""
 LEAST_VALUES = 12
 """Before precision may end a run: by fewer the variance is known too badly."""
-FEW_CONFIDENCE = 0.98
-"""Of fewer batches than that: a disturbance that comes and goes may not have shown in them. At 95 %
-91.5 % of 200 simulated runs of seven rounds beside a hog held the truth (``docs/truth.md``)."""
 
 Method = Literal["processes", "batches", "sequence", "rounds"]
 
@@ -108,10 +105,7 @@ def observe(values: Sequence[Value], goal: Goal | None) -> Observed:
         return Observed(
             found.value, found.low, found.high, "rounds", len(values), allowance, len(pairs), share
         )
-    if method == "sequence":
-        bounds = interval_at(used)
-    else:
-        bounds = student_interval(used, of_processes=method == "processes")
+    bounds = interval_at(used) if method == "sequence" else student_interval(used)
     low, high = (bounds, bounds) if isinstance(bounds, Unavailable) else bounds
     return Observed(fmean(used), low, high, method, len(used), allowance, len(pairs), share)
 
@@ -122,16 +116,15 @@ def batches(logs: Sequence[float], size: int) -> list[float]:
     return [trimmed_mean(logs[i : i + size]) for i in range(0, whole, size)]
 
 
-def student_interval(
-    values: Sequence[float], of_processes: bool = False
-) -> tuple[float, float] | Unavailable:
-    """Student's interval of the mean; at ``FEW_CONFIDENCE`` below ``LEAST_VALUES`` batches."""
+def student_interval(values: Sequence[float]) -> tuple[float, float] | Unavailable:
+    """Student's interval of the mean."""
     n = len(values)
     if n < SMALLEST_SAMPLE:
         return Unavailable(f"{n} of the {SMALLEST_SAMPLE} values that an interval needs")
-    confidence = CONFIDENCE if n >= LEAST_VALUES or of_processes else FEW_CONFIDENCE
-    width = student_t_quantile((1 + confidence) / 2, n - 1) * math.sqrt(variance(values) / n)
-    return fmean(values) - width, fmean(values) + width
+    mean = math.fsum(values) / n
+    variance = math.fsum((value - mean) ** 2 for value in values) / (n - 1)
+    width = student_t_quantile((1 + CONFIDENCE) / 2, n - 1) * math.sqrt(variance / n)
+    return mean - width, mean + width
 
 
 def precise(values: Sequence[float], wanted: float) -> bool:

@@ -121,7 +121,7 @@ def timing_rounds(data: RunData, engine: EngineRecord) -> tuple[RoundSteps, ...]
 def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:
     """One round, in numbers."""
     batch = batch_size(data, record)
-    decode_ns = _decode_ns(record)
+    decode_ns, steps = _decode_ns(record), _counted(record)
     ttft_ns = None
     if record.prefill_end_ns is not None and data.info.source != "recorded":
         ttft_ns = record.prefill_end_ns - record.prefill_start_ns
@@ -129,11 +129,11 @@ def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:
         index=record.index,
         complete=record.complete,
         start_ns=record.start_ns - data.origin_ns,
-        steps=len(_counted(record)),
-        tokens=len(_counted(record)) * batch,
+        steps=len(steps),
+        tokens=len(steps) * batch,
         ttft_ns=ttft_ns,
         decode_ns=decode_ns,
-        step_ns=_counted(record) if record.synchronous else (),
+        step_ns=steps if record.synchronous else (),
         tok_s=_rate(record, decode_ns, batch),
         prefill_tok_s=_prefill_rate(data, ttft_ns, batch),
         energy_j=_energy(record),

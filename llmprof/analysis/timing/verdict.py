@@ -19,6 +19,12 @@ tests; Schuirmann, J. Pharmacokin. Biopharm. 15, 1987). A run that has reached i
 reaches to 2 % from its own ratio."""
 
 
+CLEAR = 0.15
+"""A difference is called where the 95 % interval is clear of 1 by this share of its half-width: one of
+about 98 % would be clear of it. At 95 % an engine would differ from itself in one of twenty runs by
+construction (``docs/truth.md`` has what remains)."""
+
+
 @dataclass(frozen=True)
 class Verdict:
     """What may be said."""
@@ -56,7 +62,8 @@ def judge(
         return _open(text + _more(needed), needed)
     far = max(abs(math.log(low) - allowance), abs(math.log(high) + allowance))
     within = math.expm1(far)
-    if math.log(low) - allowance > 0 or math.log(high) + allowance < 0:
+    clear = allowance + CLEAR * math.log(high / low) / 2
+    if math.log(low) - clear > 0 or math.log(high) + clear < 0:
         return _different(a, b, value, low, high)
     digits = 3 if high - low < 0.02 else 2
     interval = f"{low:.{digits}f}–{high:.{digits}f}"
@@ -89,7 +96,9 @@ def _needed(log: float, seen: Observed | None, allowance: float, value_s: float 
     sooner."""
     if seen is None or value_s is None:
         return Unavailable("the rounds are not paired: what more it takes is not known")
-    room = max(abs(log) - allowance, math.log1p(SAME_WITHIN) - allowance - abs(log))
+    room = max(
+        (abs(log) - allowance) / (1 + CLEAR), math.log1p(SAME_WITHIN) - allowance - abs(log)
+    )
     if room <= 0:
         return Unavailable(f"only {PROCESS_PAIRS} process pairs or more could tell (--processes 8)")
     more = more_values(seen, room)

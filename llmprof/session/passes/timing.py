@@ -11,7 +11,7 @@ from typing import Any
 from llmprof.analysis.timing.observed import batches, precise
 from llmprof.analysis.timing.sequential import interval_at
 from llmprof.errors import EngineFailure
-from llmprof.goal import EndedBy, Goal, fitting_length
+from llmprof.goal import FINE, EndedBy, Goal, round_length
 from llmprof.records import RoundRecord, Unavailable
 from llmprof.session.engine_run import EngineRun
 from llmprof.session.passes.clock import ROUND, WARM_UP, RunClock
@@ -94,21 +94,28 @@ class TimingPass:
         alive = [run for run in self._runs if run.alive]
         goal = self.goal
         if goal.rounds is None and alive:
-            length = alive[0].plan.workload.decode_len
-            if self._adapt:
-                length = fitting_length(self._seconds, length, goal.max_s * ROUND)
-            for run in self._runs:
-                run.shorten(length)
+            length = self._length(alive[0].plan.workload.decode_len, goal.processes or 1)
             if goal.processes is None:
+                self._clock.loading_counts()
                 cost = sum(run.loading_s + run.warmup_s for run in alive)
                 fitting = self._clock.timing_left(self._traces) / max(1e-9, self._seconds(length))
                 many = cost <= CHEAP * goal.max_s and fitting >= MANY_PROCESSES * LEAST_ROUNDS
                 goal = replace(goal, processes=MANY_PROCESSES if many and len(alive) > 1 else 1)
+                length = self._length(length, goal.processes or 1)
             for run in self._runs:
+                run.shorten(length)
                 run.warmup_max_s /= goal.processes or 1
         goal = replace(goal, processes=goal.processes or 1)
         self.goal = goal
         self._tell()
+
+    def _length(self, asked: int, processes: int) -> int:
+        """Decode steps of a round: of many process pairs each has rounds enough of its own."""
+        if not self._adapt:
+            return asked
+        most = self.goal.max_s * ROUND
+        share = max(0.0, self._clock.timing_left(self._traces)) / processes * ROUND
+        return round_length(self._seconds, asked, most, min(most / FINE, share))
 
     def _seconds(self, steps: int) -> float:
         """A round of all engines."""
@@ -136,7 +143,9 @@ class TimingPass:
             self._adapt = False
             room = goal.max_s * ROUND / len(self._runs)
             length = run.plan.workload.decode_len
-            length = fitting_length(lambda n: run.prefill_s + n * run.step_s, length, room)
+            length = round_length(
+                lambda n: run.prefill_s + n * run.step_s, length, room, room / FINE
+            )
             for other in self._runs:
                 other.shorten(length)
         later = [r for r in self._runs if r.record.engine_id >= run.record.engine_id and r.alive]
@@ -198,9 +207,9 @@ class TimingPass:
             if processes == 1 and self._precise:
                 return "precision"
         # Too slow for five rounds: the time ends it all the same.
-        return (
-            "time" if spent / done > self._clock.left() - share * (processes - number - 1) else ""
-        )
+        left = self._clock.timing_left(self._traces, least=True)
+        left -= share * (processes - number - 1)
+        return "time" if spent / done > left else ""
 
     def _logs(self) -> list[list[float]]:
         """What must be precise: log ratios to the first engine; of one alone, its log rate."""
