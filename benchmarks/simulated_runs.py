@@ -34,10 +34,10 @@ TABLES: dict[str, dict[str, Any]] = json.loads(
 )
 GRID = 4096
 RECORDED = 64
-"""Steps of a recorded round. Shorter ones are taken to scatter more, by the root of their share: cut
-into pieces, a round then tells no more than as a whole."""
+"""Steps of a recorded round. Shorter ones are taken to scatter more, by the root of their share:
+cut into pieces, a round then tells no more than as a whole."""
 AWAY_S, THERE_S, SLOWER = 6.0, 4.0, 1.5
-"""A hog: how long it stays away and is there, on average; what takes 1 s takes 1.5 s meanwhile."""
+"""A hog: how long it stays away and is there, s, on average; all takes 1.5 times as long then."""
 
 
 @dataclass(frozen=True)

@@ -427,7 +427,7 @@ class EngineRun:
                 kept.refused[self.record.label] = said
             return False
         finally:
-            self._has_loaded(begin)
+            self.loading_s += time.monotonic() - begin
         kept.put(self._key, held)
         return True
 

@@ -228,9 +228,9 @@ class Session:
                 self._guard(run, partial(self._timing_block, timing, run, timed_trace))
             timing.end_blocks()
         if own_workers:
-            self._clock.loading_counts()
             for run in self._runs:
                 run.end()
+            self._clock.loading_counts()
             for run in self._runs:
                 if run.alive:
                     self._guard(run, partial(self._traced_alone, run))

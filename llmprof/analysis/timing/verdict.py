@@ -20,9 +20,9 @@ reaches to 2 % from its own ratio."""
 
 
 CLEAR = 0.15
-"""A difference is called where the 95 % interval is clear of 1 by this share of its half-width: one of
-about 98 % would be clear of it. At 95 % an engine would differ from itself in one of twenty runs by
-construction (``docs/truth.md`` has what remains)."""
+"""A difference is called where the 95 % interval is clear of 1 by this share of its half-width, as
+one of about 97 % would be. Clear of 1 alone, an engine would differ from itself in one of twenty
+runs by construction (``docs/truth.md``)."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +96,7 @@ def _needed(log: float, seen: Observed | None, allowance: float, value_s: float 
     sooner."""
     if seen is None or value_s is None:
         return Unavailable("the rounds are not paired: what more it takes is not known")
-    room = max(
-        (abs(log) - allowance) / (1 + CLEAR), math.log1p(SAME_WITHIN) - allowance - abs(log)
-    )
+    room = max((abs(log) - allowance) / (1 + CLEAR), math.log1p(SAME_WITHIN) - allowance - abs(log))
     if room <= 0:
         return Unavailable(f"only {PROCESS_PAIRS} process pairs or more could tell (--processes 8)")
     more = more_values(seen, room)
