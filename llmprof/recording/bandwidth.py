@@ -2,32 +2,36 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Sequence
 
+from llmprof.recording.stretches import Spread, Stretches
 from llmprof.records import GpuDevice, Missing, PmRound, Unavailable
-from llmprof.runfile.schema import PM_ROUNDS
+from llmprof.runfile.schema import PM_ROUNDS, PM_STRETCH
 from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.pm.tracer import PmSamples, PmTracer
 
 INTERVAL_NS = 200_000
 """A sample takes the sampler 55–80 µs to evaluate."""
-LONGEST_S = 120.0
-"""Of the window; at 5 kHz the samples of so long take 50 MB in this process."""
+SPREAD = Spread(first_s=60, each_s=10, every_s=60, most_s=240)
+"""The samples of a minute at 5 kHz take 25 MB in the sampler's process."""
 
 
 class BandwidthSampling:
     """A sampler a GPU. What one refuses is recorded with its reason.
 
-    Counters are held from ``open`` on, since that takes a second or so a GPU, and count while the
-    window is open: the first time that it is, and ``LONGEST_S`` at most.
+    Counters are held from ``open`` on, since that takes a second or so a GPU, and count in
+    stretches of the window (``Stretches``).
     """
 
     def __init__(self, devices: Sequence[GpuDevice], gpus: frozenset[int] | None) -> None:
         wanted = [d.index for d in devices if gpus is None or d.index in gpus]
         self._tracers = {index: PmTracer(index, INTERVAL_NS, further=True) for index in wanted}
+        self._stretches = Stretches(SPREAD)
         self._running: list[int] = []
-        self._begun_s: float | None = None
-        self._ended = False
+        self._began = False
+        self._number = 0
+        self._stopping: threading.Thread | None = None
         self._found: dict[int, PmSamples | Unavailable] = {}
         self.missing: list[Missing] = []
         if not wanted:
@@ -43,45 +47,62 @@ class BandwidthSampling:
         for index, tracer in self._tracers.items():
             self._note(index, tracer.open())
 
-    def follow(self, window_open: bool, now_s: float) -> str:
-        """Begin with the window and end with it.
+    def follow(self, window_open: bool, now_s: float, writer: RunFileWriter) -> str:
+        """Begin and end stretches, write what one brought.
 
         Args:
             now_s: ``time.monotonic()``.
 
         Returns:
             What is to be told, or nothing.
-        """
-        if self._begun_s is None:
-            if window_open:
-                self._begin(now_s)
-        elif not self._ended:
-            late = now_s - self._begun_s > LONGEST_S
-            if late or not window_open:
-                self._end()
-            if late and window_open and self._found:
-                return (
-                    f"the GPUs' counters were sampled for the first {LONGEST_S:.0f} s only"
-                    " (--after and --for choose others)"
-                )
-        return ""
 
-    def _begin(self, now_s: float) -> None:
-        self._begun_s = now_s
+        Raises:
+            RunFileError: the run file cannot be written.
+        """
+        told = self._stretches.thinned
+        wanted = self._stretches.wanted(window_open, now_s)
+        if self._stopping is not None:
+            if not self._stopping.is_alive():
+                self._collect(writer)
+        elif wanted and not self._running:
+            self._begin()
+        elif not wanted and self._running:
+            self._end()
+        is_thinned = self._stretches.thinned and not told and self._began
+        return f"the GPUs' counters are sampled in {SPREAD.words}" if is_thinned else ""
+
+    def _begin(self) -> None:
+        self._began = True
         refused = {m.scope for m in self.missing}
         for index, tracer in self._tracers.items():
             if f"gpu{index}" in refused:
                 continue
-            why = tracer.start_round(LONGEST_S)
+            why = tracer.start_round(SPREAD.first_s)
             self._note(index, why)
             if why is None:
                 self._running.append(index)
 
     def _end(self) -> None:
-        self._ended = True
+        """On a thread: the sampler needs a second and more to hand over a minute of samples."""
+        self._stopping = threading.Thread(target=self._stop_all, daemon=True)
+        self._stopping.start()
+
+    def _stop_all(self) -> None:
         for index in self._running:
             self._found[index] = self._tracers[index].stop_round()
-        self._running = []
+
+    def _collect(self, writer: RunFileWriter | None) -> None:
+        if self._stopping is None:
+            return
+        self._stopping.join()
+        found, self._found = self._found, {}
+        self._stopping, self._running = None, []
+        number, self._number = self._number, self._number + 1
+        for index, samples in found.items():
+            if isinstance(samples, Unavailable):
+                self.missing.append(Missing(f"gpu{index}", "pm", samples.reason))
+            elif writer is not None:
+                _put(writer, PM_ROUNDS + PM_STRETCH * number + index, index, samples)
 
     def _note(self, index: int, why: Unavailable | None) -> None:
         if why is not None:
@@ -96,34 +117,34 @@ class BandwidthSampling:
         Raises:
             RunFileError: the run file cannot be written.
         """
-        if self._begun_s is None and self._tracers and not self.missing:
+        if not self._began and self._tracers and not self.missing:
             reason = "the window did not open: nothing was sampled"
             self.missing.append(Missing("run", "pm", reason))
         try:
-            self._end()
-            for index, samples in self._found.items():
-                if isinstance(samples, Unavailable):
-                    self.missing.append(Missing(f"gpu{index}", "pm", samples.reason))
-                elif writer is not None:
-                    sampled = PmRound(
-                        round_id=PM_ROUNDS + index,
-                        device=index,
-                        interval_ns=samples.interval_ns,
-                        clock=samples.clock.method,
-                        clock_error_ns=samples.clock.error_ns,
-                        dropped=samples.dropped,
-                        overflow=samples.overflow,
-                    )
-                    columns = {
-                        "start": samples.start_ns,
-                        "end": samples.end_ns,
-                        "dram_pct": samples.dram_pct,
-                        "dram_read_pct": samples.dram_read_pct,
-                        "sm_active_pct": samples.sm_active_pct,
-                        **samples.further,
-                    }
-                    writer.put_pm_round(sampled, columns)
+            if self._running and self._stopping is None:
+                self._end()
+            self._collect(writer)
         finally:
-            self._found = {}
             for tracer in self._tracers.values():
                 tracer.close()
+
+
+def _put(writer: RunFileWriter, round_id: int, index: int, samples: PmSamples) -> None:
+    sampled = PmRound(
+        round_id=round_id,
+        device=index,
+        interval_ns=samples.interval_ns,
+        clock=samples.clock.method,
+        clock_error_ns=samples.clock.error_ns,
+        dropped=samples.dropped,
+        overflow=samples.overflow,
+    )
+    columns = {
+        "start": samples.start_ns,
+        "end": samples.end_ns,
+        "dram_pct": samples.dram_pct,
+        "dram_read_pct": samples.dram_read_pct,
+        "sm_active_pct": samples.sm_active_pct,
+        **samples.further,
+    }
+    writer.put_pm_round(sampled, columns)

@@ -1,9 +1,9 @@
 """``--host``: host stacks of the processes that launch GPU work, by py-spy.
 
 py-spy dates its samples by a process that ticks (``tracers.pyspy.metronome``) and must see it
-beside the program, in one tree: so the tree is llmprof's own. It begins when the first kernel was
-seen, since before there is nothing to explain, and ends after ``LONGEST_S``, since py-spy keeps all
-in memory.
+beside the program, in one tree: so the tree is llmprof's own. It begins when the window is open
+and the first kernel was seen, since before there is nothing to explain. py-spy keeps all in memory
+until it ends, so it runs in stretches (``Stretches``), each a py-spy and a metronome of its own.
 """
 
 from __future__ import annotations
@@ -11,110 +11,212 @@ from __future__ import annotations
 import os
 import subprocess
 import threading
-import time
 from array import array
+from collections.abc import Sequence
 from pathlib import Path
 
 from llmprof.ingest.host_stacks import put_samples
+from llmprof.recording.stretches import Spread, Stretches
 from llmprof.records import EngineRecord, Missing, RoundRecord, Unavailable
 from llmprof.runfile.schema import HOST_ROUNDS
 from llmprof.runfile.writing.writer import RunFileWriter
+from llmprof.tracers.pyspy.chrome import HostSamples
 from llmprof.tracers.pyspy.metronome import spawn
 from llmprof.tracers.pyspy.tracer import HostPlan, PySpyTracer
 
-LONGEST_S = 60.0
+SPREAD = Spread(first_s=60, each_s=20, every_s=60, most_s=600)
+NO_SAMPLE = "py-spy took no sample of it: no Python, or it ended too soon"
 
 
-class HostStacks:
-    """``begin`` once, ``stop`` at the end; what fails is a reason, never the recording's end."""
+class Stretch:
+    """One py-spy from its start to its samples; both take seconds, so a thread does them."""
 
     def __init__(self, plan: HostPlan, folder: Path) -> None:
+        self.why: Unavailable | None = None
+        self.found: dict[int, HostSamples | Unavailable] = {}
+        """By process id, once ``done``."""
         self._plan = plan
         self._tracer = PySpyTracer(plan, folder)
         self._metronome: subprocess.Popen[bytes] | None = None
         self._thread: threading.Thread | None = None
-        self._why: Unavailable | None = None
-        self._begun = 0.0
-        self._ended = False
-
-    @property
-    def begun(self) -> bool:
-        return self._thread is not None
+        self._pids: Sequence[int] = ()
+        self._ending = threading.Event()
 
     @property
     def pids(self) -> list[int]:
-        """Children of llmprof that are no part of the program."""
         own = [] if self._metronome is None else [self._metronome.pid]
         return own if self._tracer.pid is None else [*own, self._tracer.pid]
 
     def begin(self, pid: int) -> None:
-        """Attach, on a thread: it takes seconds.
+        """Attach.
 
         Args:
             pid: a process that launched; others of its tree are sampled too.
         """
         tracer = self._tracer
-        self._begun = time.monotonic()
-        self._why = tracer.probe()
-        if self._why is None:
-            self._why = tracer.open_board()
-        if self._why is None:
+        self.why = tracer.probe() or tracer.open_board()
+        if self.why is None:
             try:
                 # Not on the thread: the metronome dies with the thread that started it.
                 self._metronome = spawn(str(tracer.board_path), self._plan.tick_ns, os.getpid())
             except OSError as why:
-                self._why = Unavailable(f"the metronome does not start: {why.strerror}")
-        self._thread = threading.Thread(target=self._attach, args=(pid,), name="llmprof-host")
-        self._thread.start()
-
-    def _attach(self, pid: int) -> None:
+                self.why = Unavailable(f"the metronome does not start: {why.strerror}")
         if self._metronome is not None:
-            self._why = self._tracer.start(pid, self._metronome.pid, root=os.getpid())
+            arguments = (pid, self._metronome.pid)
+            self._thread = threading.Thread(target=self._sample, args=arguments, daemon=True)
+            self._thread.start()
 
-    def follow(self) -> None:
-        """End it when it has lasted long enough."""
-        if self.begun and not self._ended and time.monotonic() - self._begun > LONGEST_S:
-            self._end()
+    def _sample(self, pid: int, metronome: int) -> None:
+        why = self._tracer.start(pid, metronome, root=os.getpid())
+        if why is None:
+            self._ending.wait()
+            why = self._tracer.finish()
+        if why is None:
+            self.found = {one: self._tracer.samples_of(one) for one in self._pids}
+        self.why = why
 
-    def _end(self) -> None:
-        if self._thread is not None and not self._ended:
+    @property
+    def ending(self) -> bool:
+        return self._ending.is_set()
+
+    def end(self, pids: Sequence[int]) -> None:
+        """Stop sampling; the samples of these processes are wanted."""
+        self._pids = pids
+        self._ending.set()
+
+    @property
+    def done(self) -> bool:
+        return self._thread is None or not self._thread.is_alive()
+
+    def close(self) -> None:
+        """Wait for it and leave nothing running."""
+        if self._thread is not None:
             self._thread.join()
-            self._ended = True
-            if self._why is None:
-                self._why = self._tracer.finish()
+        self._tracer.close()
+        if self._metronome is not None:
+            self._metronome.kill()
+            self._metronome.wait()
 
-    def stop(self, writer: RunFileWriter | None, engines: list[EngineRecord]) -> None:
-        """Write the stacks of each engine's process, or why there are none.
+
+class HostStacks:
+    """``follow`` while the program runs, ``stop`` at the end; what fails is a reason, never the
+    recording's end."""
+
+    def __init__(self, plan: HostPlan, folder: Path) -> None:
+        self._plan = plan
+        self._folder = folder
+        self._stretches = Stretches(SPREAD)
+        self._now: Stretch | None = None
+        self._number = 0
+        self._why: dict[int, Unavailable] = {}
+        self._sampled: set[int] = set()
+        """Engines that have samples."""
+        self._failed: Unavailable | None = None
+
+    @property
+    def pids(self) -> list[int]:
+        """Children of llmprof that are no part of the program."""
+        return [] if self._now is None else self._now.pids
+
+    def follow(
+        self,
+        window_open: bool,
+        now_s: float,
+        writer: RunFileWriter,
+        engines: Sequence[EngineRecord],
+    ) -> str:
+        """Begin and end stretches, write what one brought.
+
+        Args:
+            now_s: ``time.monotonic()``.
+            engines: processes that launched, so far.
+
+        Returns:
+            What is to be told, or nothing.
 
         Raises:
             RunFileError: the run file cannot be written.
         """
-        try:
-            self._end()
-            if writer is not None:
-                for engine in engines:
-                    why = self._put(writer, engine)
-                    if why is not None:
-                        writer.put_missing([Missing(engine.label, "host", why.reason)])
-        finally:
-            self._tracer.close()
-            if self._metronome is not None:
-                self._metronome.kill()
-                self._metronome.wait()
+        if not engines or self._failed is not None:
+            return ""
+        told = self._stretches.thinned
+        wanted = self._stretches.wanted(window_open, now_s)
+        if self._now is None:
+            if wanted:
+                self._begin(_pid(engines[0]))
+        elif not self._now.ending:
+            if not wanted or self._now.done:  # done before it was ended: it failed
+                self._now.end([_pid(engine) for engine in engines])
+        elif self._now.done:
+            self._collect(writer, engines)
+        is_thinned = self._stretches.thinned and not told
+        return f"host stacks are sampled in {SPREAD.words}" if is_thinned else ""
 
-    def _put(self, writer: RunFileWriter, engine: EngineRecord) -> Unavailable | None:
-        if self._why is not None:
-            return self._why
-        process = engine.traced_pid or 0
-        found = self._tracer.samples_of(process & 0xFFFFFF)
-        if isinstance(found, Unavailable):
-            return found
-        if not found.samples:
-            return Unavailable("py-spy took no sample of it: no Python, or it ended too soon")
+    def _begin(self, pid: int) -> None:
+        folder = self._folder / f"host{self._number}"
+        try:
+            folder.mkdir()
+        except OSError as why:
+            self._failed = Unavailable(f"no room for the sampler's files: {why.strerror}")
+            return
+        self._now = Stretch(self._plan, folder)
+        self._now.begin(pid)
+
+    def _collect(self, writer: RunFileWriter | None, engines: Sequence[EngineRecord]) -> None:
+        stretch, self._now = self._now, None
+        if stretch is None:
+            return
+        stretch.close()
+        number, self._number = self._number, self._number + 1
+        for path in sorted((self._folder / f"host{number}").glob("*")):
+            path.unlink(missing_ok=True)
+        if stretch.why is not None:
+            self._failed = stretch.why  # what refused once refuses again
+        for engine in engines:
+            found = stretch.found.get(_pid(engine), Unavailable(NO_SAMPLE))
+            if isinstance(found, Unavailable):
+                self._why[engine.engine_id] = found
+            elif not found.samples:
+                self._why[engine.engine_id] = Unavailable(NO_SAMPLE)
+            elif writer is not None:
+                self._sampled.add(engine.engine_id)
+                self._put(writer, engine, number, found)
+
+    def _put(
+        self, writer: RunFileWriter, engine: EngineRecord, number: int, found: HostSamples
+    ) -> None:
         first, last = found.samples[0].time_ns, found.samples[-1].time_ns
-        number = HOST_ROUNDS + engine.engine_id
         span = RoundRecord(
-            number, engine.engine_id, "traced", 0, process, 0, first, first, array("q"), last, True
-        )
+            HOST_ROUNDS * (number + 1) + engine.engine_id, engine.engine_id, "traced", 0,
+            engine.traced_pid or 0, 0, first, first, array("q"), last, True,
+        )  # fmt: skip
         put_samples(writer, span, self._plan, found, {}, 0)
-        return None
+
+    def stop(self, writer: RunFileWriter | None, engines: Sequence[EngineRecord]) -> None:
+        """Write the last stretch, and why an engine has no stacks.
+
+        Args:
+            writer: ``None``: nothing can be written any more.
+
+        Raises:
+            RunFileError: the run file cannot be written.
+        """
+        if self._now is not None and not self._now.ending:
+            self._now.end([_pid(engine) for engine in engines])
+        try:
+            self._collect(writer, engines)
+        finally:
+            if self._now is not None:
+                self._now.close()
+        if writer is None:
+            return
+        for engine in engines:
+            if engine.engine_id in self._sampled:
+                continue
+            never = Unavailable("the window closed, or it ended, before py-spy could attach")
+            why = self._failed or self._why.get(engine.engine_id, never)
+            writer.put_missing([Missing(engine.label, "host", why.reason)])
+
+
+def _pid(engine: EngineRecord) -> int:
+    return (engine.traced_pid or 0) & 0xFFFFFF

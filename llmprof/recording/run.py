@@ -271,7 +271,7 @@ class Recording:
         if time.monotonic() - self._saved_at >= SAMPLES_S:
             self._saved_at = time.monotonic()
             self._save_samples()
-        self._follow_host()
+        self._follow_samplers()
         self.status = self._status(now_ns - started_ns, steps)
         return busy
 
@@ -294,13 +294,21 @@ class Recording:
         own = [] if self._host is None else self._host.pids
         return frozenset(own + ([] if self._sampling is None else self._sampling.pids))
 
-    def _follow_host(self) -> None:
-        if self._host is None:
+    def _follow_samplers(self) -> None:
+        if self._full:
             return
-        if self._host.begun:
-            self._host.follow()
-        elif self._spools.engines:
-            self._host.begin((self._spools.engines[0].traced_pid or 0) & 0xFFFFFF)
+        now_s, is_open, said = time.monotonic(), self.window.is_open, []
+        try:
+            if self._host is not None:
+                engines = self._spools.engines
+                said.append(self._host.follow(is_open, now_s, self._writer, engines))
+            if self._sampling is not None:
+                said.append(self._sampling.follow(is_open, now_s, self._writer))
+        except (RunFileError, MemoryError) as why:
+            self._give_up(_text(why))
+        for text in filter(None, said):
+            self._say(text)
+            self._warn(text)
 
     def _read(self) -> bool:
         """A full disk, or no memory, ends the recording, never the program."""

@@ -41,7 +41,7 @@ from llmprof.runfile.nvtx import OpTotal, self_times
 from llmprof.runfile.opening import UNREADABLE, OpenFile, damaged
 from llmprof.runfile.trace.chunks import Advance, silent
 from llmprof.runfile.trace.host_ranges import recorded_stacks
-from llmprof.runfile.trace.host_rows import HostRows, read_samples
+from llmprof.runfile.trace.host_rows import HostRows, read_samples, together
 
 if TYPE_CHECKING:
     from llmprof.runfile.trace.ranges import LaunchRows, RangeRows
@@ -276,8 +276,9 @@ class RunFileReader:
             tables = self._tables()
             return process_totals(self._sql, tables, self._process(pid, tables))
 
-    def sampled_devices(self) -> list[tuple[int, int]]:
-        """(round id, device) of GPUs whose counters were sampled while a program was recorded."""
+    def sampled_devices(self) -> list[tuple[int, int, int, int]]:
+        """(round id, device, begin, end) of stretches in which a GPU's counters were sampled while
+        a program was recorded, ns since the start of the run."""
         with self._reading():
             return sampled_devices(self._sql, self._tables())
 
@@ -311,14 +312,21 @@ class RunFileReader:
                 torch = "LLMPROF_RUN" not in tables and read_source(self._sql, tables).format
                 return recorded_stacks(self._sql, tables, record) if torch == TORCH else None
             rounds = self._records(HostRound, "LLMPROF_HOST_ROUND")
-            # A recorded program was sampled all along: its rounds are made when it is read.
-            numbers = (record.round_id, schema.HOST_ROUNDS + record.engine_id)
-            mine = [r for r in rounds if r.round_id in numbers]
+            # A recorded program was sampled in stretches: its rounds are made when it is read.
+            mine = [
+                r
+                for r in rounds
+                if r.round_id == record.round_id
+                or (
+                    r.round_id >= schema.HOST_ROUNDS
+                    and r.round_id % schema.HOST_ROUNDS == record.engine_id
+                )
+            ]
             if not mine:
                 return None
             frames = {f.frame_id: f for f in self._records(HostFrame, "LLMPROF_HOST_FRAME")}
             samples = read_samples(self._sql, record.pid, record.start_ns, record.end_ns)
-            return HostRows(mine[0], frames, samples)
+            return HostRows(together(mine), frames, samples)
 
     def _require_run(self) -> None:
         kind, name = self.kind(), one_line(str(self.path))

@@ -27,14 +27,17 @@ PUSH_POP, DOMAIN_CREATE = 59, 75
 """``NVTX_EVENTS.eventType``, from ENUM_NSYS_EVENT_TYPE."""
 
 PM_ROUNDS = 1 << 40
-"""``LLMPROF_PM_ROUND.round_id`` of a recorded program: this plus the GPU's number. It has no rounds
-when it is recorded; those of pass ``sampled`` are made when the file is read."""
+"""``LLMPROF_PM_ROUND.round_id`` of a recorded program: this, plus ``PM_STRETCH`` for each stretch
+of sampling before, plus the GPU's number. It has no rounds when it is recorded; those of pass
+``sampled`` are made when the file is read."""
+PM_STRETCH = 1 << 20
 
 PM_FURTHER = 1 << 41
 """From here on: the further GPUs of sampled rounds (``pm_round``)."""
 
 HOST_ROUNDS = 1 << 20
-"""``LLMPROF_HOST_ROUND.round_id`` of a recorded program: this plus the engine's number."""
+"""``LLMPROF_HOST_ROUND.round_id`` of a recorded program: this once for each stretch of sampling so
+far, plus the engine's number."""
 
 VM = 1 << 48
 """nsys serialises ids as hardware << 56 | vm << 48 | pid << 24 | tid; real files have vm 1."""

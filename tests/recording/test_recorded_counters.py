@@ -22,13 +22,18 @@ from llmprof.records import (
 )
 from llmprof.records.processes import RecordedProcess
 from llmprof.runfile.reader import RunFileReader
-from llmprof.runfile.schema import PM_ROUNDS, process_number
+from llmprof.runfile.schema import PM_ROUNDS, PM_STRETCH, process_number
 from llmprof.runfile.writing.writer import RunFileWriter
+from llmprof.tracers.pm.clock import Placement
+from llmprof.tracers.pm.tracer import PmSamples
 
 T0 = 10**12
 
 
-def recorded(path: Path, engines: int) -> RunData:
+def recorded(
+    path: Path, engines: int, stretches: tuple[tuple[int, int], ...] = ((0, 20),)
+) -> RunData:
+    """``stretches`` of sampling: from and to, in samples of 500 ns; steps take 1000 ns."""
     info = RunInfo(T0, 0, "0", None, ["x"], {}, {}, "full", state="finished", source="recorded")
     with RunFileWriter(path, info) as writer:
         for i in range(engines):
@@ -47,18 +52,19 @@ def recorded(path: Path, engines: int) -> RunData:
                     5, 0, 0, 10, 0, True, "libcupti", devices={"0": "aa"},
                 )
             )  # fmt: skip
-        times = np.arange(T0, T0 + 10_000, 500)
-        half = np.full(len(times), 50.0)
-        writer.put_pm_round(
-            PmRound(PM_ROUNDS + 1, 1, 500, "test", 10, 0, False),
-            {"start": times, "end": times + 500, "dram_pct": half, "dram_read_pct": half,
-             "sm_active_pct": half},
-        )  # fmt: skip
+        for number, (first, last) in enumerate(stretches):
+            times = T0 + 500 * np.arange(first, last)
+            half = np.full(len(times), 50.0)
+            writer.put_pm_round(
+                PmRound(PM_ROUNDS + number * PM_STRETCH + 1, 1, 500, "test", 10, 0, False),
+                {"start": times, "end": times + 500, "dram_pct": half, "dram_read_pct": half,
+                 "sm_active_pct": half},
+            )  # fmt: skip
     data = open_run(path)
     with RunFileReader(path) as reader:
         for record in data.rounds_of(0, "sampled"):
             found = reader.pm_samples(record.round_id)
-            assert found is not None and len(found[1].start_ns) == 20
+            assert found is not None and len(found[1].start_ns) >= 2
     return data
 
 
@@ -66,6 +72,19 @@ def test_the_counters_of_a_gpu_that_one_process_used(tmp_path: Path) -> None:
     data = recorded(tmp_path / "a.sqlite", 1)
     (traced,), (sampled,) = data.rounds_of(0, "traced"), data.rounds_of(0, "sampled")
     assert sampled.stamps_ns == traced.stamps_ns and sampled.round_id == PM_ROUNDS + 1
+
+
+def test_each_stretch_of_sampling_has_the_steps_that_lie_in_it(tmp_path: Path) -> None:
+    data = recorded(tmp_path / "a.sqlite", 1, ((0, 6), (7, 8), (11, 17)))
+    (traced,) = data.rounds_of(0, "traced")
+    first, last = data.rounds_of(0, "sampled")  # in the second there was no whole step
+    assert [r.round_id - PM_ROUNDS for r in (first, last)] == [1, 2 * PM_STRETCH + 1]
+    for found, begin, end in ((first, 0, 3000), (last, 5500, 8500)):
+        inside = [t for t in traced.stamps_ns if begin <= t <= end]
+        assert list(found.stamps_ns) == inside and found.steps == len(inside) - 1 >= 2
+        assert begin <= found.start_ns <= found.stamps_ns[0] <= found.stamps_ns[-1] <= found.end_ns
+        assert found.end_ns <= end
+    assert not data.missing or "pm" not in {m.name for m in data.missing}
 
 
 @pytest.mark.parametrize("engines", [2, 3])
@@ -76,7 +95,9 @@ def test_the_counters_of_a_shared_gpu_are_nobodys(tmp_path: Path, engines: int) 
 
 
 class Counters:
-    """A sampler that notes what it is asked for."""
+    """A sampler that notes what it is asked for, and has samples or refuses."""
+
+    samples: PmSamples | None = None
 
     def __init__(self, device: int, interval_ns: int, further: bool) -> None:
         self.asked: list[str] = []
@@ -88,46 +109,94 @@ class Counters:
     def start_round(self, seconds: float) -> None:
         self.asked.append("start")
 
-    def stop_round(self) -> Unavailable:
+    def stop_round(self) -> PmSamples | Unavailable:
         self.asked.append("stop")
-        return Unavailable("no samples from this double")
+        return self.samples or Unavailable("no samples from this double")
 
     def close(self) -> None:
         self.asked.append("close")
 
 
+class Sampled:
+    """The sampling of one GPU, over time as it is told."""
+
+    def __init__(self, path: Path) -> None:
+        info = RunInfo(T0, 0, "0", None, ["x"], {}, {}, "full", source="recorded")
+        self.path = path
+        self.writer = RunFileWriter(path, info)
+        self.sampling = BandwidthSampling([GpuDevice(0, "GPU", "GPU-0")], None)
+        self.sampling.open()
+
+    def follow(self, is_open: bool, now_s: float) -> str:
+        said = self.sampling.follow(is_open, now_s, self.writer)
+        if self.sampling._stopping is not None:
+            self.sampling._stopping.join()
+            said += self.sampling.follow(is_open, now_s, self.writer)
+        return said
+
+    def stop(self) -> None:
+        self.sampling.stop(self.writer)
+        self.writer.close()
+
+    @property
+    def asked(self) -> list[str]:
+        (tracer,) = self.sampling._tracers.values()
+        assert isinstance(tracer, Counters)
+        return tracer.asked
+
+
 @pytest.fixture
-def sampling(monkeypatch: pytest.MonkeyPatch) -> BandwidthSampling:
+def sampled(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Sampled:
     monkeypatch.setattr(bandwidth, "PmTracer", Counters)
-    return BandwidthSampling([GpuDevice(0, "GPU", "GPU-0")], None)
+    return Sampled(tmp_path / "sampled.sqlite")
 
 
-def asked(sampling: BandwidthSampling) -> list[str]:
-    (tracer,) = sampling._tracers.values()
-    assert isinstance(tracer, Counters)
-    return tracer.asked
+def test_counters_count_while_the_window_is_open(sampled: Sampled) -> None:
+    for now, is_open in enumerate((False, False, True, True, False, False, True, True)):
+        assert sampled.follow(is_open, now) == ""
+        # What refused is not asked again, in a second window either.
+        assert sampled.asked == ["open", "start", "stop"][: (1, 1, 2, 2, 3, 3, 3, 3)[now]]
+    sampled.stop()
+    assert sampled.asked[3:] == ["close"]
+    assert {m.reason for m in sampled.sampling.missing} == {"no samples from this double"}
 
 
-def test_counters_count_while_the_window_is_open(sampling: BandwidthSampling) -> None:
-    sampling.open()
-    for now, is_open in enumerate((False, False, True, True, False, False, True)):
-        assert sampling.follow(is_open, now) == ""
-        assert asked(sampling) == ["open", "start", "stop"][: (1, 1, 2, 2, 3, 3, 3)[now]]
-    sampling.stop(None)
-    assert asked(sampling)[3:] == ["close"]
-    assert [m.reason for m in sampling.missing] == ["no samples from this double"]
+def test_a_long_window_is_counted_in_stretches_and_says_so(
+    sampled: Sampled, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = T0 + 500 * np.arange(4)
+    half = np.full(4, 50.0)
+    found = PmSamples(
+        times,
+        times + 500,
+        half,
+        half,
+        half,
+        {},
+        500,
+        500,
+        Placement("cupti", 0, 10, 0, 0),
+        False,
+        0,
+        0,
+    )
+    monkeypatch.setattr(Counters, "samples", found)
+    said = [sampled.follow(True, now) for now in np.arange(0, 60 * 40, 0.5)]
+    (text,) = filter(None, said)
+    assert "the first 60 s of the window, then 10 s of every 60 s, 240 s in all" in text
+    assert sampled.asked.count("start") == 1 + (240 - 60) // 10  # no more, however long it goes on
+    sampled.stop()
+    with RunFileReader(sampled.path) as reader:
+        stretches = reader.sampled_devices()
+    assert [(n - PM_ROUNDS, device) for n, device, *_ in stretches] == [
+        (i * PM_STRETCH, 0) for i in range(19)
+    ]
 
 
-def test_a_long_window_has_its_first_part_counted_and_says_so(sampling: BandwidthSampling) -> None:
-    sampling.open()
-    said = [sampling.follow(True, now) for now in (0.0, 119.0, 121.0, 122.0)]
-    assert said[:2] == ["", ""] and "first 120 s only" in said[2] and said[3] == ""
-    assert asked(sampling) == ["open", "start", "stop"]
-
-
-def test_a_window_that_never_opens_is_a_reason(sampling: BandwidthSampling) -> None:
-    sampling.open()
-    sampling.follow(False, 0.0)
-    sampling.stop(None)
-    assert [m.reason for m in sampling.missing] == ["the window did not open: nothing was sampled"]
-    assert asked(sampling) == ["open", "close"]
+def test_a_window_that_never_opens_is_a_reason(sampled: Sampled) -> None:
+    sampled.follow(False, 0.0)
+    sampled.stop()
+    assert [m.reason for m in sampled.sampling.missing] == [
+        "the window did not open: nothing was sampled"
+    ]
+    assert sampled.asked == ["open", "close"]

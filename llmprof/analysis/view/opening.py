@@ -15,6 +15,7 @@ from llmprof.analysis.steps.detect import detect
 from llmprof.analysis.steps.events import events_of
 from llmprof.analysis.steps.found import described, stretches
 from llmprof.analysis.steps.marked import Marked, mark, matching, round_of
+from llmprof.analysis.view.traced_round import between
 from llmprof.errors import UsageError
 from llmprof.plaintext import one_line
 from llmprof.records import (
@@ -72,12 +73,16 @@ def has_steps_to_find(data: RunData) -> bool:
     return data.info.source != "driven"
 
 
-def _add_sampled_rounds(data: RunData, devices: list[tuple[int, int]]) -> None:
-    """Where a GPU's counters were sampled meanwhile, the longest traced round is a sampled one too.
+def _add_sampled_rounds(data: RunData, sampled: list[tuple[int, int, int, int]]) -> None:
+    """Where a GPU's counters were sampled, the steps of the traced round that has the most of them
+    meanwhile are a sampled round too.
 
     The counters are the GPU's: of one that several processes used, nobody's bandwidth can be told.
     """
-    for round_id, device in devices:
+    nobodys: set[int] = set()
+    for round_id, device, begin_ns, end_ns in sampled:
+        if device in nobodys:
+            continue
         users = [
             e for e in data.engines if e.info is not None and e.info.device == f"cuda:{device}"
         ]
@@ -85,11 +90,16 @@ def _add_sampled_rounds(data: RunData, devices: list[tuple[int, int]]) -> None:
             who = ", ".join(e.label for e in users) or "nobody"
             reason = f"GPU {device} was used by {who}: its counters cannot be told apart by process"
             data.missing += [Missing(e.label, "pm", reason) for e in users]
+            nobodys.add(device)
             continue
         traced = data.rounds_of(users[0].engine_id, "traced")
-        if traced:
-            longest = max(traced, key=lambda r: r.steps)
-            data.rounds.append(replace(longest, round_id=round_id, pass_name="sampled", index=0))
+        parts = [part for r in traced if (part := between(r, begin_ns, end_ns)) is not None]
+        if parts:
+            longest = max(parts, key=lambda r: r.steps)
+            index = len(data.rounds_of(users[0].engine_id, "sampled"))
+            data.rounds.append(
+                replace(longest, round_id=round_id, pass_name="sampled", index=index)
+            )
 
 
 def step_candidates(path: Path) -> list[Candidate]:

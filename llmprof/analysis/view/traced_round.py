@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from dataclasses import replace
 
 import numpy as np
@@ -33,6 +34,22 @@ def shortened(record: RoundRecord, end_ns: int) -> RoundRecord:
     kept = array("q", (stamp for stamp in record.stamps_ns if stamp <= end_ns))
     labels = record.labels[: max(0, len(kept) - 1)]
     return replace(record, stamps_ns=kept, end_ns=kept[-1] if kept else end_ns, labels=labels)
+
+
+def between(record: RoundRecord, begin_ns: int, end_ns: int) -> RoundRecord | None:
+    """Only the steps that lie within; ``None``: there are none."""
+    stamps = record.stamps_ns
+    first, last = bisect_left(stamps, begin_ns), bisect_right(stamps, end_ns) - 1
+    if last <= first:
+        return None
+    return replace(
+        record,
+        start_ns=stamps[first] if first else max(record.start_ns, begin_ns),
+        prefill_start_ns=stamps[first] if first else max(record.prefill_start_ns, begin_ns),
+        stamps_ns=stamps[first : last + 1],
+        end_ns=stamps[last] if last + 1 < len(stamps) else min(record.end_ns, end_ns),
+        labels=record.labels[first:last],
+    )
 
 
 def cut_words(whole: RoundRecord, kept: RoundRecord, limit: int) -> str:

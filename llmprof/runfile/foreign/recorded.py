@@ -18,13 +18,15 @@ def add_traced_rounds(data: RunData) -> None:
             add_whole_round(data, engine, process.process, (process.first_ns, process.last_ns))
 
 
-def sampled_devices(sql: sqlite3.Connection, tables: set[str]) -> list[tuple[int, int]]:
-    """(round id, device) of GPUs whose counters were sampled while a program ran."""
-    if "LLMPROF_PM_ROUND" not in tables:
+def sampled_devices(sql: sqlite3.Connection, tables: set[str]) -> list[tuple[int, int, int, int]]:
+    """(round id, device, begin, end) of stretches in which a GPU's counters were sampled while a
+    program ran, ns since the start of the run."""
+    if not {"LLMPROF_PM_ROUND", "LLMPROF_PM_SAMPLE"} <= tables:
         return []
-    rows = sql.execute("SELECT round_id, device FROM LLMPROF_PM_ROUND").fetchall()
-    return [
-        (round_id, device)
-        for round_id, device in rows
-        if type(round_id) is int and PM_ROUNDS <= round_id < PM_FURTHER
-    ]
+    rows = sql.execute(
+        'SELECT r.round_id, r.device, min(s.start), max(s."end") FROM LLMPROF_PM_ROUND AS r'
+        " JOIN LLMPROF_PM_SAMPLE AS s ON s.round_id = r.round_id WHERE r.round_id >= ?"
+        " AND r.round_id < ? GROUP BY r.round_id, r.device ORDER BY r.round_id",
+        [PM_ROUNDS, PM_FURTHER],
+    ).fetchall()
+    return [row for row in rows if all(type(cell) is int for cell in row)]

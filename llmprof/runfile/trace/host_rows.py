@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections import defaultdict
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 from llmprof.records import HostFrame, HostRound
 from llmprof.runfile.codec import RowError
@@ -28,6 +29,24 @@ class HostRows:
     frames: dict[int, HostFrame]
     samples: tuple[HostSample, ...]
     """Oldest first."""
+
+
+def together(rounds: Sequence[HostRound]) -> HostRound:
+    """One round over all stretches of sampling."""
+    first = rounds[0]
+    if len(rounds) == 1:
+        return first
+    return replace(
+        first,
+        samples=sum(r.samples for r in rounds),
+        undated=sum(r.undated for r in rounds),
+        errors=sum(r.errors for r in rounds),
+        error_ns=max(r.error_ns for r in rounds),
+        tick_ns=max(r.tick_ns for r in rounds),
+        first_ns=min(r.first_ns for r in rounds),
+        last_ns=max(r.last_ns for r in rounds),
+        threads={tid: name for r in rounds for tid, name in r.threads.items()},
+    )
 
 
 def read_samples(
