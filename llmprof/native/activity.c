@@ -7,16 +7,21 @@
  *   - All of the API (kinds 4 and 5) makes 18 records a kernel and an eager step 1.34 times slower
  *     than CUPTI's floor. The calls chosen below cost nothing that can be measured.
  *   - cuptiActivityFlushPeriod hands over full buffers only; FlushAll(0) also part-filled ones whose
- *     records are complete. */
+ *     records are complete.
+ *   - Any first call into CUPTI, be it a subscription or a clock, makes every launch of a CUDA graph
+ *     0.3 us a node longer, with no kind on: so the first one waits for the window to open.
+ *   - There is no way back: cuptiFinalize ends the next replay of a graph that was recorded with
+ *     "unspecified launch failure". */
 #include "recorder.h"
 
 #include <dlfcn.h>
 #include <string.h>
 #include <sys/mman.h>
+#include <time.h>
 #include <unistd.h>
 
 enum { BUFFER_BYTES = 1 << 20, BUFFERS = 256, ZEROED_OUT_BUFFERS = 5, SYSTEM_THREAD_IDS = 1,
-       MULTIPLE_SUBSCRIBERS = 39, CLOCK_TRIES = 16 };
+       MULTIPLE_SUBSCRIBERS = 39, CLOCK_TRIES = 16, SETTLE_S = 2 };
 
 /* Launches, copies, sets, waits, allocations: what ties a kernel to a host thread and a time. */
 static const uint16_t RUNTIME_CALLS[] = {13,  20,  22,  31,  41,  44,  51,  131, 137,
@@ -29,7 +34,7 @@ static const int ALL_CALLS[] = {RUNTIME, DRIVER, SYNCHRONIZATION};
 
 struct cupti cupti;
 static enum level level;
-static int started, on;
+static int tried, started, on;
 static pthread_mutex_t switch_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* what follows */
@@ -121,9 +126,8 @@ static int fail(const char *what, int code, const char *advice) {
   return 0;
 }
 
-/* Subscribe, clock, attribute, callbacks: all before anything is enabled, and inside cuInit, when
- * there is no context and no graph yet. */
-int activity_start(enum level wanted, const char *fallback) {
+/* Subscribe, clock, attribute, callbacks: all before anything is enabled. `switch_lock` is held. */
+static int attach(const char *fallback) {
   char found[PATH_ROOM] = "";
   uint64_t begun = monotonic_ns();
   uint32_t version = 0;
@@ -131,7 +135,6 @@ int activity_start(enum level wanted, const char *fallback) {
   uint8_t yes = 1;
   size_t one = 1;
   int code;
-  level = wanted;
   void *library = find_cupti(fallback, found);
   if (!library)
     return fail("no libcupti", 0, "install nvidia-cuda-cupti into the program's environment");
@@ -151,7 +154,6 @@ int activity_start(enum level wanted, const char *fallback) {
     return fail("cuptiActivityRegisterCallbacks", code, "");
   cupti.SetThreadIdType(SYSTEM_THREAD_IDS);
   __atomic_store_n(&started, 1, __ATOMIC_RELEASE);
-  if (control_wanted() & WANT_ACTIVITY) activity_switch(1);
   say_started(found, version, begun);
   return 1;
 }
@@ -185,19 +187,40 @@ static void switch_calls(int wanted) {
 
 /* Kernels, copies and sets together: their kinds are the only ones that were switched on and off
  * around instantiated graphs without a crash (GRAPH_TRACE by turns with them did crash). */
-void activity_switch(int wanted) {
+static void switch_all(int wanted) {
+  if (!activity_is_started() || wanted == on) return;
+  if (!wanted) activity_mark("off");
+  switch_kinds(ACTIVITIES, COUNT(ACTIVITIES), wanted);
+  if (level == LEVEL_FULL) switch_calls(wanted);
+  if (level == LEVEL_ALL) switch_kinds(ALL_CALLS, COUNT(ALL_CALLS), wanted);
+  __atomic_store_n(&on, wanted, __ATOMIC_RELAXED);
+  if (wanted) activity_mark("on");
+  else activity_flush(1);
+}
+
+void activity_open(enum level wanted, const char *fallback) {
   pthread_mutex_lock(&switch_lock);
-  if (activity_is_started() && wanted != on) {
-    if (!wanted) activity_mark("off");
-    switch_kinds(ACTIVITIES, COUNT(ACTIVITIES), wanted);
-    if (level == LEVEL_FULL) switch_calls(wanted);
-    if (level == LEVEL_ALL) switch_kinds(ALL_CALLS, COUNT(ALL_CALLS), wanted);
-    __atomic_store_n(&on, wanted, __ATOMIC_RELAXED);
-    if (wanted) activity_mark("on");
-    else activity_flush(1);
-  }
+  level = wanted;
+  if (!tried) tried = 1, attach(fallback);
+  switch_all(1);
   pthread_mutex_unlock(&switch_lock);
 }
+
+void activity_close(void) {
+  pthread_mutex_lock(&switch_lock);
+  switch_all(0);
+  pthread_mutex_unlock(&switch_lock);
+}
+
+/* At the program's end: the helper may be in the middle of attaching. */
+void activity_settle(void) {
+  struct timespec until;
+  clock_gettime(CLOCK_REALTIME, &until);
+  until.tv_sec += SETTLE_S;
+  if (!pthread_mutex_timedlock(&switch_lock, &until)) pthread_mutex_unlock(&switch_lock);
+}
+
+int activity_was_tried(void) { return __atomic_load_n(&tried, __ATOMIC_RELAXED); }
 
 void activity_flush(int forced) {
   if (activity_is_started()) cupti.ActivityFlushAll(forced ? 1 : 0);
@@ -239,6 +262,6 @@ void activity_mark(const char *where) {
 void activity_forget(void) {
   pthread_mutex_init(&lock, NULL);
   pthread_mutex_init(&switch_lock, NULL);
-  started = on = buffers = spares = out = 0;
+  tried = started = on = buffers = spares = out = 0;
   completed_n = declined = bytes = callback_ns = 0;
 }

@@ -16,6 +16,7 @@ enum { TICK_MS = 20, IDLE_TICK_MS = 100, MARK_MS = 1000, LOOK_MS = 1000, TERM_WA
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 static int configured, hooked, helper_runs, devices_told;
+static volatile int injected; /* by the driver: this process uses CUDA */
 static volatile int stopping;
 static volatile sig_atomic_t term_asked, term_done;
 static pid_t owner; /* the process that the spool belongs to */
@@ -88,6 +89,26 @@ static void say_process(uint64_t born) {
   write_text(FRAME_PROCESS, &text);
 }
 
+static void say_cuda(void) {
+  text_t text = {0};
+  put_text(&text, "{");
+  put_number(&text, "cuda", 1);
+  put_text(&text, "}");
+  write_text(FRAME_PROCESS, &text);
+}
+
+/* The window opens behind cuInit, which must have ended: until then the driver says so (3). */
+static int may_attach(void) {
+  int (*count)(int *) = NULL, n = 0;
+  if (!injected || activity_was_tried()) return 0;
+  void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
+  if (!driver) return 0;
+  *(void **)&count = dlsym(driver, "cuDeviceGetCount");
+  int ready = count && !count(&n);
+  dlclose(driver);
+  return ready;
+}
+
 /* CUPTI's deviceId is an ordinal of this process: say once which GPU each one is. Not before there
  * was work: until then this process may still be inside cuInit. */
 static void say_devices(void) {
@@ -120,6 +141,16 @@ static void say_devices(void) {
   write_text(FRAME_DEVICES, &text);
 }
 
+/* On or off as llmprof wants it, in a process that has loaded CUDA. */
+static void follow_window(void) {
+  int wanted = (control_wanted() & WANT_ACTIVITY) != 0;
+  if (!wanted) {
+    if (activity_is_on()) activity_close();
+  } else if (!activity_is_on() && (activity_is_started() || may_attach())) {
+    activity_open(level, fallback);
+  }
+}
+
 static void *help(void *unused) {
   uint64_t marked = monotonic_ns(), looked = marked;
   int idle = 0;
@@ -136,13 +167,12 @@ static void *help(void *unused) {
     if (monotonic_ns() - looked >= LOOK_MS * 1000000ull) {
       looked = monotonic_ns();
       if (control_is_orphan(folder)) {
-        activity_switch(0);
+        activity_close();
         spool_abandon(folder);
         break;
       }
     }
-    int wanted = (control_wanted() & WANT_ACTIVITY) != 0;
-    if (activity_is_started() && wanted != activity_is_on()) activity_switch(wanted);
+    follow_window();
     ranges_flush();
     idle = !activity_is_on() || !activity_buffers_out();
     if (!idle) activity_flush(0);
@@ -174,6 +204,7 @@ static void start_helper(void) {
 static void finish(void) {
   if (owner != getpid() || !spool_is_open() || stopping) return;
   stopping = 1;
+  activity_settle();
   ranges_flush();
   activity_flush(1);
   activity_mark("end");
@@ -198,7 +229,7 @@ static void in_child(void) {
   pthread_mutex_init(&lock, NULL);
   spool_forget(), names_forget(), activity_forget(), ranges_forget();
   owner = 0, own_tid = 0;
-  helper_runs = devices_told = 0;
+  helper_runs = devices_told = injected = 0;
   stopping = 0;
   term_asked = term_done = 0;
 }
@@ -242,8 +273,11 @@ int process_begin(void) {
 EXPORT int InitializeInjection(void);
 EXPORT int InitializeInjection(void) {
   pthread_mutex_lock(&lock);
-  if (begin_locked() && level != LEVEL_STEPS && !activity_is_started())
-    activity_start(level, fallback);
+  if (begin_locked() && level != LEVEL_STEPS && !injected) {
+    say_cuda();
+    if (control_wanted() & WANT_ACTIVITY) activity_open(level, fallback);
+    injected = 1;
+  }
   pthread_mutex_unlock(&lock);
   return 1;
 }

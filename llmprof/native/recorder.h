@@ -107,8 +107,10 @@ struct cupti {
   int (*ActivityEnableDriverApi)(uint32_t, uint8_t);
 };
 extern struct cupti cupti;
-int activity_start(enum level level, const char *fallback);
-void activity_switch(int on);
+void activity_open(enum level level, const char *fallback); /* attaches, the first time */
+void activity_close(void);
+void activity_settle(void);
+int activity_was_tried(void);
 int activity_is_on(void);
 int activity_is_started(void);
 int activity_buffers_out(void);

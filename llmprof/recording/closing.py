@@ -76,7 +76,7 @@ def _why_no_kernels(plan: RecordPlan, spools: Spools) -> str:
                 " say step, so the window never opened; give a time (--after 30s) where a program"
                 " marks no steps"
             )
-    if any("library" in r.image.facts for r in spools.all):
+    if any(r.image.loaded_cuda for r in spools.all):
         return "the program loaded CUDA but ran nothing on a GPU while it was recorded"
     return NO_CUDA
 

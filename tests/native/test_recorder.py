@@ -13,6 +13,7 @@ import subprocess
 import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -174,6 +175,81 @@ def test_ranges_and_facts(built: recorder_build.Built, tmp_path: Path) -> None:
     assert devices["devices"][1] == {  # type: ignore[index]
         "ordinal": 1, "uuid": "a1" * 16, "pci_bus_id": "0000:02:00.0", "name": "Stub GPU 1"
     }  # fmt: skip
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def kinds_in(spools: Path) -> Counter[int]:
+    """Frames so far of the only spool, which still grows."""
+    with spool.SpoolReader(only(spools)) as reader:
+        return Counter(frame.kind for frame in reader.frames())
+
+
+def test_cupti_is_not_touched_before_the_window_opens(
+    built: recorder_build.Built, tmp_path: Path
+) -> None:
+    """Its mere presence makes each launch of a CUDA graph longer."""
+    page = ControlPage(tmp_path, 2)
+    process = subprocess.Popen(
+        [built.program, "wait", "20000", "1", "1000"], env=built.environment(tmp_path)
+    )
+    try:
+        until(lambda: bool(list(tmp_path.glob("*.spool"))))
+        time.sleep(0.5)
+        assert kinds_in(tmp_path)[spool.LAYOUT] == 0
+        page.want(3)
+        until(lambda: kinds_in(tmp_path)[spool.RECORDS] > 0)
+    finally:
+        process.terminate()
+        assert process.wait(20) == -signal.SIGTERM
+        page.close()
+    found = frames(only(tmp_path))
+    assert any(value and value.get("cuda") == 1 for kind, value in found if kind == spool.PROCESS)
+    assert not [value for kind, value in found if kind == spool.ERROR]
+    assert kernels(only(tmp_path))[0] > 0
+
+
+def test_a_window_that_opens_within_cuinit_waits_for_its_end(
+    built: recorder_build.Built, tmp_path: Path
+) -> None:
+    page = ControlPage(tmp_path, 2)
+    begun = time.monotonic()
+    process = subprocess.Popen(
+        [built.program, "wait", "20000", "1", "1000"],
+        env=built.environment(tmp_path, LLMPROF_STUB_INIT_MS="1500"),
+    )
+    try:
+        until(lambda: bool(list(tmp_path.glob("*.spool"))))
+        page.want(3)
+        until(lambda: kinds_in(tmp_path)[spool.LAYOUT] > 0)
+        assert time.monotonic() - begun > 1.5
+    finally:
+        process.terminate()
+        process.wait(20)
+        page.close()
+    assert not [value for kind, value in frames(only(tmp_path)) if kind == spool.ERROR]
+
+
+def test_a_window_that_opens_as_the_program_ends(
+    built: recorder_build.Built, tmp_path: Path
+) -> None:
+    """Attaching, on the helper's thread, and the end of the process, on the program's."""
+    for number in range(12):
+        spools = tmp_path / str(number)
+        spools.mkdir()
+        page = ControlPage(spools, 2)
+        process = subprocess.Popen(
+            [built.program, "exit", "10", "5", "10000"], env=built.environment(spools)
+        )
+        time.sleep(0.02 * number)
+        page.want(3)
+        assert process.wait(20) == 7
+        page.close()
 
 
 def test_a_window_that_opens_and_closes(built: recorder_build.Built, tmp_path: Path) -> None:

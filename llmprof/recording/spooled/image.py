@@ -240,6 +240,10 @@ class Image:
         return bool(self.kernels or self.copies)
 
     @property
+    def loaded_cuda(self) -> bool:
+        return "cuda" in self.facts
+
+    @property
     def pid(self) -> int:
         return self.process & 0xFFFFFF
 

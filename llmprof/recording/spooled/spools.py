@@ -137,7 +137,7 @@ class Spools:
         """
         for recorded in self.all:
             image = recorded.image
-            if image.range_count and recorded.engine is None and "library" not in image.facts:
+            if image.range_count and recorded.engine is None and not image.loaded_cuda:
                 recorded.image.engine_id = self._new_engine(recorded.image)
 
     def _label(self, image: Image) -> str:
