@@ -1,6 +1,6 @@
 """What ``llmprof record`` costs a program: paired, interleaved rounds of resident processes.
 
-    python3 benchmarks/record_overhead.py [--rounds 30] [--layers 16] [--modes bare,floor,full,off]
+    python3 benchmarks/record_overhead.py [--rounds 30] [--layers 16] [--modes bare,full,off]
 
 One process a mode runs the decode loop of tests/gpu/recorded/record_targets.py, eager and in a CUDA
 graph; they are interleaved round by round in random order, so disturbances hit all alike.
@@ -9,11 +9,14 @@ bare      nothing injected
 floor     CUPTI's own cost: the same kinds, every buffer thrown away
 kernels   ``--trace kernels``
 full      ``--trace full`` (the default)
-off       ``--trace full`` in a window that is closed
+off       ``--trace full`` in a window that has not opened yet
+closed    the same, opened when the graph was there, and closed again: CUPTI stays in the process
+bare2     nothing injected, another process: what two processes differ by
 
 Printed: medians over rounds of each round's median step, the ratio to bare and to the floor with a
 95 % bootstrap interval. Goals: full / floor at most 1.005 in a CUDA graph and within noise eager;
-off / bare at most 1.005. Needs torch with CUDA and a C compiler; ``--device cpu`` rehearses.
+off / bare at most 1.005, where bare2 / bare is as near to 1. Needs torch with CUDA and a C
+compiler; ``--device cpu`` rehearses.
 """
 
 from __future__ import annotations
@@ -32,7 +35,13 @@ from statistics import median
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "gpu" / "recorded")]
-MODES = {"bare": None, "floor": "floor", "kernels": "kernels", "full": "full", "off": "full"}
+MODES = {
+    "bare": None, "bare2": None, "floor": "floor", "kernels": "kernels", "full": "full",
+    "off": "full", "closed": "full",
+}  # fmt: skip
+
+SHUT = ("bare", "bare2", "off", "closed")
+"""Nothing is recorded in them."""
 
 
 def worker(layers: int, device: str) -> None:
@@ -58,6 +67,14 @@ def worker(layers: int, device: str) -> None:
             print(json.dumps(taken), flush=True)
 
 
+def ask(process: subprocess.Popen[str], kind: str, steps: int) -> list[int]:
+    assert process.stdout is not None and process.stdin is not None
+    process.stdin.write(f"{kind} {steps}\n")
+    process.stdin.flush()
+    answer: list[int] = json.loads(process.stdout.readline())
+    return answer
+
+
 def interval(ratios: list[float]) -> tuple[float, float]:
     source = random.Random(0)
     means = sorted(median(source.choices(ratios, k=len(ratios))) for _ in range(2000))
@@ -69,7 +86,7 @@ def report(kind: str, found: dict[str, list[float]]) -> None:
     for mode, values in found.items():
         line = f"{mode:8} {median(values) / 1e3:10.1f} µs"
         for base in ("bare", "floor"):
-            if base in found and mode != base and not (mode in ("bare", "off") and base == "floor"):
+            if base in found and mode != base and not (mode in SHUT and base == "floor"):
                 ratios = [a / b for a, b in zip(values, found[base], strict=True)]
                 low, high = interval(ratios)
                 line += f"   / {base} {median(ratios):.4f} ({low:.4f}–{high:.4f})"
@@ -82,7 +99,7 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--modes", default="bare,floor,kernels,full,off")
+    parser.add_argument("--modes", default="bare,bare2,floor,kernels,full,off,closed")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
@@ -96,11 +113,14 @@ def main() -> int:
     modes = arguments.modes.split(",")
     with ExitStack() as stack:
         workers = {}
+        closed: ControlPage | None = None
         for mode in modes:
             variables = dict(os.environ)
             if MODES[mode] is not None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-                page = ControlPage(folder, RANGES | (0 if mode == "off" else ACTIVITY))
+                page = ControlPage(folder, RANGES | (0 if mode in SHUT else ACTIVITY))
+                if mode == "closed":
+                    closed = page
                 stack.callback(page.close)
                 variables |= {
                     "CUDA_INJECTION64_PATH": recorder,
@@ -121,16 +141,18 @@ def main() -> int:
                 print(f"{mode}: the worker did not start", file=sys.stderr)
                 return 1
         kinds = ("eager", "graph") if arguments.device == "cuda" else ("eager",)
+        if closed is not None:
+            for wanted in (RANGES | ACTIVITY, RANGES):
+                closed.want(wanted)
+                time.sleep(0.5)
+                for kind in kinds:
+                    ask(workers["closed"], kind, arguments.steps)
         found: dict[str, dict[str, list[float]]] = {k: {m: [] for m in modes} for k in kinds}
         shuffle = random.Random(1)
         for number in range(arguments.rounds + 2):
             for kind in kinds:
                 for mode in shuffle.sample(modes, len(modes)):
-                    process = workers[mode]
-                    assert process.stdout is not None and process.stdin is not None
-                    process.stdin.write(f"{kind} {arguments.steps}\n")
-                    process.stdin.flush()
-                    taken = json.loads(process.stdout.readline())
+                    taken = ask(workers[mode], kind, arguments.steps)
                     if number > 1:  # the first rounds warm up
                         found[kind][mode].append(median(taken[2:]))
         for process in workers.values():

@@ -176,6 +176,38 @@ def window(steps: Steps) -> None:
 
 
 @torch.inference_mode()
+def busy(steps: Steps) -> None:
+    """Two threads that never wait for the GPU for long, one replays a graph, one launches."""
+    import threading
+
+    model, other = Loop(6, 1024, "cuda"), Loop(2, 1024, "cuda")
+    graph = captured(model)
+    torch.cuda.synchronize()
+    end, done = time.monotonic() + float(os.environ.get("TARGET_SECONDS", "6")), [0, 0]
+
+    def launch() -> None:
+        with torch.inference_mode(), torch.cuda.stream(torch.cuda.Stream()):
+            while time.monotonic() < end:
+                other()
+                done[1] += 1
+                if done[1] % 20 == 0:
+                    other.token.item()
+
+    thread = threading.Thread(target=launch)
+    thread.start()
+    while time.monotonic() < end:
+        torch.cuda.nvtx.range_push(f"decode {done[0]}")
+        graph.replay()
+        torch.cuda.nvtx.range_pop()
+        done[0] += 1
+        if done[0] % 20 == 0:
+            model.token.item()
+    thread.join()
+    torch.cuda.synchronize()
+    steps.end(replays=done[0], eager=done[1])
+
+
+@torch.inference_mode()
 def profiler_inside(steps: Steps) -> None:
     """The program uses torch.profiler itself, twice."""
     from torch.profiler import ProfilerActivity, profile
@@ -232,7 +264,7 @@ def generate(steps: Steps) -> None:
 
     for _ in range(REPEATS):
         steps.run("generate", whole, 1, mark=False)
-    steps.end()
+    steps.end(marked=count[0] if steps.profile is None else 0)
 
 
 @torch.inference_mode()
@@ -280,7 +312,7 @@ def serve(queue: Any) -> None:
 
 
 TARGETS = {
-    "loop": loop, "window": window, "profiler": profiler_inside, "generate": generate,
+    "loop": loop, "window": window, "busy": busy, "profiler": profiler_inside, "generate": generate,
     "ranks": ranks, "spawned": spawned,
 }  # fmt: skip
 
