@@ -14,5 +14,6 @@ types:
 borders:
 	$(PYTHON) -c "import sys; from importlinter.cli import lint_imports_command; sys.exit(lint_imports_command())"
 
+# One worker a core, eight at most: tests wait more than they compute.
 test:
-	$(PYTHON) -m pytest
+	$(PYTHON) -m pytest -n logical --maxprocesses 8 --dist worksteal

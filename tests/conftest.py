@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +15,14 @@ PLUGIN = Path(__file__).parent / "support" / "plugin"
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What starts the tests may ignore signals (a shell's background job, nohup), and programs that
+    # tests start would inherit that: they would go on where they should end.
+    for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT, signal.SIGTERM):
+        if signal.getsignal(number) is signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    # Side by side, each worker's threads would take the other's cores.
+    if hasattr(config, "workerinput"):
+        os.environ.setdefault("OMP_NUM_THREADS", "1")
     # The fakes are found by entry point, as an installed third-party package would be.
     sys.path.insert(0, str(PLUGIN))
 
