@@ -97,11 +97,14 @@ def test_a_worker_that_crashes_in_the_traced_pass(llmprof, tmp_path: Path) -> No
     assert done.returncode == 3
     assert "SIGKILL" in found["failure"]["message"]
     assert 0 < found["tracing"]["steps"] < 64
-    assert not _left_over()
+    assert not _left_over(tmp_path)
 
 
-def _left_over() -> list[str]:
-    """py-spy and metronome processes that are children of nobody who waits for them."""
+def _left_over(home: Path) -> list[str]:
+    """py-spy and metronome processes of this test that are children of nobody who waits for them.
+
+    Other tests, and other users of the machine, have theirs: a home of its own tells a test's.
+    """
     time.sleep(0.2)
     found = []
     for entry in Path("/proc").iterdir():
@@ -109,9 +112,10 @@ def _left_over() -> list[str]:
             try:
                 command = (entry / "cmdline").read_bytes().decode(errors="replace")
                 parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
+                ours = f"HOME={home}\0".encode() in (entry / "environ").read_bytes()
             except OSError:
                 continue
-            if parent == 1 and ("metronome.py" in command or "py-spy\0record" in command):
+            if ours and parent == 1 and ("metronome.py" in command or "py-spy\0record" in command):
                 found.append(command)
     return found
 
@@ -176,8 +180,8 @@ def test_killed_parent_leaves_no_process(tmp_path: Path, clean_env: dict[str, st
         process.send_signal(signal.SIGKILL)
         process.wait()
     deadline = time.monotonic() + 10
-    while (left := _left_over()) and time.monotonic() < deadline:
-        pass
+    while (left := _left_over(tmp_path)) and time.monotonic() < deadline:
+        pass  # it sleeps itself
     assert not left
 
 

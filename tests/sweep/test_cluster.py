@@ -26,7 +26,7 @@ def test_no_cluster_is_said_in_one_line(llmprof) -> None:
     done = llmprof(
         "sweep", "--engine", "fake", "--context", "8", "-o", "s", "--on", "ray",
         env={"RAY_ADDRESS": "127.0.0.1:1", "RAY_GCS_RPC_TIMEOUT_S": "1",
-             "RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_NUM_REDIS_GET_RETRIES": "1"},
+             "RAY_gcs_rpc_server_connect_timeout_s": "1", "RAY_py_gcs_connect_timeout_s": "1"},
     )  # fmt: skip
     assert done.returncode == 2
     assert "no Ray cluster can be reached" in done.stderr.splitlines()[-1]

@@ -24,7 +24,7 @@ from llmprof.traces.opened import readable
         ("t.zip", b"PK\x03\x04aaaa", "a ZIP archive: unpack it"),
         ("t.json.zst", b"\x28\xb5\x2f\xfdaaaa", "packed with zstd: unpack it"),
         ("t.json.gz", b"\x1f\x8b\x08\x00", "packed with gzip, but not whole"),
-        ("t.json.gz", gzip.compress(b"hello"), "no SQLite file and no JSON"),
+        ("t.json.gz", gzip.compress(b"hello", mtime=0), "no SQLite file and no JSON"),
         ("m.gguf", b"GGUF\x03\x00\x00\x00", "a GGUF model: give it to an engine"),
         ("t.txt", b"hello", "traces of torch.profiler and rocprofv3"),
         ("t.ncu-rep", b"\x00\x01", "Nsight's own .ncu-rep file"),
