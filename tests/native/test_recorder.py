@@ -20,6 +20,7 @@ import pytest
 import recorder_build
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from waiting import until
 
 from llmprof.native import build
 from llmprof.recording.control import ControlPage
@@ -58,6 +59,21 @@ def frames(path: Path) -> list[tuple[int, dict[str, object] | None]]:
         ]
         assert reader.lost == ""
     return found
+
+
+def marks(spools: Path) -> list[object]:
+    """Where the window was when the recorder said so."""
+    return [value["where"] for kind, value in frames(only(spools)) if kind == 3 and value]
+
+
+def has(spools: Path, wanted: str | int) -> bool:
+    """A mark, or a kind of frame, in a spool that is being written."""
+    with spool.SpoolReader(only(spools)) as reader:
+        found = list(reader.frames())
+        return any(
+            f.kind == wanted or (f.kind == 3 and reader.json(f).get("where") == wanted)
+            for f in found
+        )
 
 
 def only(spools: Path) -> Path:
@@ -255,20 +271,20 @@ def test_a_window_that_opens_as_the_program_ends(
 def test_a_window_that_opens_and_closes(built: recorder_build.Built, tmp_path: Path) -> None:
     page = ControlPage(tmp_path, 2)
     process = subprocess.Popen(
-        [built.program, "wait", "1500", "1", "1000"], env=built.environment(tmp_path)
+        [built.program, "wait", "30000", "1", "1000"], env=built.environment(tmp_path)
     )
     try:
-        for wanted in (3, 2):
-            time.sleep(0.4)
-            page.want(wanted)
-        time.sleep(0.4)
+        until(lambda: list(tmp_path.glob("*.spool")))
+        page.want(3)
+        until(lambda: has(tmp_path, "on") and has(tmp_path, spool.RECORDS))
+        page.want(2)
+        until(lambda: has(tmp_path, "off"))
     finally:
         process.terminate()
-        assert process.wait(20) == -signal.SIGTERM
+        assert process.wait(60) == -signal.SIGTERM
         page.close()
-    marks = [value["where"] for kind, value in frames(only(tmp_path)) if kind == 3 and value]
-    assert marks == ["on", "off", "end"]
-    assert 0 < kernels(only(tmp_path))[0] < 1500
+    assert marks(tmp_path) == ["on", "off", "end"]
+    assert 0 < kernels(only(tmp_path))[0] < 30000
 
 
 def test_a_limit_on_file_size_ends_the_spool_not_the_program(
@@ -297,10 +313,8 @@ def test_nobody_to_record_for_leaves_nothing(built: recorder_build.Built, tmp_pa
     ControlPage(spools, 3).close()
     process = subprocess.Popen([built.program, "wait"], env=built.environment(spools))
     try:
-        deadline = time.monotonic() + 20
-        while spools.exists() and time.monotonic() < deadline:
-            time.sleep(0.05)
-        assert not spools.exists() and process.poll() is None
+        until(lambda: not spools.exists())
+        assert process.poll() is None
     finally:
         process.kill()
         process.wait()

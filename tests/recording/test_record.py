@@ -7,16 +7,17 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
 import recorder_build
+from waiting import until
 
 from llmprof.analysis.device.kernels import KernelReport
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import build as build_report
 from llmprof.analysis.view.traced import load_trace
+from llmprof.errors import RunFileError
 from llmprof.records import RunData
 from llmprof.runfile.reader import RunFileReader
 
@@ -136,24 +137,24 @@ def test_an_image_behind_exec_is_another_engine(record: Record) -> None:
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_signals_reach_the_program(record: Record, number: signal.Signals) -> None:
-    process = record.start(record.program, "wait", "20", "10", "1000")
-    _wait_for(lambda: bool(list(record.folder.glob(".run.sqlite.*.part/*.spool"))))
-    time.sleep(0.3)
+    ready = record.folder.with_suffix(".ready")
+    process = record.start(record.program, "wait", "20", "10", "1000", STUB_READY=str(ready))
+    until(ready.exists)
     process.send_signal(number)
-    assert process.wait(30) == 128 + number
+    assert process.wait(60) == 128 + number
     assert record.left() == [] and record.data().processes[0].kernels == 200
 
 
 def test_a_killed_llmprof_leaves_the_program_alone_and_no_files(record: Record) -> None:
     process = record.start(record.program, "wait", "20", "10", "1000")
-    _wait_for(lambda: bool(list(record.folder.glob(".run.sqlite.*.part/*.spool"))))
+    until(lambda: list(record.folder.glob(".run.sqlite.*.part/*.spool")))
     (spool,) = record.folder.glob(".run.sqlite.*.part/*.spool")
     pid = int(spool.name.split("-")[0])
-    time.sleep(0.8)
+    until(lambda: _opens(record.output))
     process.kill()
     process.wait()
     try:
-        _wait_for(lambda: record.left() == [])
+        until(lambda: record.left() == [])
         os.kill(pid, 0)  # alive
         assert record.data().info.state == "running"
     finally:
@@ -165,9 +166,9 @@ def test_what_is_left_of_a_killed_programs_group_is_ended(record: Record) -> Non
     process = record.start("sh", "-c", script)
     assert process.stdout is not None
     pid = int(process.stdout.readline())
-    _wait_for(lambda: bool(list(record.folder.glob(".run.sqlite.*.part/*.spool"))))
+    until(lambda: list(record.folder.glob(".run.sqlite.*.part/*.spool")))
     process.terminate()
-    assert process.wait(40) == 143
+    assert process.wait(60) == 143
     with pytest.raises(ProcessLookupError):
         os.kill(pid, 0)
 
@@ -324,11 +325,12 @@ def test_a_full_disk_ends_the_recording_not_the_program(record: Record, tmp_path
     assert data.info.source == "recorded"
 
 
-def _wait_for(condition: object, seconds: float = 20) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():  # type: ignore[operator]
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+def _opens(file: Path) -> bool:
+    try:
+        with RunFileReader(file) as reader:
+            return reader.run_data().info.source == "recorded"
+    except RunFileError:
+        return False  # not there yet, or being written
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(record: Record, tmp_path: Path) -> None:

@@ -39,6 +39,10 @@ def test_points_of_a_killed_node_run_elsewhere(llmprof, tmp_path: Path, clean_en
     # What a node's workers inherit is the node's environment, not that of the sweep.
     monkeypatch.setenv("PYTHONPATH", clean_env["PYTHONPATH"])
     monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "0")
+    # A dead node is noticed after 3 × 1 s without an answer, not after half a minute.
+    monkeypatch.setenv("RAY_health_check_initial_delay_ms", "1000")
+    monkeypatch.setenv("RAY_health_check_period_ms", "1000")
+    monkeypatch.setenv("RAY_health_check_failure_threshold", "3")
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False}
     )
@@ -55,7 +59,7 @@ def test_points_of_a_killed_node_run_elsewhere(llmprof, tmp_path: Path, clean_en
         killer = threading.Thread(target=kill)
         killer.start()
         done = llmprof(
-            "sweep", "--engine", "fake:prefill_us=20000", "--context", "8,16,24", "--batch",
+            "sweep", "--engine", "fake:prefill_us=20000", "--context", "8,16", "--batch",
             "1,2", *SHORT, "-o", "s", "--on", "ray",
             env={"RAY_ADDRESS": cluster.address, "A_SECRET": "hush"},
         )  # fmt: skip
@@ -64,8 +68,8 @@ def test_points_of_a_killed_node_run_elsewhere(llmprof, tmp_path: Path, clean_en
         cluster.shutdown()
     assert done.returncode == 0, done.stderr
     found = journal(folder)
-    assert len(found) == len({line["point_id"] for line in found}) == 6
+    assert len(found) == len({line["point_id"] for line in found}) == 4
     assert {line["state"] for line in found} == {"done"}
     assert len({line["node"] for line in found}) == 2
-    assert len(list((folder / "runs").glob("*.sqlite"))) == 6
+    assert len(list((folder / "runs").glob("*.sqlite"))) == 4
     assert not any(b"hush" in path.read_bytes() for path in (folder / "runs").iterdir())

@@ -116,6 +116,14 @@ void stub_copy_to_host(void) {
   pthread_mutex_unlock(&lock);
 }
 
+/* Are there records that the client has not been given? It has done with those that it was given. */
+int stub_pending(void) {
+  pthread_mutex_lock(&lock);
+  int pending = buffer != NULL;
+  pthread_mutex_unlock(&lock);
+  return pending;
+}
+
 /* A kernel whose name points nowhere. */
 void stub_wild_name(void) {
   uint8_t *at = record(KERNEL);

@@ -4,7 +4,7 @@
  *
  * After the last step it ends by END: return, exit, _exit, term, abort, segv, kill, exec, fork (a
  * child in the middle that does nothing), fork-cuda (a child that uses CUDA, the parent did not),
- * wait (until a signal), nocuda (no cuInit). It prints `T` and CLOCK_MONOTONIC in ns after each step
+ * wait (until a signal; the file STUB_READY appears when all records are handed over), nocuda (no cuInit). It prints `T` and CLOCK_MONOTONIC in ns after each step
  * on descriptor 3 where that is open. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -20,6 +20,7 @@
 
 int cuInit(unsigned);
 void stub_launch(uint32_t);
+int stub_pending(void);
 
 /* What nvToolsExt.h does at the first call of a program, with room for the functions used here. */
 typedef void (*any_function)(void);
@@ -85,6 +86,11 @@ int main(int argc, char **argv) {
   if (!strcmp(end, "segv")) raise(SIGSEGV);
   if (!strcmp(end, "kill")) raise(SIGKILL);
   if (!strcmp(end, "exec")) execv(argv[5], argv + 5);
-  if (!strcmp(end, "wait")) pause();
+  if (!strcmp(end, "wait")) {
+    const char *ready = getenv("STUB_READY");
+    while (stub_pending()) usleep(1000);
+    if (ready) close(open(ready, O_CREAT | O_WRONLY, 0600));
+    pause();
+  }
   return 0;
 }
