@@ -59,7 +59,8 @@ def _with_output(line: str, where: str) -> str:
 
 def commands() -> str:
     """Every command with its options, as argparse knows them."""
-    from llmprof.cli.parser import SUBCOMMANDS, run_parser, subcommand
+    from llmprof.cli.parser import run_parser
+    from llmprof.cli.subcommands import SUBCOMMANDS, subcommand
 
     parts = [
         "# Commands\n\nMade from the parsers of this version; `--help` says the same.\n",

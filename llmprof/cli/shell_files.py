@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from llmprof.cli.examples import EXAMPLES
-from llmprof.cli.parser import EPILOG, SUBCOMMANDS, run_parser, subcommand
+from llmprof.cli.parser import EPILOG, run_parser
+from llmprof.cli.subcommands import SUBCOMMANDS, subcommand
 
 FILES = {
     "llmprof.bash": "share/bash-completion/completions/llmprof",

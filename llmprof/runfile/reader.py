@@ -6,9 +6,8 @@ import sqlite3
 from array import array
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from llmprof.errors import RunFileError
@@ -54,7 +53,7 @@ LOOK_BACK_NS = 1_000_000_000
 FileKind = Literal["llmprof", "nsys", "other"]
 
 
-class RunFileReader:
+class RunFileReader(AbstractContextManager["RunFileReader"]):
     """One run file, read-only. Texts come as they are in the file: untrusted.
 
     Every method raises ``RunFileError`` on a damaged file.
@@ -71,15 +70,7 @@ class RunFileReader:
         self._sql = self._file.sql
         self._sql.row_factory = sqlite3.Row
 
-    def __enter__(self) -> RunFileReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        why: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_why: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from llmprof.runfile.database import quoted
@@ -13,7 +13,7 @@ from llmprof.runfile.opening import UNREADABLE, OpenFile, damaged
 _CHUNK = 1 << 16
 
 
-class RawTables:
+class RawTables(AbstractContextManager["RawTables"]):
     """A file open for reading whole tables. Texts are untrusted.
 
     Raises:
@@ -24,15 +24,7 @@ class RawTables:
         self._path = path
         self._file = OpenFile(path)
 
-    def __enter__(self) -> RawTables:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        why: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_why: object) -> None:
         self._file.close()
 
     def names(self) -> list[str]:

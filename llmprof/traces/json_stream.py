@@ -11,10 +11,9 @@ import json
 import re
 import zlib
 from collections.abc import Callable, Collection, Iterator
-from contextlib import suppress
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any
 
 from llmprof.errors import RunFileError
@@ -130,7 +129,7 @@ class Document:
         self.cut = self.cut or "its end is missing"
 
 
-class _Window:
+class _Window(AbstractContextManager["_Window"]):
     """Text of the file from the place that is being looked at."""
 
     def __init__(self, document: Document, exact: bool, advance: Callable[[], None]) -> None:
@@ -152,15 +151,7 @@ class _Window:
         self._raw.seek(0)
         self._file: Any = _Unpacked(self._raw) if magic == _GZIP else self._raw
 
-    def __enter__(self) -> _Window:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        why: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_why: object) -> None:
         self._raw.close()
 
     def step(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from llmprof.cli import banner
+from llmprof.cli.machine import banner
 from llmprof.doctor.checks import Check
 
 CHECKS = [

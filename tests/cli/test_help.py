@@ -11,8 +11,9 @@ from pathlib import Path
 import pytest
 
 from llmprof.cli.examples import EXAMPLES
-from llmprof.cli.parser import SUBCOMMANDS, parse
+from llmprof.cli.parser import parse
 from llmprof.cli.shell_files import FILES, whole_parser, write
+from llmprof.cli.subcommands import SUBCOMMANDS
 
 
 @pytest.mark.parametrize("command", ["", *SUBCOMMANDS])

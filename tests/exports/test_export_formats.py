@@ -49,7 +49,7 @@ def kernels_of(truth: Truth) -> Counter[tuple[int, int]]:
 
 
 def test_the_command_line(llmprof: Any, tmp_path: Path) -> None:
-    from llmprof.cli.parser import EXPORTS
+    from llmprof.cli.subcommands import EXPORTS
 
     assert tuple(FORMATS) == EXPORTS
     done = llmprof("export", str(H100), "--to", "csv", "-o", "tables")

@@ -8,7 +8,6 @@ from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import fields, replace
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING, Any, get_args
 
 from llmprof.records import (
@@ -50,7 +49,7 @@ _INFO, _WARNING = 1, 2
 _NOT_WRITTEN = ("stamps_ns", "steps_from", "labels", "other_tids")
 
 
-class RunFileWriter:
+class RunFileWriter(AbstractContextManager["RunFileWriter"]):
     """Creates a run file and adds to it.
 
     Records carry absolute CLOCK_MONOTONIC; the file gets ns since ``info.t0_ns``. To be used from
@@ -80,15 +79,7 @@ class RunFileWriter:
             self._db.abandon()
             raise
 
-    def __enter__(self) -> RunFileWriter:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        why: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_why: object) -> None:
         self.close()
 
     def close(self) -> None:

@@ -68,13 +68,7 @@ KERNEL_FIELDS: tuple[Field, ...] = (
 NAME_OFFSET = 104
 CBID_OFFSET = 4
 
-MEMCPY_FIELDS: tuple[Field, ...] = (
-    ("kind", "<u4", 0),
-    ("copy_kind", "u1", 4),
-    ("src_kind", "u1", 5),
-    ("dst_kind", "u1", 6),
-    ("flags", "u1", 7),
-    ("bytes", "<u8", 8),
+_COPY_FIELDS: tuple[Field, ...] = (
     ("start", "<i8", 16),
     ("end", "<i8", 24),
     ("device", "<u4", 32),
@@ -84,21 +78,25 @@ MEMCPY_FIELDS: tuple[Field, ...] = (
     ("graph_node", "<u8", 64),
     ("graph", "<u4", 72),
 )
+"""At the same places in copies and sets."""
+
+MEMCPY_FIELDS: tuple[Field, ...] = (
+    ("kind", "<u4", 0),
+    ("copy_kind", "u1", 4),
+    ("src_kind", "u1", 5),
+    ("dst_kind", "u1", 6),
+    ("flags", "u1", 7),
+    ("bytes", "<u8", 8),
+    *_COPY_FIELDS,
+)
 """``CUpti_ActivityMemcpy5`` and later."""
 
 MEMSET_FIELDS: tuple[Field, ...] = (
     ("kind", "<u4", 0),
     ("value", "<u4", 4),
     ("bytes", "<u8", 8),
-    ("start", "<i8", 16),
-    ("end", "<i8", 24),
-    ("device", "<u4", 32),
-    ("context", "<u4", 36),
-    ("stream", "<u4", 40),
-    ("correlation", "<u4", 44),
+    *_COPY_FIELDS,
     ("memory_kind", "<u2", 50),
-    ("graph_node", "<u8", 64),
-    ("graph", "<u4", 72),
 )
 """``CUpti_ActivityMemset4`` and later."""
 

@@ -15,9 +15,9 @@ import os
 import struct
 import threading
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 MAGIC = b"LPSP"
@@ -91,7 +91,7 @@ class Frame:
     cut: bool = False
 
 
-class SpoolReader:
+class SpoolReader(AbstractContextManager["SpoolReader"]):
     """Reads headers, and payloads on demand: memory never exceeds one frame.
 
     Raises ``OSError`` where the file cannot be opened.
@@ -139,13 +139,5 @@ class SpoolReader:
             os.close(self._fd)
             self._fd = -1
 
-    def __enter__(self) -> SpoolReader:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_why: object) -> None:
         self.close()

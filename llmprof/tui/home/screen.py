@@ -16,11 +16,10 @@ from textual.widgets import Footer
 from textual.worker import get_current_worker
 
 from llmprof.analysis.view.recent import Recent, age_words
-from llmprof.tui.drawing import palette
 from llmprof.tui.drawing.canvas import Canvas
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_label, fit_text, row, rule
-from llmprof.tui.drawing.compositor import CellApp
 from llmprof.tui.drawing.glyphs import Glyphs, choose
+from llmprof.tui.drawing.one_screen import OneScreenApp
 from llmprof.tui.shell.dialogs import Ask
 
 Kind = Literal["run", "record", "open", "sweep"]
@@ -192,7 +191,7 @@ class HomeScreen(Screen[None], inherit_bindings=False):
         self.app.push_screen(Ask(self.glyphs, _QUESTIONS[kind]), answered)
 
 
-class HomeApp(CellApp[Wish]):
+class HomeApp(OneScreenApp[Wish]):
     """Returns the wish, ``None`` when left.
 
     Args:
@@ -201,23 +200,13 @@ class HomeApp(CellApp[Wish]):
         folders: where was looked for runs, in words.
     """
 
-    CSS_PATH = "../llmprof.tcss"
-    TITLE = "llmprof"
-    ENABLE_COMMAND_PALETTE = False
-    ALLOW_SELECT = False
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+c,ctrl+q", "leave", show=False, priority=True, system=True),
-    ]
-
     def __init__(
         self,
         look: Callable[[], Iterable[Recent]],
         doors: tuple[Kind, ...] = ("run", "record", "open"),
         folders: str = "",
     ) -> None:
-        depth = palette.choose(os.environ)
-        palette.use(depth)
-        super().__init__(ansi_color=depth != "full")
+        super().__init__()
         self.look = look
         self.doors = doors
         self.folders = folders
@@ -225,6 +214,3 @@ class HomeApp(CellApp[Wish]):
 
     def get_default_screen(self) -> Screen[None]:
         return self.home
-
-    def action_leave(self) -> None:
-        self.exit(None)

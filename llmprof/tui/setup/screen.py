@@ -18,11 +18,10 @@ from textual.message import Message
 from textual.screen import Screen
 from textual.widgets import Footer
 
-from llmprof.tui.drawing import palette
 from llmprof.tui.drawing.canvas import Canvas
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, wrap
-from llmprof.tui.drawing.compositor import CellApp
 from llmprof.tui.drawing.glyphs import Glyphs, choose
+from llmprof.tui.drawing.one_screen import OneScreenApp
 from llmprof.tui.shell.dialogs import Ask
 
 TRACES: Final = ("kernels", "full", "steps")
@@ -324,7 +323,7 @@ class SetupScreen(Screen[None], inherit_bindings=False):
             self._setup.exit(self.state.choice)
 
 
-class SetupApp(CellApp[Choice]):
+class SetupApp(OneScreenApp[Choice]):
     """Returns the choice, ``None`` when left.
 
     Args:
@@ -334,14 +333,6 @@ class SetupApp(CellApp[Choice]):
         defaults: field → what an empty one means.
     """
 
-    CSS_PATH = "../llmprof.tcss"
-    TITLE = "llmprof"
-    ENABLE_COMMAND_PALETTE = False
-    ALLOW_SELECT = False
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+c,ctrl+q", "leave", show=False, priority=True, system=True),
-    ]
-
     def __init__(
         self,
         look: Callable[[], Facts],
@@ -349,9 +340,7 @@ class SetupApp(CellApp[Choice]):
         remembered: Choice,
         defaults: Mapping[str, str],
     ) -> None:
-        depth = palette.choose(os.environ)
-        palette.use(depth)
-        super().__init__(ansi_color=depth != "full")
+        super().__init__()
         self.look = look
         self.check = check
         self.remembered = remembered
@@ -360,6 +349,3 @@ class SetupApp(CellApp[Choice]):
 
     def get_default_screen(self) -> Screen[None]:
         return self.setup
-
-    def action_leave(self) -> None:
-        self.exit(None)

@@ -1,9 +1,8 @@
-"""``llmprof open | engines | doctor | schema``."""
+"""``llmprof open``."""
 
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from pathlib import Path
 
@@ -43,42 +42,3 @@ def _holds_runs(path: Path) -> bool:
     from llmprof.analysis.view.recent import run_files
 
     return path.is_dir() and bool(run_files([path], 1))
-
-
-def engines(arguments: argparse.Namespace) -> int:
-    from llmprof.config import load_config
-    from llmprof.doctor import checks as examination
-    from llmprof.engines.registry import engine_names
-
-    config = load_config()
-    names = sorted({*engine_names(), *config.pythons})
-    pythons = {name: config.pythons.get(name, sys.executable) for name in names}
-    print(examination.render(examination.engine_checks(pythons)))
-    return EXIT_OK
-
-
-def doctor(arguments: argparse.Namespace) -> int:
-    from llmprof.config import load_config
-    from llmprof.doctor import checks as examination
-    from llmprof.engines.registry import engine_names
-
-    config = load_config()
-    pythons = {name: config.pythons.get(name, sys.executable) for name in engine_names()}
-    checks = examination.examine(pythons)
-    if arguments.banner:
-        from llmprof.cli import banner
-
-        print(banner.render(checks))
-    elif arguments.json:
-        json.dump(examination.to_json(checks), sys.stdout, indent=1)
-        sys.stdout.write("\n")
-    else:
-        print(examination.render(checks))
-    return EXIT_OK
-
-
-def schema(arguments: argparse.Namespace) -> int:
-    from llmprof.exports.json.schema import text
-
-    sys.stdout.write(text())
-    return EXIT_OK

@@ -1,0 +1,1 @@
+"""Commands about this machine: doctor, engines, the lines at a login. For the parser."""
