@@ -79,6 +79,11 @@ class EngineRun:
     def alive(self) -> bool:
         return self.record.state != "failed"
 
+    @property
+    def keeps(self) -> bool:
+        """Does its worker stay for the next run?"""
+        return self._kept is not None
+
     def shorten(self, decode_len: int) -> None:
         """Decode steps of all rounds from here on."""
         workload = replace(self.plan.workload, decode_len=decode_len)
@@ -110,6 +115,8 @@ class EngineRun:
                 self._resume(held, trace)
                 return
             except EngineFailure as why:
+                if why.kind == "oom" and not self._kept.drop():
+                    raise  # afresh it would need as much
                 self._recorder.say(f"{why}; it is loaded again")
                 self.end(kill=True)
         try:

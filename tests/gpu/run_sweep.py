@@ -1,25 +1,33 @@
 """A sweep on a GPU: llama2-7b's shape, context × batch, and what the curves say of the KV cache.
 
-    python3 tests/gpu/run_sweep.py [--wheels DIR] [--minutes 12] [--engine torch:cuda_graph=1]
+    python3 tests/gpu/run_sweep.py --out DIR [--wheels DIR] [--minutes 6] [--engines torch]
 
-Needs torch for CUDA, numpy, scipy, pyarrow; ``--wheels`` is a folder of wheels that the interpreter
-lacks (platformdirs, nvidia-ml-py, nvtx): they are unpacked, nothing is installed.
+Engines: torch with CUDA graphs in fp16, exllamav2 with EXL2 weights of 4 bits; both random. Needs
+torch for CUDA, numpy, scipy, pyarrow, for exllamav2 its package (LLMPROF_EXTENSIONS_DIR where its
+extension is built already); ``--wheels`` is a folder of wheels that the interpreter lacks: they
+are unpacked, nothing is installed. DIR/sweep is the sweep's folder, which the same command goes on
+with; DIR/small has what is worth carrying home (some 10 MB). ``--from SMALL`` goes on with what
+another machine brought home; those points have no run file here.
 
-Starts ``llmprof sweep``, stops it when the time is over (``--out DIR`` keeps the folder, which can
-be gone on with), prints the curves, the shares of categories along them, and the fits. Exit status
-1: a point failed that was not out of memory, a curve of batch 1 has no line, the line has R² below
-0.95 or does not rise, or DRAM moved bytes a position that are off the model's by more than a third.
+Runs ``llmprof sweep``, stops it when the time is over, prints the curves, the shares of categories
+along them, the fits and what loads were shared, then decodes one point again on fresh loads. Exit
+status 1: a point failed that was not out of memory, no load was shared, torch's tokens differ on a
+fresh load, a curve of batch 1 has no line, the line has R² below 0.95 or does not rise, DRAM moved
+bytes a position that are off the model's by more than a third, or no kernel was traced.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import lzma
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import zipfile
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -28,6 +36,8 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))
 LEAST_R2 = 0.95
 MOST_OFF = 1 / 3
+MUST_AGREE = 3
+"""First tokens that exllamav2 must repeat: it sums with atomics, and random weights have ties."""
 
 
 def importable(wheels: Path | None, folder: Path) -> None:
@@ -42,35 +52,53 @@ def importable(wheels: Path | None, folder: Path) -> None:
     os.environ["PYTHONPATH"] = ":".join([*paths, os.environ.get("PYTHONPATH", "")]).rstrip(":")
 
 
-def longer_config(folder: Path) -> Path:
-    """llama2-7b's shape with room for 32k positions; its weights are random."""
+def made_models(given: argparse.Namespace) -> Path:
+    """The shape with room for 32k positions, as a config.json and as an EXL2 folder beside it."""
     from llmprof.models.presets import PRESETS
 
-    shape = asdict(replace(PRESETS["llama2-7b"], max_position_embeddings=32768))
+    shape = asdict(replace(PRESETS[given.preset], max_position_embeddings=32768))
     shape.pop("rope_scaling")
-    path = folder / "llama2-7b-32k" / "config.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    folder = given.models / f"{given.preset}-32k"
+    path = folder / "config.json"
+    folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"model_type": "llama", **shape}))
+    exl2 = given.models / f"{given.preset}-32k-exl2"
+    if "exllamav2" in given.engines and not exl2.exists():
+        begin = time.monotonic()
+        command = [sys.executable, "-m", "llmprof", "model", "synth", "--config", str(path),
+                   "--engine", "exllamav2", "--format", "exl2", "-o", str(exl2)]  # fmt: skip
+        subprocess.run(command, cwd=ROOT, check=True)
+        print(f"EXL2 weights written in {time.monotonic() - begin:.0f} s", flush=True)
     return path
 
 
-def swept(arguments: argparse.Namespace, model: Path) -> int:
-    """Run the sweep, at most for the given time."""
-    command = [
-        sys.executable, "-m", "llmprof", "sweep", "--model", str(model),
-        "--context", arguments.context, "--batch", arguments.batch,
-        "--rounds", str(arguments.rounds), "--decode-len", "64", "--traced-steps", "16",
-        "--bandwidth", "off", "--vary", "host-rate=0", "-o", str(arguments.out / "sweep"),
-    ]  # fmt: skip
-    for engine in arguments.engine or ["torch:cuda_graph=1"]:
-        command += ["--engine", engine]
+def grid(given: argparse.Namespace, model: Path, context: str, batch: str) -> list[str]:
+    """Arguments of ``llmprof sweep``."""
+    command = ["--model", str(model), "--context", context, "--batch", batch]
+    for engine in given.engines.split(","):
+        if engine == "exllamav2":
+            folder = model.parent.with_name(f"{model.parent.name}-exl2")
+            command += ["--engine", f"exllamav2:drive=forward,model={folder}"]
+        elif engine == "torch":
+            command += ["--engine", "torch:cuda_graph=1" if given.gpu else "torch"]
+        else:
+            command += ["--engine", engine]
+    return command
+
+
+def swept(arguments: list[str], folder: Path, minutes: float) -> int:
+    """Run a sweep, at most for the given time."""
+    command = [sys.executable, "-m", "llmprof", "sweep", *arguments, "-o", str(folder)]
     print("$", *command[2:], flush=True)
+    begin = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT)
     try:
-        return process.wait(arguments.minutes * 60)
+        code = process.wait(minutes * 60)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
-        return process.wait(60)
+        code = process.wait(60)
+    print(f"exit status {code} after {time.monotonic() - begin:.0f} s", flush=True)
+    return code
 
 
 def show(store) -> list[str]:
@@ -97,9 +125,12 @@ def show(store) -> list[str]:
             shares = sorted(parts.items(), key=lambda item: -item[1])[:5]
             low, high = place.interval("step_ms") or (float("nan"),) * 2
             rate, idle = place.value("measured_gb_s"), place.value("idle_ms")
+            step, tok_s = place.value("step_ms"), place.value("tok_s")
+            if step is None or tok_s is None:
+                continue
             print(
-                f"{curve.label[-33:]:<34}{place.shown:>8}{place.value('step_ms'):>9.3f}"
-                f"{f'{low:.3f}–{high:.3f}':>18}{place.value('tok_s'):>8.1f}"
+                f"{curve.label[-33:]:<34}{place.shown:>8}{step:>9.3f}"
+                f"{f'{low:.3f}–{high:.3f}':>18}{tok_s:>8.1f}"
                 f"{'n/a' if rate is None else f'{rate:.0f}':>7}"
                 f"{'n/a' if idle is None else f'{idle:.2f}':>7}  "
                 + ", ".join(f"{name} {ms / total:.0%}" for name, ms in shares)
@@ -109,8 +140,16 @@ def show(store) -> list[str]:
         print("-", text)
     for text in fit_words(curves(rows, store.grid.axes, "batch"), "batch"):
         print("-", text)
+    print()
+    for point in store.points:
+        ended = store.ended.get(point.point_id)
+        if ended is not None:
+            words = ", ".join(f"{r['engine']} {r['load']}" for r in ended.rows)
+            print(f"{point.words}: {ended.state}, {ended.seconds:.1f} s; loads: {words}")
     for curve in found:
         wrong += checked(curve)
+    if len(store.ended) > 1 and not any(row.get("load") == "shared" for row in rows):
+        wrong.append("no load was shared")
     return wrong
 
 
@@ -135,26 +174,94 @@ def checked(curve) -> list[str]:
     return wrong
 
 
-def main() -> int:
+def decoded(store) -> dict[tuple[str, ...], list[list[int]]]:
+    """(context, batch, engine) → tokens of the first timing round of points that ended."""
+    from llmprof.runfile.reader import RunFileReader
+
+    found = {}
+    for point in store.points:
+        path = store.run_file(point)
+        if path is None or not path.is_file():
+            continue
+        with RunFileReader(path) as reader:
+            data = reader.run_data()
+        for engine in data.engines:
+            rounds = data.rounds_of(engine.engine_id, "timing")
+            if rounds and rounds[0].complete:
+                key = point.fields["context"], point.fields["batch"], engine.label
+                found[key] = rounds[0].tokens
+    return found
+
+
+def same_tokens(shared, fresh) -> list[str]:
+    """What differs between points on a shared load and the same points on fresh ones."""
+    wrong = []
+    ours, theirs = decoded(shared), decoded(fresh)
+    for key in sorted(ours.keys() & theirs.keys()):
+        pairs = list(zip(ours[key], theirs[key], strict=True))
+        whole = min(min(len(a), len(b)) for a, b in pairs)
+        agree = min(
+            next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), whole)
+            for a, b in pairs
+        )
+        print(f"{' · '.join(key)}: shared and fresh load agree on {agree} of {whole} tokens")
+        if agree < (MUST_AGREE if key[2].startswith("exllama") else whole):
+            wrong.append(f"{key}: tokens part after {agree}")
+    if not ours.keys() & theirs.keys():
+        wrong.append("no point to compare a fresh load with")
+    return wrong
+
+
+def bring_home(store, small: Path) -> None:
+    """Columns, journal, and the run files of the corners, compressed."""
+    small.mkdir(parents=True, exist_ok=True)
+    for name in ("sweep.json", "points.jsonl", "points.parquet", "report.md", "report.csv"):
+        if (store.folder / name).is_file():
+            shutil.copy(store.folder / name, small / name)
+    runs = sorted((store.folder / "runs").glob("*.sqlite"))
+    with_run = [p for p in store.points if store.run_file(p) in runs]
+    for point in {p.point_id: p for p in [*with_run[:1], *with_run[-1:]]}.values():
+        data = store.run_file(point).read_bytes()
+        (small / f"{point.point_id}.sqlite.xz").write_bytes(lzma.compress(data, preset=2))
+
+
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--wheels", type=Path)
-    parser.add_argument("--minutes", type=float, default=12.0)
-    parser.add_argument("--engine", action="append", help="repeat to compare")
-    parser.add_argument("--context", default="128,1k,4k,8k,16k")
+    parser.add_argument("--minutes", type=float, default=6.0, help="of the sweep")
+    parser.add_argument("--engines", default="torch,exllamav2")
+    parser.add_argument("--context", default="128,1k,4k,16k")
     parser.add_argument("--batch", default="1,2,4,8")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--model", type=Path, help="instead of llama2-7b's shape")
-    parser.add_argument("--out", type=Path, help="kept; else a folder that is removed")
-    arguments = parser.parse_args()
+    parser.add_argument("--max-time", default="8s", help="of a point")
+    parser.add_argument("--preset", default="llama2-7b")
+    parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "sweep-models")
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--from", dest="source", type=Path, metavar="SMALL")
+    parser.add_argument("--no-fresh", action="store_true", help="leave the fresh loads out")
+    return parser.parse_args()
+
+
+def main() -> int:
+    given = arguments()
     with tempfile.TemporaryDirectory() as folder:
-        importable(arguments.wheels, Path(folder))
+        importable(given.wheels, Path(folder))
+        import torch
+
         from llmprof.sweep.report.formats import write
         from llmprof.sweep.store import Store
 
-        arguments.out = arguments.out or Path(folder)
-        arguments.out.mkdir(parents=True, exist_ok=True)
-        code = swept(arguments, arguments.model or longer_config(Path(folder)))
-        store = Store.open(arguments.out / "sweep")
+        given.gpu = torch.cuda.is_available()
+        given.out.mkdir(parents=True, exist_ok=True)
+        sweep = given.out / "sweep"
+        if given.source is not None and not sweep.exists():
+            (sweep / "runs").mkdir(parents=True)
+            for name in ("sweep.json", "points.jsonl"):
+                shutil.copy(given.source / name, sweep / name)
+        model = made_models(given)
+        how = ["--vary", f"max-time={given.max_time}", "--traced-steps", "16",
+               "--bandwidth", "steps", "--vary", "host-rate=0"]  # fmt: skip
+        code = swept([*grid(given, model, given.context, given.batch), *how], sweep, given.minutes)
+        store = Store.open(sweep)
         ended = len(store.ended)
         print(f"exit status of the sweep {code}; {ended} of {len(store.points)} points ended")
         if not any(known.state == "done" for known in store.ended.values()):
@@ -163,7 +270,21 @@ def main() -> int:
             return 1
         wrong = show(store)
         for to in ("md", "csv"):
-            write(store, to, store.folder / f"report.{to}")
+            (sweep / f"report.{to}").unlink(missing_ok=True)
+            write(store, to, sweep / f"report.{to}")
+        bring_home(store, given.out / "small")
+        shared = [p for p in store.points if any(
+            row.get("load") == "shared" for row in getattr(store.ended.get(p.point_id), "rows", ()))
+        ]  # fmt: skip
+        if shared and not given.no_fresh:
+            fields = shared[0].fields
+            again = grid(given, model, fields["context"], fields["batch"])
+            how[-4:-2] = ["--bandwidth", "off"]
+            how[3] = "0"
+            fresh = given.out / "fresh"
+            shutil.rmtree(fresh, ignore_errors=True)
+            swept([*again, *how, "--loads", "fresh"], fresh, 1.5)
+            wrong += same_tokens(store, Store.open(fresh))
     for text in wrong:
         print(f"WRONG: {text}")
     print("FAILED" if wrong else "passed")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import metadata, util
 from typing import Any
 
@@ -21,7 +21,7 @@ from llmprof.engines.exllama.extension_build import extension_folder, extension_
 from llmprof.engines.host_memory import MIB
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
-from llmprof.errors import MissingPackage, OutOfMemory, UsageError
+from llmprof.errors import LoadAgain, MissingPackage, OutOfMemory, UsageError
 from llmprof.models.exllama.files import ExLlamaFiles, inspect_folder
 from llmprof.models.exllama.shapes import EngineName
 from llmprof.models.locate import folder_name
@@ -52,6 +52,16 @@ class Opening:
     def paged_positions(self) -> int:
         """Rounded up to pages, with two to spare: a job that ends costs time, so none ever does."""
         return -(-(self.positions + 2) // PAGE) * PAGE
+
+    @property
+    def largest(self) -> Opening:
+        """With the shape that what is made once has to suffice for."""
+        asked = self.request
+        return replace(
+            self,
+            batch=max(self.batch, asked.most_batch),
+            positions=max(self.positions, asked.most_positions),
+        )
 
     def tell(self, done: int, total: int) -> None:
         self.progress("loading weights", done / max(1, total))
@@ -86,12 +96,7 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
         self.read_options(given)
         given.done()
         files = inspect_folder(request.model, self.name)
-        limit = files.config.max_position_embeddings
-        if request.max_positions > limit:
-            raise UsageError(
-                f"{self.name}: {request.max_positions} positions asked for, but the context of the"
-                f" model is {limit}; shorten --prompt-len or --decode-len"
-            )
+        self._check_context(request.max_positions, files)
         torch = self._gpu_torch()
         opening = Opening(
             request,
@@ -104,6 +109,7 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
             request.max_positions,
         )
         self._torch = torch
+        self._opening = opening
         self._check_memory(opening)
         found = self.found_extension()
         with extension_import(self.name, self.extension, found, progress):
@@ -113,6 +119,18 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
         self._batch, self._positions = opening.batch, opening.positions
         self._vocab = files.config.vocab_size
         self._info = self._describe(opening)
+
+    def reshape(self, batch: int, max_positions: int) -> None:
+        opening = replace(self._opening, batch=batch, positions=max_positions)
+        self._check_context(max_positions, opening.files)
+        self.check_refit(opening)
+        self._drive = None
+        self.drop_cache()
+        self._torch.cuda.empty_cache()
+        self._check_room("the KV cache needs", self._cache_bytes(opening))
+        with self._memory_errors("the KV cache"):
+            self._drive = self.refit(opening)
+        self._batch, self._positions = batch, max_positions
 
     def prefill(self, prompt_ids: Sequence[Sequence[int]]) -> Sequence[int]:
         check_prompt(self.name, prompt_ids, self._batch, self._vocab, self._positions)
@@ -149,6 +167,22 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
     @abstractmethod
     def open(self, opening: Opening) -> Drive:
         """Load the weights, allocate the cache."""
+
+    def check_refit(self, opening: Opening) -> None:
+        """Can the loaded model get this shape?
+
+        Raises:
+            LoadAgain: no; nothing has changed.
+            UsageError: it could not be loaded for it either.
+        """
+        raise LoadAgain(f"{self.name}'s buffers are made for one batch and context")
+
+    def drop_cache(self) -> None:
+        """Let go of the cache and of all that refers to it."""
+
+    def refit(self, opening: Opening) -> Drive:
+        """Another cache and drive on the loaded model, after ``check_refit``."""
+        raise NotImplementedError
 
     @abstractmethod
     def free(self) -> None:
@@ -220,13 +254,28 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
         """Raise before the engine dies of it; the estimate is a lower bound."""
         files = opening.files
         on_host = files.embedding_bytes if opening.drive == "generator" and not files.tied else 0
-        cache = self._kv_bytes_per_token(files) * opening.batch * self.cache_positions(opening)
-        need = files.file_bytes - on_host + cache + self.workspace_bytes(opening)
+        need = files.file_bytes - on_host + self._cache_bytes(opening)
+        need += self.workspace_bytes(opening.largest)
+        self._check_room("weights, KV cache and workspace need", need)
+
+    def _cache_bytes(self, opening: Opening) -> int:
+        positions = opening.batch * self.cache_positions(opening)
+        return self._kv_bytes_per_token(opening.files) * positions
+
+    def _check_room(self, what: str, need: int) -> None:
         free = int(self._torch.cuda.mem_get_info(0)[0])
         if need > free:
             raise OutOfMemory(
-                f"{self.name}: weights, KV cache and workspace need {need // MIB} MiB,"
-                f" {free // MIB} MiB are free on cuda:0; use a smaller model, batch or context"
+                f"{self.name}: {what} {need // MIB} MiB, {free // MIB} MiB are free on cuda:0; use"
+                " a smaller model, batch or context"
+            )
+
+    def _check_context(self, positions: int, files: ExLlamaFiles) -> None:
+        limit = files.config.max_position_embeddings
+        if positions > limit:
+            raise UsageError(
+                f"{self.name}: {positions} positions asked for, but the context of the model is"
+                f" {limit}; shorten --prompt-len or --decode-len"
             )
 
     @contextmanager

@@ -12,7 +12,7 @@ from llmprof.engines.exllama.adapter import CACHE_BITS, PAGE, ExLlamaAdapter, Op
 from llmprof.engines.exllama.drives import Drive, ForwardDrive, JobsDrive
 from llmprof.engines.exllama.id_tokenizer import IdTokenizer, token_ids
 from llmprof.engines.options import Options
-from llmprof.errors import UsageError
+from llmprof.errors import LoadAgain, UsageError
 
 _CHUNK = 2048
 """Prompt positions a forward pass: the package's own default."""
@@ -54,6 +54,9 @@ class ExLlamaV2Engine(ExLlamaAdapter):
             self._attention, bool(attn.has_flash_attn), bool(attn.has_xformers)
         )
         self._paged = self._attention == "flash" and bool(attn.has_flash_attn_with_paged)
+        self._check_batch(opening)
+
+    def _check_batch(self, opening: Opening) -> None:
         if opening.batch > 1 and opening.drive == "generator" and not self._paged:
             raise UsageError(
                 f"exllamav2: batch {opening.batch} with drive=generator needs paged attention"
@@ -64,19 +67,34 @@ class ExLlamaV2Engine(ExLlamaAdapter):
         files = opening.files
         forward = opening.drive == "forward"
         settings = self._module.ExLlamaV2Config(str(files.folder))
-        settings.max_seq_len = opening.paged_positions
-        settings.max_input_len = self._input_length(opening)
-        settings.max_batch_size = opening.batch if forward else 1
+        self._settings = settings
+        # Scratch memory and RoPE tables are made once, when the model is loaded.
+        self._size(opening.largest)
         settings.no_graphs = not self._graphs
         settings.no_flash_attn = self._attention != "flash"
         settings.no_xformers = self._attention != "xformers"
         settings.no_sdpa = self._attention == "matmul"
-        self._settings = settings
         self._model = self._module.ExLlamaV2(settings)
         if forward:
             place = self._model.set_device_map
             self._model.set_device_map = partial(place, embed_cpu=False)
         self._model.load(callback=opening.tell)
+        return self.refit(opening)
+
+    def check_refit(self, opening: Opening) -> None:
+        self._check_batch(opening)
+        most = self._opening.largest
+        if opening.batch > most.batch or opening.positions > most.positions:
+            raise LoadAgain(
+                f"its scratch memory is for batch {most.batch} and {most.positions} positions"
+            )
+
+    def drop_cache(self) -> None:
+        self._cache = None
+
+    def refit(self, opening: Opening) -> Drive:
+        files, forward = opening.files, opening.drive == "forward"
+        self._size(opening)
         make = getattr(self._module, _CACHES[self._cache_type])
         if forward:
             self._cache = make(
@@ -94,6 +112,13 @@ class ExLlamaV2Engine(ExLlamaAdapter):
         self._cache = make(self._model, max_seq_len=opening.paged_positions * opening.batch)
         opening.torch.cuda.synchronize()
         return self._jobs(opening)
+
+    def _size(self, opening: Opening) -> None:
+        """The shape that the package reads at every call: how it cuts a prompt into pieces."""
+        settings = self._settings
+        settings.max_seq_len = opening.paged_positions
+        settings.max_input_len = self._input_length(opening)
+        settings.max_batch_size = opening.batch if opening.drive == "forward" else 1
 
     def free(self) -> None:
         self._model.unload()

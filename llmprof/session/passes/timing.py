@@ -84,7 +84,8 @@ class TimingPass:
             except EngineFailure as why:
                 if why.kind == "oom" and any(o.record.state == "ready" for o in self._runs):
                     for other in self._runs:
-                        other.end(kill=True)
+                        # What is parked is small: its turn comes without another load.
+                        other.end(kill=other is run or not other.keeps)
                     return False
                 run.fail(why)
         return True
