@@ -31,6 +31,7 @@ GPU_GB_S, HOST_GB_S = 1500.0, 10.0
 GPU_FLOP_S, CORE_FLOP_S = 2e14, 4e10
 WARM_UP_ROUNDS = 3
 _ELEMENT = {"fp32": 4, "fp16": 2, "bf16": 2}
+_PACKED = "quantization_config"
 GPU_ENGINES = ("exllama", "exllamav2", "exllamav3", "vllm")
 
 
@@ -173,7 +174,9 @@ def _config(ref: ModelRef) -> LlamaConfig | None:
     if ref.kind in ("config", "hf") and ref.path is not None:
         path = Path(ref.path)
         try:
-            return LlamaConfig.from_hf(read_json(path / "config.json" if path.is_dir() else path))
+            data = read_json(path / "config.json" if path.is_dir() else path)
+            # Of packed weights the file sizes count; the shape is that of the model.
+            return LlamaConfig.from_hf({k: v for k, v in data.items() if k != _PACKED})
         except (ModelError, KeyError, ValueError):
             return None  # no Llama: its shape is not known here
     return None

@@ -90,7 +90,7 @@ class ExLlamaV2Engine(ExLlamaAdapter):
             )
 
     def drop_cache(self) -> None:
-        self._cache = None
+        del self._cache
 
     def refit(self, opening: Opening) -> Drive:
         files, forward = opening.files, opening.drive == "forward"
@@ -122,7 +122,8 @@ class ExLlamaV2Engine(ExLlamaAdapter):
 
     def free(self) -> None:
         self._model.unload()
-        del self._model, self._cache
+        del self._model
+        self.drop_cache()
 
     def workspace_bytes(self, opening: Opening) -> int:
         """The fixed scratch of device.py: one fp16 matrix dequantised, states of one prompt."""
