@@ -1,18 +1,20 @@
 """Memory and time of reading a large trace of torch.profiler, beside json, ijson and HTA.
 
     python benchmarks/open_kineto.py --mb 200
-    python benchmarks/open_kineto.py --mb 2000 --only llmprof
+    python benchmarks/open_kineto.py --mb 2000 --only llmprof --only HTA --hta OTHER/bin/python
 
 Makes a trace of that size (decode steps with operators, Python functions, launches, kernels and
 flow arrows, as torch.profiler with ``with_stack`` writes them) and reads it in one child process a
 reader. Ratios are against ``json.load`` in the same run. Readers that are not installed are left
-out; Perfetto's trace processor is a download of a binary, which this script does not do.
+out; Perfetto's trace processor is a download of a binary, which this script does not do. A reader
+that needs more than ``--limit-gb`` of memory ends and is said to.
 """
 
 from __future__ import annotations
 
 import argparse
 import os
+import resource
 import subprocess
 import sys
 import tempfile
@@ -88,14 +90,18 @@ def write(path: Path, size: int) -> int:
     return kernels
 
 
-def measure(code: str, path: Path, cache: Path, python: str) -> tuple[float, float, float] | str:
+def measure(
+    code: str, path: Path, cache: Path, python: str, limit_gb: float
+) -> tuple[float, float, float] | str:
     """Wall s, CPU s, peak MiB of a child; or why it failed."""
+    limit = int(limit_gb * 1e9)
     begin = time.monotonic()
     child = subprocess.Popen(
         [python, "-c", code, str(path)],
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         env={**os.environ, "XDG_CACHE_HOME": str(cache)},
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_AS, (limit, limit)),
     )
     assert child.stderr is not None
     said = child.stderr.read().decode(errors="replace").strip().splitlines()
@@ -111,17 +117,19 @@ def main() -> None:
     parser.add_argument("--mb", type=int, default=200, help="size of the trace (200)")
     parser.add_argument("--only", action="append", choices=READERS, help="this reader; repeatable")
     parser.add_argument("--hta", metavar="PYTHON", help="interpreter that has HTA (traceinsight)")
+    parser.add_argument("--limit-gb", type=float, default=16.0, help="memory of a reader (16)")
     chosen = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="open-kineto-") as name:
         folder = Path(name)
         path = folder / "trace.json"
         kernels = write(path, chosen.mb * 1_000_000)
         print(f"{path.stat().st_size / 1e6:,.0f} MB, {kernels:,} kernels, {kernels * 5:,} events")
+        print(f"{os.cpu_count()} CPUs, load of the last minute {os.getloadavg()[0]:.1f}")
         print(f"{'reader':<16} {'wall s':>8} {'CPU s':>8} {'MB/s CPU':>9} {'peak MiB':>9}")
         base: tuple[float, float, float] | None = None
         for reader in chosen.only or READERS:
             python = chosen.hta if reader == "HTA" and chosen.hta else sys.executable
-            found = measure(READERS[reader], path, folder / "cache", python)
+            found = measure(READERS[reader], path, folder / "cache", python, chosen.limit_gb)
             if isinstance(found, str):
                 print(f"{reader:<16} left out: {found}")
                 continue
