@@ -3,7 +3,8 @@
 Other than ``step_factory`` nothing here has a fixed shape. A seed draws the model (pattern of
 layers, kernels a layer, names, library calls that depend on the shape), and a host that launches
 onto streams of a device: idle time comes from who waits for whom. A border is right from the row
-behind a step's logits to the first row of the next step's embedding, ends included.
+behind a step's logits to the first row of the next step's embedding, ends included, among the rows
+of the stream that decodes.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import step_factory
 
+from llmprof.analysis.steps.detect import Detection
 from llmprof.analysis.steps.events import KERNEL, ON_DEVICE, SET, TO_DEVICE, TO_HOST, Events
 
 MAIN, COMM, COPY, OTHER = 13, 14, 20, 31
@@ -32,6 +35,8 @@ class Machine:
         self.launches = 0
         self.borders: list[tuple[int, int]] = []
         """(last row of the logits before, first row of the embedding)."""
+        self.apart: list[tuple[int, int]] = []
+        """First and last row of work that is no step: it may be cut, but not into decode steps."""
         self.slow = float(self.random.uniform(1.5, 9.0))
         """µs that the host needs for a launch."""
 
@@ -80,16 +85,47 @@ class Machine:
     def think(self, us: float) -> None:
         self.host += int(us * 1000 * self.random.lognormal(0, 0.4))
 
-    def events(self) -> tuple[Events, list[tuple[int, int]]]:
+    def made(self) -> tuple[Events, Truth]:
         table = np.array(self.rows, np.int64)
         order = np.argsort(table[:, 0], kind="stable")
         place = np.empty(len(order), np.int64)
         place[order] = np.arange(len(order))
-        truth = [(int(place[a]) + 1, int(place[b])) for a, b in self.borders]
+        stream = table[:, 5]
+        borders: dict[int, list[tuple[int, int]]] = {}
+        for last, first in self.borders:
+            own = np.sort(place[stream == stream[first]])
+            low, high = np.searchsorted(own, [place[last] + 1, place[first]]).tolist()
+            borders.setdefault(int(stream[first]), []).append((min(low, high), high))
+        apart = [(int(place[a]), int(place[b])) for a, b in self.apart]
         names = list(self.names)
         if self.hidden:
             names = [f"kernel_{n:x}" for n in range(len(names))]
-        return Events(*table[order].T, names), sorted((a, max(a, b)) for a, b in truth)
+        truth = Truth({s: sorted(found) for s, found in borders.items()}, apart)
+        return Events(*table[order].T, names), truth
+
+
+@dataclass(frozen=True)
+class Truth:
+    """Where steps begin."""
+
+    borders: dict[int, list[tuple[int, int]]]
+    """For each stream that decodes and each step but its first: the first and the last row, counted
+    in that stream alone, that may be the first of the step."""
+    apart: list[tuple[int, int]]
+    """Rows, of all, that are no step."""
+
+    def judge(self, events: Events, found: Detection) -> tuple[int, int, int]:
+        """(right, found, true) borders."""
+        sums = np.zeros(3, int)
+        for stream, borders in self.borders.items():
+            mine = (found.stream == stream) | (found.stream == -1)
+            for first, last in self.apart:
+                mine &= found.decode | (found.end <= first) | (found.begin > last)
+            rows = np.concatenate([found.begin[mine], found.end[mine]])
+            own = np.concatenate([[0], np.cumsum(events.stream == stream)])
+            sums += step_factory.quality(own[rows], borders)
+        right, seen, true = sums.tolist()
+        return right, seen, true
 
 
 @dataclass(frozen=True)
@@ -389,7 +425,7 @@ def _embedder_beside(m: Machine) -> None:
     e, other = _drawn(m), Net(m.random, name="emb", layers=12)
     for _ in range(4):
         for _ in range(int(m.random.integers(1, 6))):
-            size = Shape(1, int(m.random.integers(8, 200)), 100)
+            first, size = len(m.rows), Shape(1, int(m.random.integers(8, 200)), 100)
             for _, part in other.body(size):
                 for k in part:
                     m.kernel("e_" + k.name, k.us, k.size)
@@ -397,6 +433,7 @@ def _embedder_beside(m: Machine) -> None:
             m.wait()
             m.think(500)
             e.logits = len(m.rows) - 1
+            m.apart.append((first, e.logits))
         _requests(e, 1, 30)
 
 
@@ -602,8 +639,8 @@ WORLDS: dict[str, Callable[[Machine], None]] = {
 }
 
 
-def make(name: str, seed: int, hidden: bool = False) -> tuple[Events, list[tuple[int, int]]]:
-    """(the work, for every step but the first the rows that may be its first one)."""
+def make(name: str, seed: int, hidden: bool = False) -> tuple[Events, Truth]:
+    """The work of one program, and where its steps begin."""
     machine = Machine(seed, hidden)
     WORLDS[name](machine)
-    return machine.events()
+    return machine.made()
