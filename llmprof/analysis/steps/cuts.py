@@ -144,7 +144,7 @@ class _Cycle:
 
     def cut(self) -> tuple[int, Rule]:
         size = len(self.zone)
-        sampled = _first(self.sampling, 0, size)
+        sampled = self._first_sampling()
         after = -1 if sampled is None else self._last_sampling(sampled)
         embedded = _first(self.embedding, after + 1, size)
         stop = size if embedded is None else embedded
@@ -158,7 +158,10 @@ class _Cycle:
             copy = _first(self.to_host, sampled or 0, stop)
         if copy is not None:
             copy = self._last_copy(copy, stop)
-        inputs = _first(self.to_device, max(after + 1, min(copy or 0, after + 1)), stop)
+        low = after + 1
+        if sampled is None and copy is not None:  # those long before the copy are its own step's
+            low = max(0, copy - INPUTS_WITHIN)
+        inputs = _first(self.to_device, low, stop)
         if inputs is not None and (copy is None or inputs <= copy + INPUTS_WITHIN):
             place, by = self._before_inputs(copy, inputs)
             return self._offset(place), by
@@ -176,6 +179,18 @@ class _Cycle:
         if sampled is not None:
             return self._offset(after + 1), "sampling"
         return self._offset(int(np.argmax(idle))), "largest idle"
+
+    def _first_sampling(self) -> int | None:
+        """That of a draft model comes first, but no copy to the host behind it before the next
+        embedding: where another has one, that one is the step's."""
+        chosen = np.flatnonzero(self.sampling)
+        if not len(chosen):
+            return None
+        copied = np.append(np.flatnonzero(self.to_host), len(self.zone))
+        looked_up = np.append(np.flatnonzero(self.embedding), len(self.zone))
+        until = copied[np.searchsorted(copied, chosen)]
+        ends = (until < len(self.zone)) & (until < looked_up[np.searchsorted(looked_up, chosen)])
+        return int(chosen[np.argmax(ends)]) if ends.any() else int(chosen[0])
 
     def _last_sampling(self, place: int) -> int:
         """The end of the sampling that begins there; one or two others in between may be."""

@@ -13,7 +13,7 @@ import numpy as np
 
 from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.steps.events import WHOLE_GRAPH, Events, Flags
-from llmprof.analysis.steps.levels import LEAST_REPEATS, Level
+from llmprof.analysis.steps.levels import LEAST_REPEATS, MANY, Level
 from llmprof.analysis.steps.search import Cycles, Pass, search
 from llmprof.plaintext import one_line
 from llmprof.runfile.trace.rows import Ints
@@ -22,11 +22,14 @@ HEAVY = 0.15
 """A stream with this share of the rows and of the work may decode on its own."""
 APART = 1.1
 """Streams are taken apart where each explains itself so much better than all together."""
+ALONE = 0.8
+"""So well at least, where every one of them chooses or sends tokens."""
 TIED = 0.98
 """A level with this share of the score of the chosen one is another reading."""
 ALIKE = 0.85
 """Share of equal work that makes a rare cycle a step like the usual ones."""
 _BACKWARD = re.compile(r"backward|_bwd|wgrad|dgrad|multi_tensor_apply|adamw?_|fused_adam", re.I)
+SAMPLED = "sampling each"
 _TAGS = ("copy to the host", "sampling kernel", "embedding kernel", "copy to the device")
 
 
@@ -79,8 +82,13 @@ def detect(events: Events) -> Detection:
         return _refused("there is no device work", None, events)
     whole = search(events)
     parts = _by_stream(events)
-    if len(parts) > 1 and min(c.score for _, _, c in parts) > APART * whole.score:
-        return _joined(events, parts)
+    if len(parts) > 1:
+        least = min(c.score for _, _, c in parts)
+        if least > APART * whole.score:
+            return _joined(events, parts)
+        # Two that step at one pace look like one: but each has its own tokens.
+        if least > ALONE * whole.score and all(c.marked for _, _, c in parts):
+            return _joined(events, parts)
     return _verdict(events, whole)
 
 
@@ -130,6 +138,13 @@ def _signed(events: Events, cycles: Cycles) -> tuple[Cycles, Flags, list[tuple[s
     kept = [n for n, said in enumerate(signs) if said]
     if not kept:
         return None
+    if not (events.what == WHOLE_GRAPH).any():
+        # An embedding model's answers go to the host too, but no token is chosen in them.
+        main = int(np.argmax(np.bincount(cycles.owner[decode], minlength=len(signs))))
+        if SAMPLED in signs[main]:
+            for n in kept:
+                if SAMPLED not in signs[n]:
+                    decode[cycles.owner == n] = False
     chosen = np.isin(cycles.owner, kept)
     return cycles.of(kept), decode[chosen], [signs[n] for n in kept]
 
@@ -239,7 +254,7 @@ def _signs(
     if level.token_copy or _in_each(events.token_copies, cycles, mine):
         signs.append("a copy to the host each")
     if level.sampling or _in_each(events.sampling, cycles, mine):
-        signs.append("sampling each")
+        signs.append(SAMPLED)
     whole = _in_each(events.what == WHOLE_GRAPH, cycles, mine)
     if whole or _one_graph_each(events, cycles, mine):
         signs.append("one graph launch each")
@@ -250,7 +265,7 @@ def _signs(
     if level.layered:
         signs.append("layers inside")
     # One name proves little: mixture-of-experts layers choose by a top-k too.
-    return () if signs == ["sampling each"] else tuple(signs)
+    return () if signs == [SAMPLED] else tuple(signs)
 
 
 def _in_each(flags: Flags, cycles: Cycles, mine: Ints) -> bool:
@@ -285,8 +300,11 @@ def _ambiguous(cycles: Cycles) -> str | None:
     owner = int(np.argmax(np.bincount(cycles.owner)))
     level, others = cycles.passes[owner].level, cycles.passes[owner].others
     for other in others:
+        if level.marked and not other.marked and other.period < level.period:
+            continue  # layers, or parts of them
         ratio = max(other.period, level.period) / min(other.period, level.period)
-        whole = abs(ratio - round(ratio)) <= 0.1
+        # A median times a hundred is not the hundredfold: what holds so many steps holds whole ones.
+        whole = ratio >= MANY or abs(ratio - round(ratio)) <= 0.1
         if other.score >= TIED * level.score and not whole:
             return (
                 f"two readings are as good: {level.count} times {level.period:.0f} and"

@@ -24,6 +24,10 @@ NEAR = 0.9
 """A level with this share of the best score is as good; of those the finest counts, since every
 second, fourth … step repeats as well as every one."""
 
+TURNS = 0.3
+"""With this share of the best score a level that something says to be steps is taken before one
+that nothing says it of."""
+
 
 @dataclass(frozen=True)
 class Anchor:
@@ -58,6 +62,11 @@ class Level:
     layered: bool = False
     """Something finer repeats inside."""
 
+    @property
+    def marked(self) -> bool:
+        """Does anything say that a token comes out of it?"""
+        return self.token_copy or self.sampling
+
 
 def find_levels(events: Events, first: int, last: int) -> list[Level]:
     """Levels of rows ``first`` to ``last``, the finest first, scored."""
@@ -88,16 +97,36 @@ def best_of(levels: list[Level]) -> Level | None:
     best = max(levels, key=lambda level: level.score, default=None)
     if best is None or best.score < LEAST_SCORE:
         return None
-    if not (best.token_copy or best.sampling):
+    if not best.marked:
+        # Models of different depth that take turns: their layers cover more than either's steps.
+        outer = [
+            x
+            for x in levels
+            if x.layered
+            and x.marked
+            and x.period > best.period
+            and x.score >= TURNS * best.score
+        ]
+        if outer:
+            return max(outer, key=lambda level: level.score)
         # It may hold many steps: requests, or programs that take turns, in the same order again.
         inner = [
             x
             for x in levels
-            if x.layered and (x.token_copy or x.sampling) and x.period * MANY <= best.period
+            if x.marked and (x.layered or x.embedding) and x.period * MANY <= best.period
         ]
         best = max(inner, key=lambda level: level.score, default=best)
-    near = [x for x in levels if x.score >= NEAR * best.score and x.period <= best.period]
+    near = [x for x in levels if x.period <= best.period and _as_good(x, best)]
     return min(near, key=lambda x: x.period)
+
+
+def _as_good(level: Level, best: Level) -> bool:
+    """A score near the best one; or a whole forward with its token each time, all of the time:
+    tokens of several steps may be copied together."""
+    if level.score >= NEAR * best.score:
+        return True
+    forward = level.sampling and level.embedding and level.layered
+    return forward and level.coverage * level.regular >= 0.95 * best.coverage * best.regular
 
 
 def reference(level: Level) -> Anchor:

@@ -73,6 +73,11 @@ class Cycles:
         return Cycles(self.begin[mine], self.end[mine], owner, passes)
 
     @property
+    def marked(self) -> bool:
+        """Does anything say that tokens come out of most cycles?"""
+        return len(self) > 0 and self.passes[int(np.argmax(np.bincount(self.owner)))].level.marked
+
+    @property
     def score(self) -> float:
         """Of the levels, by how often each was seen."""
         weight = sum(p.level.count for p in self.passes)
