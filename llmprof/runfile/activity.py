@@ -102,7 +102,10 @@ class Columns:
     there: dict[str, str]
 
     def value(self, name: str) -> str:
-        """An integer; 0 for NULL and for a column that the file does not have."""
+        """An integer; 0 for NULL and for a column that the file does not have. Files cut down to
+        short names of kernels have those."""
+        if name == "demangledName" and name not in self.there:
+            name = "shortName"
         if name not in self.there:
             return "0"
         return f"coalesce({self._whole(name)}, 0)"

@@ -789,7 +789,7 @@ LATER: dict[str, Callable[[Machine], None]] = {
     "prompts scored beside": _scores_beside,
     "last stage of a pipeline": _last_stage,
 }
-"""Written when the detector had been mended by what it did in ``WORLDS``, and not looked at since."""
+"""Written when the detector had been mended by ``WORLDS``; not looked at since."""
 
 
 def make(name: str, seed: int, hidden: bool = False) -> tuple[Events, Truth]:

@@ -34,7 +34,10 @@ _FORMAT, _TOKEN, _STEP, _PART, _ANY, _LAYER, _OPERATOR = 3.0, 2.0, 1.8, 1.0, 0.8
 _WORDS = (
     (
         _OPERATOR,
-        re.compile(r"^(aten|c10|cuda|cu[A-Z]|nccl|triton|autograd|Torch-Compiled)|op_id|::"),
+        re.compile(
+            r"^(aten|c10|cuda|cu[A-Z]|[nr]ccl|gloo|mpi:|ucc:|triton|autograd|Torch-Compiled"
+            r"|## Call CompiledFxGraph)|op_id|::"
+        ),
     ),
     (_LAYER, re.compile(r"layer|block\b|attn|attention|mlp|\bnorm|embed|lm_head|\bh\.\d", re.I)),
     (_TOKEN, re.compile(r"decode|next.?token|token.?\d", re.IGNORECASE)),

@@ -168,8 +168,12 @@ class _Cycle:
         if copy is not None:
             return self._offset(copy + 1), "copy to host"
         if self.graph_begins[after + 1 :].any():
-            begins = int(np.argmax(self.graph_begins[after + 1 :]))
-            return self._offset(after + 1 + begins), "graph launch"
+            begins = after + 1 + int(np.argmax(self.graph_begins[after + 1 :]))
+            if embedded is None or begins <= embedded:
+                return self._offset(begins), "graph launch"
+            # The lookup runs before the graph: the device waits for the token before it.
+            place = max(range(after + 1, embedded + 1), key=self._gap)
+            return self._offset(place), "idle"
         idle = self.idle[self.zone]
         here = idle[after + 1 : stop + 1]
         if len(here) and here.max() > 3 * max(500.0, float(np.median(self.idle))):

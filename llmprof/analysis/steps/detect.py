@@ -303,7 +303,7 @@ def _ambiguous(cycles: Cycles) -> str | None:
         if level.marked and not other.marked and other.period < level.period:
             continue  # layers, or parts of them
         ratio = max(other.period, level.period) / min(other.period, level.period)
-        # A median times a hundred is not the hundredfold: what holds so many steps holds whole ones.
+        # A median times a hundred is not the hundredfold: so many steps are whole ones.
         whole = ratio >= MANY or abs(ratio - round(ratio)) <= 0.1
         if other.score >= TIED * level.score and not whole:
             return (

@@ -39,7 +39,7 @@ _ROUTING = re.compile(r"moe|expert|rout(er|ing)|gating|topk_forward", re.IGNOREC
 """Experts are chosen by a top-k too, once a layer."""
 _EMBEDDING = re.compile(
     r"(?<!rotary_)(?<!rotary)(?<!rope_)embed|index_?select|get_rows|vectorized_gather|lookup"
-    r"|gather_kernel|take\b",
+    r"|gather_kernel|(?<![a-z])take\d*(?![a-z])",
     re.IGNORECASE,
 )
 # Symbols of neighbours are joined to one number: two odd multipliers, wrapping.

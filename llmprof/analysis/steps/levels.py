@@ -102,10 +102,7 @@ def best_of(levels: list[Level]) -> Level | None:
         outer = [
             x
             for x in levels
-            if x.layered
-            and x.marked
-            and x.period > best.period
-            and x.score >= TURNS * best.score
+            if x.layered and x.marked and x.period > best.period and x.score >= TURNS * best.score
         ]
         if outer:
             return max(outer, key=lambda level: level.score)

@@ -38,6 +38,7 @@ Offered = tuple[Candidate, ...]
 """Ranges that were not taken, the best first."""
 HOSTS = 16
 """Processes shown at most of a file without any work on a device and without steps."""
+NOTHING_RAN = "nothing ran on a device in this file"
 DETECTED = 2_000_000
 """Kernels of a process that steps are looked for in, from its first on."""
 
@@ -63,7 +64,8 @@ def open_run(path: Path, choice: StepChoice = AUTO_STEPS) -> RunData:
         if not opened.engines and opened.info.source == "opened":
             named = reader.processes()[:HOSTS]  # the host alone, without a step
             for process, label in reader.process_labels(named).items():
-                add_engine(opened, process, label, EngineInfo(device="cpu"))
+                engine = add_engine(opened, process, label, EngineInfo(device="cpu"))
+                opened.steps_found[engine.engine_id] = StepsFound("none", NOTHING_RAN)
         _add_sampled_rounds(opened, reader.sampled_devices())
         return opened
 

@@ -130,9 +130,12 @@ def process_totals(sql: sqlite3.Connection, tables: set[str], process: int) -> P
         return ProcessTotals(0, 0, 0, 0)
     of = Columns(activity.columns(sql, KERNELS))
     begin, end = of.time("start"), of.time("end")
+    mine = f"FROM {KERNELS} WHERE {of.process('globalPid')} = ?"
+    # A file of one's own making may begin at 0; a 0 that stands for no time reaches further.
+    (first,) = sql.execute(f"SELECT min({begin}) {mine} AND {begin} > 0", (process,)).fetchone()
     row = sql.execute(
-        f"SELECT count(*), sum({end} - {begin}), min({begin}), max({end}) FROM {KERNELS}"
-        f" WHERE {of.process('globalPid')} = ? AND {of.usable(1)}",
+        f"SELECT count(*), sum({end} - {begin}), min({begin}), max({end}) {mine}"
+        f" AND {of.usable(max(1, int(first or 1)))}",
         (process,),
     ).fetchone()
     return ProcessTotals(*(int(value or 0) for value in row))
