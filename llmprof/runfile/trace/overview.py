@@ -135,8 +135,8 @@ def _walk(sql: sqlite3.Connection, wanted: Sequence[Cells], tell: Share) -> Iter
     tables = {str(n) for (n,) in sql.execute("SELECT name FROM sqlite_master WHERE type = 'table'")}
     process = expressions.process("globalPid")
     begin, finish = expressions.time("start"), expressions.time("end")
-    name = next((n for n in ("demangledName", "shortName") if n in there), None)
-    name = f"coalesce({name}, -1)" if name else "-1"
+    kinds = [n for n in ("demangledName", "shortName") if n in there]
+    name = f"coalesce({kinds[0]}, -1)" if kinds else "-1"
     names = _Names(sql, "StringIds" in tables)
     total, done = max(1, size(sql, KERNELS)), 0
     for first, last, count in stretches(sql, KERNELS):
