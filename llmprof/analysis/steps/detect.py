@@ -29,6 +29,8 @@ TIED = 0.98
 ALIKE = 0.85
 """Share of equal work that makes a rare cycle a step like the usual ones."""
 _BACKWARD = re.compile(r"backward|_bwd|wgrad|dgrad|multi_tensor_apply|adamw?_|fused_adam", re.I)
+UNLIKE = 0.5
+"""Work with less in common is of another model."""
 SAMPLED = "sampling each"
 _TAGS = ("copy to the host", "sampling kernel", "embedding kernel", "copy to the device")
 
@@ -138,15 +140,37 @@ def _signed(events: Events, cycles: Cycles) -> tuple[Cycles, Flags, list[tuple[s
     kept = [n for n, said in enumerate(signs) if said]
     if not kept:
         return None
-    if not (events.what == WHOLE_GRAPH).any():
-        # An embedding model's answers go to the host too, but no token is chosen in them.
-        main = int(np.argmax(np.bincount(cycles.owner[decode], minlength=len(signs))))
-        if SAMPLED in signs[main]:
-            for n in kept:
-                if SAMPLED not in signs[n]:
-                    decode[cycles.owner == n] = False
+    decode &= ~_of_another_kind(events, cycles, decode)
     chosen = np.isin(cycles.owner, kept)
     return cycles.of(kept), decode[chosen], [signs[n] for n in kept]
+
+
+def _of_another_kind(events: Events, cycles: Cycles, decode: Flags) -> Flags:
+    """Cycles in which no token is chosen, of other kernels than those in which one is: answers of
+    an embedding model go to the host too."""
+    none = np.zeros(len(cycles), bool)
+    seen = np.concatenate([[0], np.cumsum(events.sampling)])
+    chosen = seen[cycles.end] > seen[cycles.begin]
+    doubtful = np.flatnonzero(decode & ~chosen)
+    usual = np.flatnonzero(decode & chosen)
+    # A graph that was traced as a whole shows no sampling.
+    if not len(doubtful) or len(usual) < 4 * len(doubtful) or (events.what == WHOLE_GRAPH).any():
+        return none
+    width = len(events.names)
+
+    def names(cycle: int) -> Ints:
+        rows = events.name[cycles.begin[cycle] : cycles.end[cycle]]
+        return np.bincount(rows, minlength=width)
+
+    bag = events.bags[cycles.end] - events.bags[cycles.begin]
+    _, first, count = np.unique(bag[usual], return_index=True, return_counts=True)
+    model = names(int(usual[first[np.argmax(count)]]))
+    _, first, which = np.unique(bag[doubtful], return_index=True, return_inverse=True)
+    for number, one in enumerate(doubtful[first].tolist()):
+        own = names(one)
+        if np.minimum(model, own).sum() < UNLIKE * min(model.sum(), own.sum()):
+            none[doubtful[which == number]] = True
+    return none
 
 
 def _training(events: Events, cycles: Cycles, decode: Flags) -> bool:

@@ -122,6 +122,7 @@ class Truth:
             for first, last in self.apart:
                 mine &= found.decode | (found.end <= first) | (found.begin > last)
             rows = np.concatenate([found.begin[mine], found.end[mine]])
+            rows = rows[~np.isin(rows, [first for first, _ in self.apart])]  # there a step ends
             own = np.concatenate([[0], np.cumsum(events.stream == stream)])
             sums += step_factory.quality(own[rows], borders)
         right, seen, true = sums.tolist()
