@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmprof.analysis.steps.cuts import Cut, place_cut, snapped
+from llmprof.analysis.steps.cuts import Cut, Rule, place_cut, snapped
 from llmprof.analysis.steps.events import Events, Flags
 from llmprof.analysis.steps.levels import (
     LEAST_REPEATS,
@@ -30,6 +30,8 @@ WINDOWS = (300_000, 300_000 // WINDOW_STEP, 300_000 // WINDOW_STEP**2)
 PASSES = 12
 SHORTEST = 40
 """Rows; in less nothing is looked for."""
+NEAR_END = 0.1
+"""Of a cycle: so much further or nearer a cut may be in a class of other cycles."""
 CLASSES = 64
 """Classes of cycles with a cut of their own; rarer ones are cut like the one nearest in length."""
 
@@ -191,6 +193,12 @@ def _cut_all(
             break
         size = int(rows[mine[0]])
         place, rule = place_cut(events, start[mine], size)
+        if cuts and rule != cuts[0].rule:
+            first = int(start[np.flatnonzero(which == np.argmax(count))[0]])
+            place, rule = _as_usual(events, cuts[0], first, int(start[mine[0]]), size) or (
+                place,
+                rule,
+            )
         offset[mine] = place
         rule_of[one] = rule
         cuts.append(Cut(size, place, rule, len(mine)))
@@ -210,6 +218,28 @@ def _cut_all(
         places[mine] = snapped(places[mine], where, 6)
     edges = _edges(events, at, length > 1.3 * usual, start, rows, offset)
     return np.unique(np.concatenate([places, edges])), tuple(cuts)
+
+
+def _as_usual(
+    events: Events, usual: Cut, first: int, start: int, size: int
+) -> tuple[int, Rule] | None:
+    """Where a rarer class would be cut by another rule: behind the same row as the most common one,
+    if that row is there and as far from the same end. Else two borders would be one, or none.
+
+    Args:
+        first: first row of a cycle that ``usual`` cuts.
+        start: first row of a cycle of the class, ``size`` long.
+    """
+    if usual.rule not in ("copy to host", "copy to device"):
+        return None
+    symbol = events.symbol
+    same = 1 + np.flatnonzero(symbol[start : start + size] == symbol[first + usual.offset - 1])
+    if not len(same):
+        return None
+    late = usual.offset > usual.length / 2
+    wanted = size - (usual.length - usual.offset) if late else usual.offset
+    place = int(same[np.argmin(np.abs(same - wanted))])
+    return (place, usual.rule) if abs(place - wanted) <= NEAR_END * usual.length else None
 
 
 def _edges(events: Events, at: Ints, breaks: Flags, start: Ints, rows: Ints, offset: Ints) -> Ints:

@@ -68,7 +68,7 @@ def _adapters(m: Machine) -> None:
     for n in range(100):
         if n % 9 == 0:
             plain = int(m.random.integers(0, 2))
-        s = Shape(1 + n % 5, 1, 50 + n)
+        s = Shape(1 + int(m.random.integers(0, 5)), 1, 50 + n)
         for _ in range(e.inputs):
             m.copy(TO_DEVICE, 64)
         first = m.kernel("embedding_kernel", 1.8, s.rows)
