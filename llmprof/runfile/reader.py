@@ -111,7 +111,10 @@ class RunFileReader(AbstractContextManager["RunFileReader"]):
     def process_labels(self, wanted: Sequence[int]) -> dict[int, str]:
         """``globalPid >> 24`` → label, each unique among those wanted."""
         with self._reading():
-            return processes.labels(wanted, processes.names(self._sql, self._tables()))
+            tables = self._tables()
+            devices = processes.devices_of(self._sql, tables)
+            numbers = processes.gpu_numbers(self._sql, tables, devices)
+            return processes.labels(wanted, processes.names(self._sql, tables), numbers)
 
     def knows_steps(self) -> bool:
         """Its steps are what llmprof drove. Those of other files are found when it is opened."""

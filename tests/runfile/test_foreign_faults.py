@@ -257,12 +257,18 @@ def test_work_of_another_threads_steps_is_not_counted(file: Path) -> None:
     assert "idle is the engine's, not the GPU's" in opened.warnings
 
 
-def test_processes_of_one_name_all_carry_their_pid(file: Path) -> None:
+@pytest.mark.parametrize(
+    ("devices", "expected"), [((0, 1), ["GPU 0", "GPU 1"]), ((0, 0), ["111", "112"])]
+)
+def test_processes_of_one_name_all_carry_their_gpu_or_pid(
+    file: Path, devices: tuple[int, int], expected: list[str]
+) -> None:
     with Capture(file) as made:
-        for pid in (111, 112):
+        for pid, device in zip((111, 112), devices, strict=True):
             made.process(pid)
-            made.eager_steps(count=5, pid=pid, device=pid - 111)
+            made.eager_steps(count=5, pid=pid, device=device)
         made.process(113, "server")
         made.eager_steps(count=5, pid=113, device=2)
     labels = [e.label for e in Opened(file).data.engines]
-    assert labels == ["python3-111", "python3-112", "server"]
+    between = " " if expected[0].startswith("GPU") else "-"
+    assert labels == [*(f"python3{between}{one}" for one in expected), "server"]

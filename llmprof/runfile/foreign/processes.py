@@ -122,21 +122,35 @@ def names(sql: sqlite3.Connection, tables: set[str]) -> dict[int, str]:
     }
 
 
-def labels(processes: Sequence[int], named: Mapping[int, str]) -> dict[int, str]:
-    """Process → label, each unique: processes of one name all carry their pid.
+def labels(
+    processes: Sequence[int], named: Mapping[int, str], numbers: Mapping[Device, int]
+) -> dict[int, str]:
+    """Process → label, each unique: processes of one name all carry their GPU, where each has one
+    of its own, else their pid.
 
     So that no label is another one with something added: of ``python3`` and ``python3#112`` nobody
     can say which process the first is.
+
+    Args:
+        numbers: which GPU each process' device is.
     """
+    used: dict[int, list[int]] = {process: [] for process in processes}
+    for (process, _), gpu in numbers.items():
+        used.get(process, []).append(gpu)
     plain = {
         process: shortened(named.get(process) or f"process {process & 0xFFFFFF}", LABEL_LIMIT)
         for process in processes
     }
-    counts = Counter(plain.values())
-    full = {
-        process: text if counts[text] == 1 else f"{text}-{process & 0xFFFFFF}"
-        for process, text in plain.items()
-    }
+    alike: dict[str, list[int]] = {}
+    for process, text in plain.items():
+        alike.setdefault(text, []).append(process)
+    full = {}
+    for text, group in alike.items():
+        gpus = {used[process][0] for process in group if len(used[process]) == 1}
+        apart = len(gpus) == len(group)
+        for process in group:
+            more = f" GPU {used[process][0]}" if apart else f"-{process & 0xFFFFFF}"
+            full[process] = text if len(group) == 1 else text + more
     counts = Counter(full.values())
     return {
         # Files of one run, merged: the same process on other hardware.

@@ -64,8 +64,8 @@ def read_foreign(sql: sqlite3.Connection, tables: set[str], path: str) -> RunDat
     data.warnings += notices.warnings(sql, tables)
     span = processes.work_span(sql, tables)
     named = processes.names(sql, tables)
-    labels = processes.labels([*devices], named)
     numbers = processes.gpu_numbers(sql, tables, devices)
+    labels = processes.labels([*devices], named, numbers)
     gpus = {gpu.index: gpu.name for gpu in data.gpu_devices}
     for process, mine in devices.items():
         info = EngineInfo(
