@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
@@ -16,6 +16,7 @@ from llmprof.analysis.ranks.matching import match
 from llmprof.analysis.ranks.members import Member, member
 from llmprof.analysis.ranks.report import report
 from llmprof.analysis.ranks.results import RanksReport
+from llmprof.analysis.ranks.twins import SkewReport, twins
 from llmprof.analysis.view.rank_facts import with_facts, with_host
 from llmprof.records import EngineRecord, RoundRecord, RunData, Unavailable
 from llmprof.runfile.foreign.source import TORCH
@@ -33,13 +34,24 @@ class Traced(Protocol):
     round: TracedRound | Unavailable
 
 
+@dataclass(frozen=True)
+class Groups:
+    """All groups of a run."""
+
+    ranks: tuple[RanksReport, ...]
+    skews: tuple[SkewReport, ...]
+    """Processes that do the same and share no collective in the trace."""
+    missing: dict[str, str]
+    """Engine label → why a group that there should be is missing."""
+
+
 def groups(
     reader: RunFileReader,
     data: RunData,
     traces: Sequence[Traced],
     rules: Sequence[Rule],
-) -> tuple[tuple[RanksReport, ...], dict[str, str]]:
-    """All groups, and by engine label why a group that there should be is missing."""
+) -> Groups:
+    """Of its engines, as a program said, or found by matching."""
     found: list[RanksReport] = []
     missing: dict[str, str] = {}
     if data.info.source != "driven":
@@ -49,7 +61,8 @@ def groups(
             worlds.append(ranks[1])
         world = max(worlds, default=0)
         same_host = data.info.environment.get("source") != TORCH
-        for group in _clusters(members, same_host):
+        communicating = [one for one in members if len(one.collectives)]
+        for group in _clusters(communicating, same_host):
             names = dict.fromkeys(one.engine for one in group)
             made = report(group, ", ".join(names), {}, max(world, len(group)), same_host)
             if isinstance(made, Unavailable):
@@ -57,7 +70,7 @@ def groups(
             else:
                 mine = [e for e in data.engines if e.label in names]
                 found.append(with_facts(reader, data, mine, made))
-        return tuple(found), missing
+        return Groups(tuple(found), tuple(twins(members)) if same_host else (), missing)
     for engine, trace in zip(data.engines, traces, strict=True):
         if engine.info is None or engine.info.ranks < 2:
             continue
@@ -68,7 +81,7 @@ def groups(
             assert trace.record is not None
             made = with_host(reader, trace.record, made)
             found.append(with_facts(reader, data, [engine], made))
-    return tuple(found), missing
+    return Groups(tuple(found), (), missing)
 
 
 def _driven(
@@ -103,7 +116,7 @@ def _driven(
 
 
 def _members(data: RunData, traces: Sequence[Traced], rules: Sequence[Rule]) -> list[Member]:
-    """Every (process, device) with collectives of a file that llmprof did not drive."""
+    """Every (process, device) of a file that llmprof did not drive."""
     said: dict[int, int | None] = {p.process: p.rank for p in data.processes}
     found: list[Member] = []
     for engine, trace in zip(data.engines, traces, strict=True):
@@ -124,8 +137,7 @@ def _members(data: RunData, traces: Sequence[Traced], rules: Sequence[Rule]) -> 
                 _bounds(traced),
                 rank is not None,
             )
-            if len(one.collectives):
-                found.append(one)
+            found.append(one)
     return found
 
 

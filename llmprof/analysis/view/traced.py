@@ -34,6 +34,7 @@ from llmprof.analysis.host.causes import GapCauses, GapJudge, judge
 from llmprof.analysis.host.stacks import open_host
 from llmprof.analysis.ranks.members import Member
 from llmprof.analysis.ranks.results import RanksReport
+from llmprof.analysis.ranks.twins import SkewReport
 from llmprof.analysis.timeline.axis import RunLanes
 from llmprof.analysis.timeline.build import build_lane
 from llmprof.analysis.view.falls import Fall, fall_between, timing_step_ns
@@ -241,6 +242,8 @@ class RunTrace:
 
     ranks: tuple[RanksReport, ...]
     """Groups of processes and GPUs that compute one step together."""
+    skews: tuple[SkewReport, ...]
+    """Processes that run the same kernels and share no collective in the trace."""
     no_ranks: dict[str, str]
     """Engine label → why its group is not there."""
 
@@ -296,7 +299,9 @@ class RunTrace:
                 if found is not None:
                     trace.steps_found = found
                     trace.totals = reader.process_totals(trace.pid)
-            self.ranks, self.no_ranks = groups(reader, data, self.engines, rules)
+            grouped = groups(reader, data, self.engines, rules)
+            self.ranks, self.no_ranks = grouped.ranks, grouped.missing
+            self.skews = grouped.skews
             for group in self.ranks:
                 lend_waits(group, self.engines)
         self._parts: tuple[tuple[Path, RunData, tuple[EngineTrace, ...]], ...]
@@ -323,7 +328,7 @@ class RunTrace:
             for engine in data.engines
         )
         made._parts = ((path, data, made.engines),)
-        made.ranks, made.no_ranks = (), {}
+        made.ranks, made.skews, made.no_ranks = (), (), {}
         return made
 
     @property
@@ -364,6 +369,7 @@ class RunTrace:
         made._parts = tuple(part for trace in traces for part in trace._parts)
         made.engines = tuple(engine for trace in traces for engine in trace.engines)
         made.ranks = tuple(group for trace in traces for group in trace.ranks)
+        made.skews = tuple(group for trace in traces for group in trace.skews)
         made.no_ranks = {label: why for trace in traces for label, why in trace.no_ranks.items()}
         flat = [label for run in labels for label in run]
         for engine, label in zip(made.engines, flat, strict=True):

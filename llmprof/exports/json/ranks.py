@@ -6,7 +6,8 @@ from dataclasses import asdict
 from typing import Any
 
 from llmprof.analysis.ranks.clocks import ClockFit
-from llmprof.analysis.ranks.results import CollectiveLine, RankGpu, RanksReport
+from llmprof.analysis.ranks.results import CollectiveLine, RankGpu, RankLine, RanksReport
+from llmprof.analysis.ranks.twins import SkewLine, SkewReport
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
@@ -17,10 +18,27 @@ Document = dict[str, Any]
 def ranks_document(trace: RunTrace | Unavailable) -> Document:
     """``ranks``, and by engine why a group is missing."""
     if isinstance(trace, Unavailable):
-        return {"ranks": None, "ranks_reason": trace.reason}
+        reason = {"ranks_reason": trace.reason, "skews_reason": trace.reason}
+        return {"ranks": None, "skews": None, **reason}
     return {
         "ranks": [_group(group) for group in trace.ranks],
+        "skews": [_skew(group) for group in trace.skews],
         "ranks_missing": {one_line(k): one_line(v) for k, v in trace.no_ranks.items()},
+    }
+
+
+def _line(line: RankLine | SkewLine) -> Document:
+    return {**asdict(line), "pid": line.pid & 0xFFFFFF}
+
+
+def _skew(group: SkewReport) -> Document:
+    return {
+        "engine": one_line(group.title),
+        "words": group.words,
+        "kernels": group.kernels,
+        "left_out": group.left_out,
+        "ranks": [_line(line) for line in group.ranks],
+        "notes": list(group.notes),
     }
 
 
@@ -35,7 +53,7 @@ def _group(group: RanksReport) -> Document:
         "words": group.words,
         "reason": None if group.reason is None else _reason(group),
         "lateness": _lateness(group),
-        "ranks": [asdict(line) for line in group.ranks],
+        "ranks": [_line(line) for line in group.ranks],
         "collectives": [_nulls(line) for line in group.collectives],
         "critical_rank_of_step": list(group.critical),
         "late_ns_of_rank_and_step": group.late_ns.tolist(),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from textwrap import wrap
 
 from llmprof.analysis.ranks.results import RanksReport
+from llmprof.analysis.ranks.twins import SkewReport
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.plaintext import one_line
 from llmprof.records import Maybe, Unavailable
@@ -18,9 +19,24 @@ def sections(trace: RunTrace, width: int) -> dict[str, list[str]]:
     found = {
         f"Ranks of {one_line(group.title, LABEL)}": _group(group, width) for group in trace.ranks
     }
+    for skew in trace.skews:
+        found[f"Skew of {one_line(skew.title, LABEL)}"] = _skew(skew, width)
     for label, why in trace.no_ranks.items():
         found[f"Ranks of {one_line(label, LABEL)}"] = _wrapped(f"n/a: {one_line(why)}", width)
     return found
+
+
+def _skew(group: SkewReport, width: int) -> list[str]:
+    lines = _wrapped(group.words, width)
+    head = ("behind, µs", "95 %", "most", "first")
+    lines.append(f"  {'begins':<{LINE}}" + "".join(f"{text:>12}" for text in head))
+    for line in group.ranks:
+        numbers = (line.behind_us, line.behind_95_us, line.behind_most_us)
+        cells = "".join(f"{number:>12.1f}" for number in numbers)
+        lines.append(f"  {one_line(line.name, LINE - 1):<{LINE}}{cells}{line.first:>12.0%}")
+    for note in group.notes:
+        lines += _wrapped(note, width)
+    return lines
 
 
 def _group(group: RanksReport, width: int) -> list[str]:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from typing import Final
 
 import numpy as np
 
 from llmprof.analysis.ranks.results import CollectiveLine, RankLine, RanksReport
+from llmprof.analysis.ranks.twins import SkewReport
 from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.records import Maybe, Unavailable
+from llmprof.runfile.trace.rows import Ints
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, wrap
 from llmprof.tui.view import View, trace_or_why
 
@@ -29,6 +32,8 @@ def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     out: list[Row] = []
     for group in trace.ranks:
         out += [*_group(group, view, width), ()]
+    for skew in trace.skews:
+        out += [*_skew(skew, view, width), ()]
     for label, why in trace.no_ranks.items():
         text = f"{clean(label)}: n/a: {clean(why)}"
         out += [row(Span(line, "dim")) for line in wrap(text, width)]
@@ -58,19 +63,41 @@ def _group(group: RanksReport, view: View, width: int) -> list[Row]:
     return out
 
 
-def _strips(group: RanksReport, view: View, width: int) -> list[Row]:
-    """Rank × step: how long the others waited for it, the most of the steps in a cell. The height
-    of a bar says it without any colour; the critical rank of a cell has the colour of a warning."""
-    bars = view.glyphs.bars
-    room = max(8, width - _NAME)
-    late = group.late_ns
-    cells = min(room, group.steps)
-    edge = np.linspace(0, group.steps, cells + 1).astype(int)
-    most = np.stack([late[:, a:b].max(1) for a, b in pairwise(edge.tolist())], 1)
+def _skew(group: SkewReport, view: View, width: int) -> list[Row]:
+    """Processes that do the same and share no collective: how far apart they are."""
+    what = f"{len(group.ranks)} GPUs, {group.kernels:,} kernels alike"
+    title = row(Span(clean(group.title), "strong"))
+    out = [rule(title, row(Span(what, "dim")), width, view.glyphs.track)]
+    out += [row(Span(line)) for line in wrap(clean(group.words), width)]
+    strips, _, top = _bars([line.name for line in group.ranks], group.behind_ns, view, width)
+    out += [(), *strips]
+    text = f"behind the first one, from the first kernel to the last: a full bar {top / 1e3:.1f} µs"
+    out += [row(Span(line, "dim")) for line in wrap(text, width)]
+    heads = ("behind, µs", "95 %", "most", "first")
+    head = f"{'begins':<{_NAME}}" + "".join(f"{text:>12}" for text in heads)
+    out += [(), fit(row(Span(head, "dim")), width)]
+    for line in group.ranks:
+        numbers = (line.behind_us, line.behind_95_us, line.behind_most_us)
+        cells = "".join(f"{number:>12.1f}" for number in numbers) + f"{line.first:>12.0%}"
+        out.append(fit(row(Span(fit_text(line.name, _NAME), "bright"), Span(cells)), width))
+    out.append(())
+    for note in group.notes:
+        out += [row(Span(line, "dim")) for line in wrap(clean(note), width)]
+    return out
+
+
+def _bars(names: Sequence[str], values: Ints, view: View, width: int) -> tuple[list[Row], int, int]:
+    """A strip a rank of values (ranks, columns), the most of the columns in a cell; how many cells,
+    and what a full bar is. The height of a bar says it without any colour; the rank with the most
+    of a cell has the colour of a warning."""
+    bars, columns = view.glyphs.bars, values.shape[1]
+    cells = min(max(8, width - _NAME), columns)
+    edge = np.linspace(0, columns, cells + 1).astype(int)
+    most = np.stack([values[:, a:b].max(1) for a, b in pairwise(edge.tolist())], 1)
     top = int(most.max()) if most.size else 0
     out: list[Row] = []
-    for n, line in enumerate(group.ranks):
-        spans = [Span(fit_text(line.name, _NAME))]
+    for n, name in enumerate(names):
+        spans = [Span(fit_text(name, _NAME))]
         for cell in range(cells):
             share = most[n, cell] / top if top else 0.0
             # The least bar is a trace of lateness: none at all is empty.
@@ -78,6 +105,12 @@ def _strips(group: RanksReport, view: View, width: int) -> list[Row]:
             critical = share > 0.02 and int(most[:, cell].argmax()) == n
             spans.append(Span(bars[level], "warn" if critical else "dim"))
         out.append(fit(row(*spans), width))
+    return out, cells, top
+
+
+def _strips(group: RanksReport, view: View, width: int) -> list[Row]:
+    """Rank × step: how long the others waited for it."""
+    out, cells, top = _bars([line.name for line in group.ranks], group.late_ns, view, width)
     each = -(-group.steps // cells) if cells else 1
     cell_text = "a cell is a step" if each == 1 else f"a cell is up to {each} steps"
     text = (
