@@ -166,7 +166,7 @@ class _Rows:
         self._out.add(
             KERNEL,
             (start, end, device, 0, stream, _correlation(record), None, name, name, *grid, *block,
-             0, shared, None, None),
+             0, shared, None, None, None),
         )  # fmt: skip
 
     def _copy(self, record: dict[str, Any], start: int, end: int) -> None:
