@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -147,24 +148,21 @@ def kernel_bandwidth(
         RunFileError: the file is damaged.
     """
     missing = Unavailable(data.why_missing(engine.label, "pm") or "no sampled round with kernels")
-    found = []
-    left = MAX_KERNELS
-    for record in data.rounds_of(engine.engine_id, "sampled"):
-        pm = reader.pm_samples(record.round_id)
-        if pm is None or record.steps < 1 or left <= 0:
-            continue
-        rows = reader.trace_rows(record, left)
-        if len(rows.kernels):
-            found.append((record, *pm, rows))
-            left -= len(rows.kernels)
-    if not found:
+    found = [
+        (record, *pm)
+        for record in data.rounds_of(engine.engine_id, "sampled")
+        if record.steps and (pm := reader.pm_samples(record.round_id)) is not None
+    ]
+    traced, until_ns = _traced(reader, [r for r, *_ in found])
+    found = [f for f in found if f[0].start_ns < until_ns]
+    if not any(len(rows.kernels) for rows in traced):
         return missing
     facts = found[0][1]
     peak = next((d.peak_bandwidth_gb_s for d in data.gpu_devices if d.index == facts.device), None)
     if peak is None:
         return Unavailable("the GPU's peak bandwidth is not known: counters are a share of it")
-    device = _device([rows for *_, rows in found], facts.device)
-    samples, counted = _samples([(r, p) for r, _, p, _ in found])
+    device = _device(traced, facts.device)
+    samples, counted = _samples([(r, pm) for r, _, pm in found], until_ns)
     if not len(samples.dram_pct):
         return Unavailable("no sample lies inside a decode step")
     near = (device.end > samples.start_ns[0] - REACH_NS) & (
@@ -216,6 +214,24 @@ def kernel_bandwidth(
     )
 
 
+def _traced(reader: RunFileReader, rounds: Sequence[RoundRecord]) -> tuple[list[TraceRows], int]:
+    """Work of all these rounds' processes, and up to when none of it is missing.
+
+    Neighbouring rounds are read in one go: each goes through the whole table.
+    """
+    found: list[TraceRows] = []
+    left = MAX_KERNELS
+    for _, same in groupby(rounds, key=lambda r: r.pid):
+        mine = list(same)
+        whole = replace(mine[0], end_ns=mine[-1].end_ns)
+        rows = reader.trace_rows(whole, left, calls=False)
+        found.append(rows)
+        left -= len(rows.kernels)
+        if rows.complete_ns is not None or left <= 0:
+            return found, mine[-1].end_ns if rows.complete_ns is None else rows.complete_ns
+    return found, max((r.end_ns for r in rounds), default=0)
+
+
 def kernel_category(name: str, engine: str, rules: Sequence[Rule]) -> str:
     """Of a kernel, or of a copy as this module names it."""
     return COPY if name.startswith("[mem") else categorise({0: name}, engine, rules)[0]
@@ -260,8 +276,11 @@ def _device(rounds: Sequence[TraceRows], index: int) -> _Device:
     )
 
 
-def _samples(rounds: Sequence[tuple[RoundRecord, PmColumns]]) -> tuple[Samples, tuple[str, ...]]:
-    """Samples that lie inside decode steps, and the further counters that every round has."""
+def _samples(
+    rounds: Sequence[tuple[RoundRecord, PmColumns]], until_ns: int
+) -> tuple[Samples, tuple[str, ...]]:
+    """Samples that lie inside decode steps and end by ``until_ns``, and the further counters that
+    every round has."""
     tables = []
     for _, pm in rounds:
         further = {READ: pm.dram_read_pct, "sm_active_pct": pm.sm_active_pct, **pm.further}
@@ -273,7 +292,8 @@ def _samples(rounds: Sequence[tuple[RoundRecord, PmColumns]]) -> tuple[Samples, 
     numbers: list[Ints] = []
     others: list[NDArray[np.float64]] = []
     for (record, pm), table in zip(rounds, tables, strict=True):
-        inside = (pm.start_ns >= record.stamps_ns[0]) & (pm.end_ns <= record.stamps_ns[-1])
+        last = min(record.stamps_ns[-1], until_ns)
+        inside = (pm.start_ns >= record.stamps_ns[0]) & (pm.end_ns <= last)
         inside &= ~np.isnan(pm.dram_pct)
         if not inside.any():
             continue

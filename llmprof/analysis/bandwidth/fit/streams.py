@@ -104,8 +104,9 @@ def shared(activity: Activity, cuts: Cuts, value: Floats) -> Shared:
         part = slice(low, low + CHUNK)
         x = shares(activity, latest, cuts, begin[part], until[part])
         length = (until[part] - begin[part])[:, None]
-        runs = np.add.reduceat(x[:, :-1], cuts.first[:-1], axis=1) > 0
+        share = np.add.reduceat(x[:, :-1], cuts.first[:-1], axis=1)
         level = np.add.reduceat(x[:, :-1] * value[:-1], cuts.first[:-1], axis=1)
+        runs = (share > 0).astype(np.float64)
         together += (runs * length).T @ runs
         moved += (level * length).T @ runs
     return Shared(time.astype(np.float64), together, moved)
