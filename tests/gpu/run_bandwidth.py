@@ -19,13 +19,11 @@ Three minutes on an H100. Prints markdown tables; exit code 1 if a check failed.
 from __future__ import annotations
 
 import argparse
-import importlib.util
 import os
 import shutil
 import subprocess
 import sys
 import tempfile
-import time
 import zipfile
 from pathlib import Path
 
@@ -36,6 +34,7 @@ import engine_products  # noqa: E402
 import planted_kernels  # noqa: E402
 import replayed  # noqa: E402
 from checks import failed, guarded  # noqa: E402
+from extensions import Extensions  # noqa: E402
 
 PARTS = ("planted", "torch", "quantised", "ncu")
 
@@ -50,44 +49,6 @@ def unpacked(wheels: Path) -> str:
         script.chmod(0o755)
         os.environ["PATH"] = f"{script.parent}:{os.environ['PATH']}"
     return folder
-
-
-class Extensions:
-    """Those of the ExLlama packages that are there, built in processes beside this one."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        builder = [sys.executable, str(ROOT / "docker" / "build_extensions.py"), str(folder)]
-        env = {**os.environ, "MAX_JOBS": os.environ.get("MAX_JOBS", "14")}
-        major, minor = planted_kernels.capability()
-        env.setdefault("TORCH_CUDA_ARCH_LIST", f"{major}.{minor}")
-        self._building = {}
-        for package in ("exllama", "exllamav2"):
-            if importlib.util.find_spec(package) is not None:
-                log = (folder / f"{package}.log").open("w")
-                self._building[package] = subprocess.Popen(
-                    ["nice", *builder, package], env=env, stdout=log, stderr=subprocess.STDOUT
-                )
-
-    @property
-    def packages(self) -> list[str]:
-        return list(self._building)
-
-    def built(self) -> list[str]:
-        """Packages whose extension is there."""
-        begin = time.monotonic()
-        done: list[str] = []
-        for package, process in self._building.items():
-            if process.wait(400) == 0:
-                done.append(package)
-            else:
-                print(
-                    f"{package} was not built:",
-                    (self.folder / f"{package}.log").read_text()[-3000:],
-                )
-        print(f"(waited {time.monotonic() - begin:.0f} s for extensions: {done})", flush=True)
-        os.environ["LLMPROF_EXTENSIONS_DIR"] = str(self.folder)
-        return done
 
 
 def main() -> int:
@@ -120,13 +81,7 @@ def main() -> int:
         guarded("ncu", replayed.ncu, folder)
     if extensions is not None:
         library = given.mlc_library.resolve() if given.mlc_library else None
-        guarded(
-            "quantised",
-            lambda at: engine_products.quantised(
-                at, library, extensions.packages, extensions.built
-            ),
-            folder,
-        )
+        guarded("quantised", lambda at: engine_products.quantised(at, library, extensions), folder)
     print("\nfailed:", failed or "nothing")
     return 1 if failed else 0
 

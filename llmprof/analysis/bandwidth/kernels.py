@@ -8,32 +8,33 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
 
 from llmprof.analysis.bandwidth.fit.design import Activity
 from llmprof.analysis.bandwidth.fit.grouping import Grouping, grouped
-from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, Samples, fit
+from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, fit
 from llmprof.analysis.bandwidth.fit.units import SAME_TIME, Unit
 from llmprof.analysis.bandwidth.roofline import copy_gb_s
+from llmprof.analysis.bandwidth.rounds import (
+    FURTHER,
+    DeviceWork,
+    Dim,
+    device_work,
+    samples_of,
+    traced,
+)
 from llmprof.analysis.device.naming.categories import COPY, Rule, categorise
 from llmprof.analysis.device.naming.kernel_names import short_name
-from llmprof.analysis.device.sweep import COPY_NAMES
 from llmprof.plaintext import one_line
 from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable
 from llmprof.runfile.reader import RunFileReader
-from llmprof.runfile.trace.rows import PmColumns, TraceRows
 
 Ints = NDArray[np.int64]
-Dim = tuple[int, int, int]
 
 REACH_NS = 25_000_000
 """Kernels this far around the samples: a wrong clock is looked for up to here."""
-MAX_KERNELS = 1_000_000
-READ, WRITE = "dram_read_pct", "dram_write_pct"
-FURTHER = (READ, "sm_active_pct", WRITE, "l2_pct", "l2_hit_pct", "tensor_pct")
 
 
 @dataclass(frozen=True, eq=False)
@@ -127,18 +128,6 @@ class KernelBandwidth:
     headroom: Headroom | Unavailable
 
 
-@dataclass(frozen=True, eq=False)
-class _Device:
-    """What ran in all sampled rounds, in order, with a key for name and launch shape."""
-
-    start: Ints
-    end: Ints
-    key: Ints
-    names: tuple[str, ...]
-    """Of each key."""
-    shapes: tuple[tuple[Dim, Dim] | None, ...]
-
-
 def kernel_bandwidth(
     reader: RunFileReader, data: RunData, engine: EngineRecord, rules: Sequence[Rule]
 ) -> KernelBandwidth | Unavailable:
@@ -153,16 +142,16 @@ def kernel_bandwidth(
         for record in data.rounds_of(engine.engine_id, "sampled")
         if record.steps and (pm := reader.pm_samples(record.round_id)) is not None
     ]
-    traced, until_ns = _traced(reader, [r for r, *_ in found])
+    work, until_ns = traced(reader, [r for r, *_ in found])
     found = [f for f in found if f[0].start_ns < until_ns]
-    if not any(len(rows.kernels) for rows in traced):
+    if not any(len(rows.kernels) for rows in work):
         return missing
     facts = found[0][1]
     peak = next((d.peak_bandwidth_gb_s for d in data.gpu_devices if d.index == facts.device), None)
     if peak is None:
         return Unavailable("the GPU's peak bandwidth is not known: counters are a share of it")
-    device = _device(traced, facts.device)
-    samples, counted = _samples([(r, pm) for r, _, pm in found], until_ns)
+    device = device_work(work, facts.device)
+    samples, counted = samples_of([(r, pm) for r, _, pm in found], until_ns)
     if not len(samples.dram_pct):
         return Unavailable("no sample lies inside a decode step")
     near = (device.end > samples.start_ns[0] - REACH_NS) & (
@@ -214,24 +203,6 @@ def kernel_bandwidth(
     )
 
 
-def _traced(reader: RunFileReader, rounds: Sequence[RoundRecord]) -> tuple[list[TraceRows], int]:
-    """Work of all these rounds' processes, and up to when none of it is missing.
-
-    Neighbouring rounds are read in one go: each goes through the whole table.
-    """
-    found: list[TraceRows] = []
-    left = MAX_KERNELS
-    for _, same in groupby(rounds, key=lambda r: r.pid):
-        mine = list(same)
-        whole = replace(mine[0], end_ns=mine[-1].end_ns)
-        rows = reader.trace_rows(whole, left, calls=False)
-        found.append(rows)
-        left -= len(rows.kernels)
-        if rows.complete_ns is not None or left <= 0:
-            return found, mine[-1].end_ns if rows.complete_ns is None else rows.complete_ns
-    return found, max((r.end_ns for r in rounds), default=0)
-
-
 def kernel_category(name: str, engine: str, rules: Sequence[Rule]) -> str:
     """Of a kernel, or of a copy as this module names it."""
     return COPY if name.startswith("[mem") else categorise({0: name}, engine, rules)[0]
@@ -243,76 +214,6 @@ def with_categories(found: KernelBandwidth, categories: Sequence[str]) -> Kernel
     kernels = tuple(replace(k, category=c) for k, c in pairs)
     headroom = _headroom(kernels, found.ceiling_gb_s, found.step_ns)
     return replace(found, kernels=kernels, headroom=headroom)
-
-
-def _device(rounds: Sequence[TraceRows], index: int) -> _Device:
-    starts, ends, columns = [], [], []
-    names: dict[str, int] = {}
-    for rows in rounds:
-        k, c = rows.kernels, rows.copies
-        # CUPTI and PM sampling count devices alike, as the process sees them.
-        mine = k.device == index if (k.device == index).any() else np.ones(len(k), bool)
-        number = np.zeros(int(k.name_id.max(initial=0)) + 1, np.int64)
-        for name_id, name in k.names.items():
-            number[name_id] = names.setdefault(name, len(names))
-        grid = (k.grid_x, k.grid_y, k.grid_z, k.block_x, k.block_y, k.block_z)
-        columns.append(np.column_stack((number[k.name_id], *grid))[mine])
-        kinds = [COPY_NAMES.get(kind, COPY_NAMES[0]) for kind in c.kind.tolist()]
-        copied = np.array([names.setdefault(kind, len(names)) for kind in kinds], np.int64)
-        columns.append(np.column_stack((copied, *[np.zeros_like(copied)] * 6)))
-        starts += [k.start_ns[mine], c.start_ns]
-        ends += [k.end_ns[mine], c.end_ns]
-    start, end = np.concatenate(starts), np.concatenate(ends)
-    table, key = np.unique(np.concatenate(columns), axis=0, return_inverse=True)
-    order = np.argsort(start, kind="stable")
-    text = list(names)
-    shapes = [tuple(int(v) for v in row[1:]) for row in table]
-    return _Device(
-        start[order],
-        end[order],
-        key[order].astype(np.int64),
-        tuple(text[int(row[0])] for row in table),
-        tuple(((s[0], s[1], s[2]), (s[3], s[4], s[5])) if any(s) else None for s in shapes),
-    )
-
-
-def _samples(
-    rounds: Sequence[tuple[RoundRecord, PmColumns]], until_ns: int
-) -> tuple[Samples, tuple[str, ...]]:
-    """Samples that lie inside decode steps and end by ``until_ns``, and the further counters that
-    every round has."""
-    tables = []
-    for _, pm in rounds:
-        further = {READ: pm.dram_read_pct, "sm_active_pct": pm.sm_active_pct, **pm.further}
-        tables.append({k: v for k, v in further.items() if not np.isnan(v).any()})
-    counted = tuple(name for name in FURTHER if all(name in table for table in tables))
-    starts: list[Ints] = []
-    ends: list[Ints] = []
-    values: list[NDArray[np.float64]] = []
-    numbers: list[Ints] = []
-    others: list[NDArray[np.float64]] = []
-    for (record, pm), table in zip(rounds, tables, strict=True):
-        last = min(record.stamps_ns[-1], until_ns)
-        inside = (pm.start_ns >= record.stamps_ns[0]) & (pm.end_ns <= last)
-        inside &= ~np.isnan(pm.dram_pct)
-        if not inside.any():
-            continue
-        starts.append(pm.start_ns[inside])
-        ends.append(pm.end_ns[inside])
-        values.append(pm.dram_pct[inside])
-        numbers.append(np.full(int(inside.sum()), len(numbers), np.int64))
-        stack = [table[name][inside] for name in counted]
-        others.append(np.column_stack(stack) if stack else np.empty((int(inside.sum()), 0)))
-    if not starts:
-        nothing = np.empty(0, np.int64)
-        return Samples(nothing, nothing, np.empty(0), nothing, np.empty((0, 0))), counted
-    return Samples(
-        np.concatenate(starts),
-        np.concatenate(ends),
-        np.concatenate(values),
-        np.concatenate(numbers),
-        np.concatenate(others),
-    ), counted
 
 
 def _launches(group: Ints, start: Ints, rounds: Sequence[RoundRecord]) -> NDArray[np.float64]:
@@ -335,7 +236,7 @@ class _Naming:
         self,
         result: KernelFit,
         groups: Grouping,
-        device: _Device,
+        device: DeviceWork,
         categories: dict[int, str],
         launches: NDArray[np.float64],
     ) -> None:

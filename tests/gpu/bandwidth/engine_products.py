@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from checks import AIM, ROOT, say, summed
+from checks import AIM, ROOT, guarded, say, summed
+from extensions import Extensions
 
 from llmprof.models.presets import PRESETS
 
@@ -32,42 +32,44 @@ def torch(folder: Path) -> None:
     products("torch, Llama-2-7B fp16 in a CUDA graph", engine, 32)
 
 
-def quantised(
-    folder: Path, library: Path | None, packages: list[str], built: Callable[[], list[str]]
-) -> None:
-    """ExLlama v1 and v2, and MLC's format in TVM where a library is given.
-
-    Args:
-        packages: those that are there; ``built`` waits for their extensions.
-    """
+def quantised(folder: Path, library: Path | None, extensions: Extensions) -> None:
+    """MLC's format in TVM where a library is given, ExLlama v1 and v2 where they are there; a run
+    of its own each, while extensions are still being built."""
     config = folder / "config.json"
     config.write_text(json.dumps(shape()))
     exllamav2 = ["--config", str(config), "--engine", "exllamav2", "--format"]
-    models = {"gptq": [*exllamav2, "gptq"], "exl2": [*exllamav2, "exl2"]} if packages else {}
     if library is not None:
         vocabulary = str(SHAPE.vocab_size)
-        models["q4f16_1"] = ["--engine", "mlc", "--lib", str(library), "--vocab", vocabulary]
-    begin = time.monotonic()
-    for name, options in models.items():
-        if not (folder / name).exists():
-            command = [sys.executable, "-m", "llmprof", "model", "synth", *options, "-o"]
-            subprocess.run(
-                [*command, str(folder / name)], check=True, cwd=ROOT, stdout=subprocess.DEVNULL
-            )
-    print(f"({len(models)} folders of weights: {time.monotonic() - begin:.0f} s)", flush=True)
-    ready, engines = built(), []
-    if "exllama" in ready:
-        engines.append(f"exllama:model={folder / 'gptq'},label=v1-gptq")
-    if "exllamav2" in ready:
-        engines += [f"exllamav2:model={folder / kind},label=v2-{kind}" for kind in ("gptq", "exl2")]
-    if library is not None:
-        engines.append(f"mlc:drive=vm,lib={library},model={folder / 'q4f16_1'},label=mlc-vm")
-    if not engines:
-        print("\nno quantised engine: neither ExLlama's packages nor --mlc-library")
-        return
-    options = [v for engine in engines for v in ("--engine", engine)]
-    for engine in run(options, folder / "quantised.sqlite"):
-        products(f"{engine['label']}, {LAYERS} layers of Llama-2-7B", engine, LAYERS)
+        model = weights(
+            folder / "q4f16_1", ["--engine", "mlc", "--lib", str(library), "--vocab", vocabulary]
+        )
+        measured(folder, "mlc-vm", f"mlc:drive=vm,lib={library},model={model}")
+    if extensions.packages:
+        gptq = weights(folder / "gptq", [*exllamav2, "gptq"])
+        exl2 = weights(folder / "exl2", [*exllamav2, "exl2"])
+    if extensions.built("exllama"):
+        measured(folder, "v1-gptq", f"exllama:model={gptq}")
+    if extensions.built("exllamav2"):
+        measured(folder, "v2-gptq", f"exllamav2:model={gptq}")
+        measured(folder, "v2-exl2", f"exllamav2:model={exl2}")
+
+
+def weights(folder: Path, options: list[str]) -> Path:
+    """A folder of random weights, made unless it is there."""
+    if not folder.exists():
+        begin = time.monotonic()
+        command = [sys.executable, "-m", "llmprof", "model", "synth", *options, "-o", str(folder)]
+        subprocess.run(command, check=True, cwd=ROOT, stdout=subprocess.DEVNULL)
+        print(f"({folder.name}: weights in {time.monotonic() - begin:.0f} s)", flush=True)
+    return folder
+
+
+def measured(folder: Path, label: str, engine: str) -> None:
+    def work(folder: Path) -> None:
+        (found,) = run(["--engine", f"{engine},label={label}"], folder / f"{label}.sqlite")
+        products(f"{label}, {LAYERS} layers of Llama-2-7B", found, LAYERS)
+
+    guarded(label, work, folder)
 
 
 def shape() -> dict[str, Any]:
@@ -95,6 +97,7 @@ def run(options: list[str], out: Path) -> list[dict[str, Any]]:
         sys.executable, "-m", "llmprof", "--headless", "--json", "--prompt-len", str(PROMPT),
         "--decode-len", str(DECODE), "--rounds", "2", "--no-host", *options, "-o", str(out),
     ]  # fmt: skip
+    out.unlink(missing_ok=True)
     begin = time.monotonic()
     done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     print(f"\nllmprof took {time.monotonic() - begin:.0f} s, exit code {done.returncode}")
@@ -119,7 +122,7 @@ def products(label: str, engine: dict[str, Any], layers: int) -> None:
     print(found["headroom"] and found["headroom"]["words"], "\n")
     summed(label, found["fitted_gb_s"], found["mean_gb_s"])
     sizes: dict[float, list[str]] = {}
-    for name, (_, _, n_bytes) in engine["info"]["projections"].items():
+    for name, (_, _, n_bytes) in (engine["info"]["projections"] or {}).items():
         sizes.setdefault(round(n_bytes / 1e6, 3), []).append(name.rpartition(".")[2])
     print(
         "| kernel | after | a step | µs | share | weights | weights, MB | measured, MB | 95 % |"
@@ -129,7 +132,7 @@ def products(label: str, engine: dict[str, Any], layers: int) -> None:
     for kernel in found["kernels"][:24]:
         measured = kernel["mb_per_launch"]
         large = (measured or 0) > SMALLEST_MB and kernel["category"] in PRODUCTS
-        size = min(sizes, key=lambda s: abs(s - measured)) if large else None
+        size = min(sizes, key=lambda s: abs(s - measured)) if large and sizes else None
         error = None if size is None else measured / size - 1
         known = "n/a | " + str(kernel.get("note", "")) if measured is None else (
             f"{measured:.2f} | {kernel['low_mb']:.2f}–{kernel['high_mb']:.2f}")  # fmt: skip
