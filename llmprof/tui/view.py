@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Final, Literal, get_args
+from dataclasses import dataclass, field, replace
+from typing import Final, Literal, TypeVar, get_args
 
 from llmprof.analysis.findings.ranked import Findings
 from llmprof.analysis.timeline.axis import Align, RoundKey
@@ -16,6 +16,7 @@ from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.palette import accent
 from llmprof.tui.opening import Reading
 
+T = TypeVar("T")
 Page = Literal[
     "steps", "summary", "timeline", "compare", "text", "log", "host", "memory", "findings", "ranks"
 ]
@@ -30,8 +31,15 @@ Sort = Literal["change", "A", "B", "name"]
 SORTS: Final[tuple[Sort, ...]] = ("change", "A", "B", "name")
 Basis = Literal["timing", "traced", "step"]
 BASES: Final[tuple[Basis, ...]] = ("timing", "traced", "step")
+MemoryOrder = Literal["share", "distance", "µs/step"]
+MEMORY_ORDERS: Final[tuple[MemoryOrder, ...]] = ("share", "distance", "µs/step")
 HostRange = Literal["all", "step", "gaps"]
 HOST_RANGES: Final[tuple[HostRange, ...]] = ("all", "step", "gaps")
+
+
+def turned(value: T, every: tuple[T, ...]) -> T:
+    """The one behind it; after the last the first."""
+    return every[(every.index(value) + 1) % len(every)]
 
 
 @dataclass(frozen=True)
@@ -94,6 +102,8 @@ class View:
     """``None``: not looked for yet, or without a trace."""
     finding: int = 0
     """The one that is selected, from 0."""
+    memory: MemoryOrder = "share"
+    """Order of the memory page: by share, distance from the ceiling, what would be saved."""
     host: HostRange = "all"
     """Whose stacks the host page shows: all steps', the selected step's, those in idle gaps."""
 
@@ -130,6 +140,18 @@ class View:
             for i, engine in enumerate(snapshot.engines)
         ]
         return [lanes[focus]] if self.zoom and lanes else lanes
+
+
+def sorted_anew(view: View) -> View:
+    """The next order of kernels: of the memory page, else of compare."""
+    if view.page == "memory":
+        return replace(view, memory=turned(view.memory, MEMORY_ORDERS))
+    return replace(view, compare=replace(view.compare, sort=turned(view.compare.sort, SORTS)))
+
+
+def other_basis(view: View) -> View:
+    """Timing pass, as traced, one step."""
+    return replace(view, compare=replace(view.compare, basis=turned(view.compare.basis, BASES)))
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from llmprof.records import Unavailable
 from llmprof.tui.drawing.cells import Row, Span, beside, clean, fit, fit_text, row, rule, wrap
 from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.marks import category_letter, category_role
-from llmprof.tui.view import Lane, View, trace_or_why
+from llmprof.tui.view import Lane, MemoryOrder, View, trace_or_why
 
 _BAR: Final = 10
 _CURVE: Final = 16
@@ -40,7 +40,8 @@ def page(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
 def _lane(engine: EngineTrace, lane: Lane, view: View, width: int, height: int) -> list[Row]:
     found = engine.dram
     name = row(Span(clean(engine.label), f"{lane.accent} strong"))
-    what = row(Span("DRAM by kernel, measured", "dim"))
+    order = f" · by {view.memory} (o)" if not isinstance(found, Unavailable) else ""
+    what = row(Span(f"DRAM by kernel, measured{order}", "dim"))
     out = [rule(name, what, width, view.glyphs.track)]
     if isinstance(found, Unavailable):
         return [*out, *(row(Span(line, "dim")) for line in wrap(clean(found.reason), width))]
@@ -48,7 +49,7 @@ def _lane(engine: EngineTrace, lane: Lane, view: View, width: int, height: int) 
         out += [row(Span(line, role)) for line in wrap(text, width)]
     cells = _columns(width)
     out.append(fit(row(Span(_head(cells, width), "dim")), width))
-    shown = [k for k in found.kernels if k.share >= _LEAST]
+    shown = ordered([k for k in found.kernels if k.share >= _LEAST], found, view.memory)
     shown = shown[: max(1, height - len(out) - 1)]
     out += [_kernel(k, found, cells, view.glyphs, width) for k in shown]
     rest = [k for k in found.kernels if k not in shown]
@@ -86,8 +87,23 @@ def _facts(found: KernelBandwidth) -> list[tuple[str, str]]:
 
 def _columns(width: int) -> tuple[str, ...]:
     """Which columns there is room for beside share, bar and name."""
-    wanted = (("GB/s", 6, 60), ("±", 5, 96), ("MB", 8, 76), ("µs", 7, 86), ("win", 7, 104))
-    return tuple(name for name, _, least in wanted if width >= least)
+    wanted = (("GB/s", 60), ("±", 108), ("MB", 90), ("µs", 100), ("win", 76))
+    return tuple(name for name, least in wanted if width >= least)
+
+
+def ordered(
+    kernels: Sequence[KernelDram], found: KernelBandwidth, order: MemoryOrder
+) -> list[KernelDram]:
+    """By share of the step; or products with weights first, those that are farthest from the
+    ceiling, or that would save the most of a step."""
+
+    def key(kernel: KernelDram) -> tuple[float, float]:
+        saved, of = saved_ns(kernel, found.step_ns), kernel.of_ceiling
+        if order == "share" or saved is None or isinstance(of, Unavailable):
+            return (1.0, -kernel.share)
+        return (0.0, of if order == "distance" else -saved)
+
+    return sorted(kernels, key=key)
 
 
 _WIDTHS: Final = {"GB/s": 6, "±": 5, "MB": 9, "µs": 8, "win": 8}

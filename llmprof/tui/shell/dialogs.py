@@ -54,6 +54,10 @@ _PAGES: Final[Mapping[str, Sequence[tuple[tuple[str, ...], str]]]] = {
         (("basis",), "timing pass, as traced, or the selected step"),
         (("engine", "baseline"), "engine compared; it becomes the baseline"),
     ),
+    "memory": (
+        (("sort",), "order: share; distance from the ceiling; µs a step to be won"),
+        (("engine",), "engine on show, where there is no room for all"),
+    ),
     "host": (
         (("goto",), "stacks of all steps, of one step, of the GPU's idle gaps"),
         (("left", "right"), "of one step: the previous, next step"),

@@ -26,7 +26,17 @@ from llmprof.tui.shell.dialogs import Ask, HelpScreen
 from llmprof.tui.shell.sources_screen import SourcesScreen
 from llmprof.tui.timeline import nav
 from llmprof.tui.timeline.page import layout
-from llmprof.tui.view import BASES, HOST_RANGES, PAGE_KEYS, PAGES, SCALES, SORTS, TimelineView, View
+from llmprof.tui.view import (
+    HOST_RANGES,
+    PAGE_KEYS,
+    PAGES,
+    SCALES,
+    TimelineView,
+    View,
+    other_basis,
+    sorted_anew,
+    turned,
+)  # fmt: skip
 
 
 class RunApp(Protocol):
@@ -221,8 +231,6 @@ class MainScreen(Screen[None], inherit_bindings=False):
             missing = tuple(text for text in cuts if text not in self.snapshot.warnings)
             self.show(replace(self.snapshot, warnings=(*self.snapshot.warnings, *missing)))
 
-    # The timeline.
-
     def _move(self, step: Callable[[nav.Scene, TimelineView], TimelineView]) -> None:
         now = nav.scene(self.view) if self.view.page == "timeline" else None
         if now is not None:
@@ -282,8 +290,7 @@ class MainScreen(Screen[None], inherit_bindings=False):
     def action_goto(self) -> None:
         """Ask for a step and show it; on the host page, the next range of stacks."""
         if self.view.page == "host":
-            turn = HOST_RANGES[(HOST_RANGES.index(self.view.host) + 1) % len(HOST_RANGES)]
-            self.set_view(replace(self.view, host=turn))
+            self.set_view(replace(self.view, host=turned(self.view.host, HOST_RANGES)))
             return
         now = nav.scene(self.view) if self.view.page == "timeline" else None
         if now is None or now.track is None:
@@ -390,17 +397,11 @@ class MainScreen(Screen[None], inherit_bindings=False):
         size = self.query_one("#body", Canvas).scrollable_content_region.size
         return layout(self._shown, self.view, size.width, size.height).at(x, y)
 
-    # The compare page.
-
     def action_sort(self) -> None:
-        compare = self.view.compare
-        turn = SORTS[(SORTS.index(compare.sort) + 1) % len(SORTS)]
-        self.set_view(replace(self.view, compare=replace(compare, sort=turn)))
+        self.set_view(sorted_anew(self.view))
 
     def action_basis(self) -> None:
-        compare = self.view.compare
-        turn = BASES[(BASES.index(compare.basis) + 1) % len(BASES)]
-        self.set_view(replace(self.view, compare=replace(compare, basis=turn)))
+        self.set_view(other_basis(self.view))
 
     def action_purpose(self) -> None:
         """Kernels by what they are for, and back."""
@@ -412,11 +413,8 @@ class MainScreen(Screen[None], inherit_bindings=False):
         compare = replace(self.view.compare, against=self.view.focused(self._shown))
         self.set_view(replace(self.view, compare=compare))
 
-    # Everywhere.
-
     def action_scale(self) -> None:
-        turn = SCALES[(SCALES.index(self.view.scale) + 1) % len(SCALES)]
-        self.set_view(replace(self.view, scale=turn))
+        self.set_view(replace(self.view, scale=turned(self.view.scale, SCALES)))
 
     def action_help(self) -> None:
         keys = cast(RunApp, self.app).keys()
