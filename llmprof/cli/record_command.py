@@ -62,10 +62,24 @@ def record(arguments: argparse.Namespace) -> int:
     check(plan)  # before a view is opened
     if arguments.headless or not (sys.stdin.isatty() and sys.stdout.isatty()):
         outcome = Recording(plan).run()
+        _say(outcome, plan.output)
     else:
         outcome = _in_view(plan)
-    _say(outcome, plan.output)
+        _say(outcome, plan.output)
+        _show(plan.output)
     return outcome.exit_code
+
+
+def _show(path: Path) -> None:
+    """What was recorded, as ``llmprof open`` shows it: nobody should have to type its name."""
+    from llmprof.analysis.view.frames.live import RunDataSource
+    from llmprof.analysis.view.opening import open_run
+    from llmprof.config import load_config
+    from llmprof.tui import run_app
+
+    data = open_run(path)
+    if data.engines:
+        run_app(RunDataSource(data), keymap=load_config().keys)
 
 
 def _in_view(plan: RecordPlan) -> Outcome:

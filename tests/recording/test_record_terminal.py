@@ -79,9 +79,12 @@ def test_the_live_view_beside_the_program(built: recorder_build.Built, tmp_path:
     terminal.press("w")
     terminal.until("‖ not recording")
     terminal.press("q")
-    terminal.until("llmprof: run file")
-    assert "hello from the program" in "\n".join(terminal.screen.display)
+    terminal.until("finished", "[findings]")  # what was recorded, without typing its name
+    terminal.press("q")
     assert terminal.end() == 130
+    # On the terminal's own screen, to which it has come back (pyte has but one).
+    own = terminal.raw.rpartition(b"\x1b[?1049h")[0].rpartition(b"\x1b[?1049l")[2]
+    assert b"hello from the program" in own and b"llmprof: run file" in own
     with RunFileReader(terminal.run) as reader:
         data = reader.run_data()
     assert 0 < data.processes[0].kernels < data.processes[0].ranges
