@@ -51,11 +51,11 @@ def ask(folders: list[Path], doors: tuple[str, ...]) -> tuple[str, str] | None:
     from llmprof.tui.shell.refresh import prepare
 
     prepare(os.environ)  # before textual is imported
-    from llmprof.analysis.view.recent import described, run_files
+    from llmprof.sweep.recent import everything
     from llmprof.tui.home.screen import HomeApp
 
     named = " and ".join(str(folder) for folder in folders)
-    app = HomeApp(lambda: described(run_files(folders)), doors, named)  # type: ignore[arg-type]
+    app = HomeApp(lambda: everything(folders), doors, named)  # type: ignore[arg-type]
     wish = app.run()
     return None if wish is None else (wish.kind, wish.text)
 
@@ -65,12 +65,13 @@ def list_runs(folders: list[Path]) -> int:
     if sys.stdin.isatty() and sys.stdout.isatty():
         wish = ask(folders, ("open",))
         return EXIT_OK if wish is None else command(*wish)
-    from llmprof.analysis.view.recent import age_words, described, run_files
+    from llmprof.analysis.view.recent import age_words
+    from llmprof.sweep.recent import everything
 
-    files = run_files(folders)
-    if not files:
+    found = list(everything(folders))
+    if not found:
         raise LlmprofError(f"no run in {' or '.join(str(folder) for folder in folders)}")
-    for run in described(files):
+    for run in found:
         who = " vs ".join(run.engines)
         print("\t".join((str(run.path), age_words(run.age_s), who, run.verdict)))
     return EXIT_OK

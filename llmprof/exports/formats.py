@@ -42,22 +42,22 @@ class Format:
 
 
 _FORMATS = (
-    Format("nsys", ".sqlite", "Nsight Systems' SQLite; several runs in one", "nsys"),
+    Format("html", ".html", "one page: timelines, waterfall, tables", "html.page"),
     Format(
         "perfetto", ".pftrace", "for ui.perfetto.dev", "timeline.perfetto_trace", package="perfetto"
     ),
+    Format("nsys", ".sqlite", "Nsight Systems' SQLite; several as one", "nsys"),
     Format("chrome", ".json", "Chrome trace events", "timeline.chrome"),
     Format(
         "parquetdir", ".parquetdir", "one Parquet file a table", "parquet", True, package="pyarrow"
     ),
-    Format("csv", "", "a folder of tables: steps, kernels, gaps …", "text.csv_tables", True),
+    Format("csv", "", "a folder of tables: steps, kernels …", "text.csv_tables", True),
     Format("markdown", ".md", "the report as Markdown tables", "text.markdown"),
-    Format("html", ".html", "one page: timelines, waterfall, tables", "html.page"),
     Format("json", ".json", "the document of --json", "json.file"),
     Format(
         "benchmark-report",
         ".benchmark-report",
-        "llm-d's Benchmark Report v0.2.1, one an engine",
+        "llm-d's Benchmark Report v0.2.1",
         "interchange.benchmark_report",
         True,
     ),
@@ -65,9 +65,7 @@ _FORMATS = (
     Format(
         "speedscope", ".speedscope.json", "host stacks, for speedscope.app", "stacks.speedscope"
     ),
-    Format(
-        "collapsed", ".collapsed", "host stacks, for flamegraph.pl and others", "stacks.collapsed"
-    ),
+    Format("collapsed", ".collapsed", "host stacks, for flamegraph.pl", "stacks.collapsed"),
 )
 FORMATS = {entry.name: entry for entry in _FORMATS}
 

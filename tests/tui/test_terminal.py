@@ -76,6 +76,14 @@ class Terminal:
     def until(self, *wanted: str) -> str:
         return until(self.read, *wanted)
 
+    def until_not(self, *gone: str) -> str:
+        """The screen once none of these is on it."""
+        end = time.monotonic() + WAIT_S
+        while any(text in (seen := self.read()) for text in gone):
+            assert time.monotonic() < end, seen
+            time.sleep(0.1)
+        return seen
+
     def press(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 

@@ -158,7 +158,7 @@ def subject_of(data: RunData, engine: EngineRecord, trace: EngineTrace) -> Subje
 def step_words(subject: Subject) -> StepWords:
     """Categories and idle time of a step."""
     step = subject.step_ms
-    basis = "untraced" if subject.timed else "as traced"
+    basis = "as traced" if subject.traced_ms is not None and not subject.timed else "untraced"
     if step is None:
         if (whole := _whole(subject)) is not None:
             return whole

@@ -30,6 +30,8 @@ class Recent:
     verdict: str
     """Who is faster, or tok/s; of a file that cannot be read why."""
     readable: bool = True
+    sweep: bool = False
+    """A folder of points, not one run."""
 
 
 def run_files(folders: Iterable[Path], most: int = MOST) -> list[Path]:

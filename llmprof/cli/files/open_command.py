@@ -22,10 +22,17 @@ def open_file(arguments: argparse.Namespace) -> int:
 
         return list_runs(run_folders())
     folder = Path(arguments.file[0])
-    if len(arguments.file) == 1 and _holds_runs(folder):
-        from llmprof.cli.home_command import list_runs
+    if len(arguments.file) == 1 and folder.is_dir():
+        from llmprof.sweep.recent import everything, is_sweep
 
-        return list_runs([folder])
+        if is_sweep(folder):
+            from llmprof.cli.sweep_command import view
+
+            return view(argparse.Namespace(folder=str(folder)))
+        if any(True for _ in everything([folder], 1)):
+            from llmprof.cli.home_command import list_runs
+
+            return list_runs([folder])
     steps = step_choice(arguments)
     runs = [open_run(file, steps) for file in open_files([Path(f) for f in arguments.file])]
     if not (sys.stdin.isatty() and sys.stdout.isatty()):
@@ -35,10 +42,3 @@ def open_file(arguments: argparse.Namespace) -> int:
     source = RunDataSource(runs[0]) if len(runs) == 1 else SeveralRuns(runs)
     run_app(source, keymap=load_config().keys, steps=steps)
     return EXIT_OK
-
-
-def _holds_runs(path: Path) -> bool:
-    """A folder with run files in it."""
-    from llmprof.analysis.view.recent import run_files
-
-    return path.is_dir() and bool(run_files([path], 1))

@@ -26,7 +26,7 @@ Kind = Literal["run", "record", "open", "sweep"]
 DOORS: Final[tuple[tuple[str, Kind, str, str], ...]] = (
     ("r", "run", "run engines here", "choose engines and a model, then watch them"),
     ("c", "record", "record a program", "any command: vLLM, a script; its kernels, step by step"),
-    ("o", "open", "open a trace", "a run, an export of Nsight Systems, a trace of torch.profiler"),
+    ("o", "open", "open a trace", "run, sweep, or trace of nsys, torch.profiler, rocprof"),
     ("s", "sweep", "sweep", "many settings, one table"),
 )
 _QUESTIONS: Final = {
@@ -88,7 +88,10 @@ def _run(run: Recent, on: bool, glyphs: Glyphs, width: int) -> list[Row]:
     if not on:
         role = "dim" if run.readable else "fail"
         room = max(0, width - 2 - 9 - wide - 2)
-        text = clean(run.verdict) if not run.readable or not who else f"{who}: {clean(run.verdict)}"
+        said = clean(run.verdict)
+        # A verdict has the names in it; what is one number, or nothing, has not.
+        named = run.sweep or any(clean(e) in said for e in run.engines)
+        text = said if named or not run.readable or not who else f"{who}: {said}"
         return [fit(row(mark, age, name, "  ", Span(fit_text(text, room), role)), width)]
     indent = " " * 11
     facts = " · ".join(x for x in (clean(run.what), clean(str(run.path.parent))) if x)
@@ -110,7 +113,7 @@ class RunRead(Message):
 class HomeScreen(Screen[None], inherit_bindings=False):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open_run", "Open", key_display="enter"),
-        *(Binding(key, f"door('{kind}')", name) for key, kind, name, _ in DOORS),
+        *(Binding(key, f"door('{kind}')", kind) for key, kind, _, _ in DOORS),
         Binding("up,k", "move(-1)", "Up", show=False, priority=True),
         Binding("down,j,tab", "move(1)", "Down", show=False, priority=True),
         Binding("q,escape", "app.leave", "Quit", key_display="q"),
