@@ -113,7 +113,8 @@ class RunRead(Message):
 class HomeScreen(Screen[None], inherit_bindings=False):
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("enter", "open_run", "Open", key_display="enter"),
-        *(Binding(key, f"door('{kind}')", kind) for key, kind, _, _ in DOORS),
+        # Priority: what is typed ahead belongs to the dialog.
+        *(Binding(key, f"door('{kind}')", kind, priority=True) for key, kind, _, _ in DOORS),
         Binding("up,k", "move(-1)", "Up", show=False, priority=True),
         Binding("down,j,tab", "move(1)", "Down", show=False, priority=True),
         Binding("q,escape", "app.leave", "Quit", key_display="q"),

@@ -10,6 +10,7 @@ from textual.app import ComposeResult
 from textual.await_complete import AwaitComplete
 from textual.binding import Binding, BindingType
 from textual.containers import Vertical
+from textual.events import Key
 from textual.screen import ModalScreen
 from textual.widgets import Input, Static
 
@@ -198,6 +199,21 @@ class Ask(Dialog[str | None]):
         entry = self.query_one(Input)
         entry.cursor_blink = False  # each turn would be sent
         entry.focus()
+
+    def on_key(self, event: Key) -> None:
+        """Typed before the line had the focus: on a busy machine some letters are."""
+        entry = self.query_one(Input)
+        if entry.has_focus:
+            return
+        if event.key == "enter":
+            self.dismiss(entry.value)
+        elif (
+            event.is_printable
+            and event.character
+            and not (self._digits and not event.character.isdecimal())
+        ):
+            entry.insert_text_at_cursor(event.character)
+        event.stop()
 
     def on_input_submitted(self, event: Input.Submitted) -> None:
         self.dismiss(event.value)
