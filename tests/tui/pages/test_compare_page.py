@@ -170,7 +170,7 @@ async def test_export_asks_for_a_format_and_says_what_is_wrong(tmp_path, monkeyp
     (tmp_path / "there.md").write_text("mine")
     async with app().run_test(size=(120, 40)) as pilot:
         await settled(pilot)
-        await pilot.press("e", "down", "down", "down", "down", "down")
+        await pilot.press("e", *["down"] * 6)
         assert isinstance(pilot.app.screen, Choose)
         await pilot.pause()
         assert pilot.app.screen.query_one(Input).value.endswith("h100_graph.md")
@@ -183,7 +183,7 @@ async def test_export_asks_for_a_format_and_says_what_is_wrong(tmp_path, monkeyp
 
 @pytest.mark.parametrize(
     ("downs", "name", "key"),
-    [(2, "h100_graph.chrome.json", "traceEvents"), (7, "h100_graph.json", "run")],
+    [(3, "h100_graph.chrome.json", "traceEvents"), (7, "h100_graph.json", "run")],
 )
 async def test_export_writes_what_the_command_writes(
     tmp_path, monkeypatch, downs: int, name: str, key: str
@@ -209,7 +209,7 @@ async def test_a_locked_account_exports_below_its_home_only(tmp_path, monkeypatc
         await settled(pilot)
         await pilot.press("e")
         await pilot.pause()
-        assert pilot.app.screen.query_one(Input).value == "h100_graph.nsys.sqlite"
+        assert pilot.app.screen.query_one(Input).value == "h100_graph.html"
         await typed(pilot, ".ssh.sqlite")
         await settled(pilot)
         assert "below its home only" in " ".join(n.message for n in pilot.app._notifications)
