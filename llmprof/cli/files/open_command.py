@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import sys
 from pathlib import Path
 
@@ -26,9 +27,9 @@ def open_file(arguments: argparse.Namespace) -> int:
         from llmprof.sweep.recent import everything, is_sweep
 
         if is_sweep(folder):
-            from llmprof.cli.sweep_command import view
+            from llmprof.cli.home_command import command
 
-            return view(argparse.Namespace(folder=str(folder)))
+            return command("sweep", f"view {shlex.quote(str(folder))}")
         if any(True for _ in everything([folder], 1)):
             from llmprof.cli.home_command import list_runs
 
