@@ -33,7 +33,7 @@ from typing import Any
 
 import numpy as np
 
-from llmprof.analysis.device.categories import OTHER, categorise
+from llmprof.analysis.device.naming.categories import OTHER, categorise
 from llmprof.analysis.steps.detect import detect
 from llmprof.analysis.steps.events import Events, events_of
 from llmprof.analysis.view.opening import open_run

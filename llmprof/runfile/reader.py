@@ -257,6 +257,16 @@ class RunFileReader(AbstractContextManager["RunFileReader"]):
             process = self._process(record.pid, tables)
             return other_processes(self._sql, tables, process, window)
 
+    def end_of_launched(self, pid: int, start_ns: int, end_ns: int) -> int:
+        """When the last device work ends that one process launched between two times; ``end_ns``
+        where none runs longer. ``pid`` as ``RoundRecord.pid``."""
+        from llmprof.runfile.trace.sharing import end_of_launched
+
+        with self._reading():
+            tables = self._tables()
+            process = self._process(pid, tables)
+            return end_of_launched(self._sql, tables, process, (start_ns, end_ns))
+
     @staticmethod
     def _process(pid: int, tables: set[str]) -> int:
         """``globalPid >> 24``; of a file that llmprof did not make, pid is all of that."""

@@ -300,3 +300,20 @@ def test_bfloat16_is_never_called_a_fixed_point_type() -> None:
     name = "_ZN5aiter9rope_funcEDF16b"
     for text in (demangled([name]).get(name, name), demangle(name)):
         assert "_Accum" not in text and short_name(text) == "rope_func"
+
+
+def test_a_step_lasts_until_its_work_has_run(tmp_path: Path) -> None:
+    """A host that waits for nothing has left its range before the device begins."""
+    events = kineto.steps(1)
+    for e in events:
+        if e["cat"] == "kernel":
+            e["ts"] += 5000.0
+            e["name"] = f"{e['name']}_of_decode"
+    events[0]["name"] = "execute_context_0(0)_generation_4(4)"
+    data, path = opened(tmp_path, kineto.document(events))
+    (record,) = data.rounds
+    kernels = rows(data, path).kernels
+    assert len(kernels) == 3 and record.steps == 1
+    assert list(record.stamps_ns) == [1000, int(kernels.end_ns.max())]
+    (trace,) = RunTrace(path, data).engines
+    assert [s.kernels for s in trace.kernels.steps] == [3]

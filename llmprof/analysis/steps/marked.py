@@ -9,7 +9,7 @@ and does not say that it is a prefill, is a part of the step.
 from __future__ import annotations
 
 from array import array
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -234,6 +234,13 @@ def round_of(
         steps_from="marked",
         labels=labels_of(stretches),
     )
+
+
+def until(made: RoundRecord, end_ns: int) -> RoundRecord:
+    """The same round with a last step that ends later."""
+    stamps = made.stamps_ns[:-1]
+    stamps.append(max(made.end_ns, end_ns))
+    return replace(made, stamps_ns=stamps, end_ns=stamps[-1])
 
 
 def labels_of(stretches: tuple[Stretch, ...]) -> tuple[StepLabel, ...]:

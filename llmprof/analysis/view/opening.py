@@ -14,7 +14,7 @@ from llmprof.analysis.steps.candidates import Candidate, best, judged
 from llmprof.analysis.steps.detect import detect
 from llmprof.analysis.steps.events import events_of
 from llmprof.analysis.steps.found import described, stretches
-from llmprof.analysis.steps.marked import Marked, mark, matching, round_of
+from llmprof.analysis.steps.marked import Marked, mark, matching, round_of, until
 from llmprof.analysis.view.traced_round import between
 from llmprof.errors import UsageError
 from llmprof.plaintext import one_line
@@ -39,6 +39,8 @@ Offered = tuple[Candidate, ...]
 HOSTS = 16
 """Processes shown at most of a file without any work on a device and without steps."""
 NOTHING_RAN = "nothing ran on a device in this file"
+ENDS = 4
+"""Rounds of a process whose last step is looked after: a walk over the kernels each."""
 DETECTED = 2_000_000
 """Kernels of a process that steps are looked for in, from its first on."""
 
@@ -170,8 +172,11 @@ class _Opened:
         for one in marked:
             whole = next(r for r in self._whole if r.pid == one.process)
             label = data.engines[whole.engine_id].label
+            ends = self._ends(whole.pid, one)
             for index, part in enumerate(one.rounds):
                 made = round_of(part, whole, len(rounds) + 1, index, one.tid)
+                if index in ends:
+                    made = until(made, ends[index])
                 rounds.append(replace(made, other_tids=one.other_tids))
             data.steps_found[whole.engine_id] = _marked_words(one, pattern, candidate, offered)
             self._tell(label, one, pattern)
@@ -183,6 +188,18 @@ class _Opened:
                     "none", why, candidates=_words(offered)
                 )
         self._put(rounds)
+
+    def _ends(self, process: int, one: Marked) -> dict[int, int]:
+        """Round → when the work of its last step ends, in the longest ones. A host may return from
+        a step long before the device has begun with it."""
+        starts = sorted(part[0].start_ns for part in one.rounds)
+        longest = sorted(range(len(one.rounds)), key=lambda n: -len(one.rounds[n]))[:ENDS]
+        found = {}
+        for number in longest:
+            last = one.rounds[number][-1]
+            end = self._reader.end_of_launched(process, last.start_ns, last.end_ns)
+            found[number] = min([end, *(s for s in starts if s >= last.end_ns)])
+        return found
 
     def _owned(self, marked: list[Marked], pattern: str) -> list[Marked]:
         """Each with an engine: that of its process, or a new one. An engine may schedule in one

@@ -13,6 +13,7 @@ from llmprof.runfile.activity import CALLS, KERNELS, Columns, Tally
 from llmprof.runfile.database import quoted
 from llmprof.runfile.trace.chunks import Advance, silent, size, stretches
 from llmprof.runfile.trace.rows import ApiRows, CopyRows, Ints, KernelRows, PmColumns, TraceRows
+from llmprof.runfile.trace.sharing import LATER_NS
 
 _KERNEL = {
     "start_ns": "start",
@@ -57,8 +58,6 @@ _API = {
 }
 _CHUNK = 1 << 13
 """Rows turned into numbers at once: Python's lock is held for a few ms only."""
-_LATER_NS = 1_000_000_000
-"""Work may begin so long after its launch; later than that nothing is looked for."""
 _CALLS_A_KERNEL = 4
 """API calls that are read for each kernel of the limit."""
 
@@ -207,7 +206,7 @@ class _Look:
                 tally.unusable += int(unusable)
                 tally.outside += int(outside)
                 if outside and not thread:
-                    place = (first, last, self.process, self.asked_ns, self.asked_ns + _LATER_NS)
+                    place = (first, last, self.process, self.asked_ns, self.asked_ns + LATER_NS)
                     self.later += [int(row[0]) for row in cursor.execute(behind, place)]
             if limit is not None and held > limit + limit // 8:
                 parts = self._earliest(parts, limit)

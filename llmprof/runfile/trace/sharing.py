@@ -17,6 +17,8 @@ from llmprof.runfile.trace.rows import Ints
 Spans = tuple[Ints, Ints]
 """(start, end), disjoint and ascending, ns."""
 _CHUNK = 1 << 13
+LATER_NS = 1_000_000_000
+"""Work may begin so long after its launch; later than that nothing is looked for."""
 _SCANNED, _SAMPLED, _PARTS = 4_000_000, 1 << 18, 1 << 10
 
 
@@ -116,3 +118,35 @@ def count_work(
             begun = np.sort(np.array([row[0] for row in rows], np.int64))
             counts += np.searchsorted(begun, ends) - np.searchsorted(begun, starts)
     return [int(n) for n in counts]
+
+
+def end_of_launched(
+    sql: sqlite3.Connection, tables: set[str], process: int, window_ns: tuple[int, int]
+) -> int:
+    """The end of the last device work that ``process`` launched in a stretch of time, if it ends
+    later than that; work that begins more than ``LATER_NS`` later is not looked at."""
+    start, end = window_ns
+    if activity.CALLS not in tables:
+        return end
+    of = Columns(activity.columns(sql, activity.CALLS))
+    if not {"start", "correlationId", "globalTid"} <= of.there.keys():
+        return end
+    calls = (
+        f"SELECT correlationId FROM {activity.CALLS} WHERE {of.time('start')} BETWEEN ? AND ?"
+        f" AND {of.process('globalTid')} = ?"
+    )
+    latest = end
+    for table in (KERNELS, *activity.work_tables(sql, tables)):
+        if table not in tables:
+            continue
+        of = Columns(activity.columns(sql, table))
+        if not {"start", "end", "correlationId"} <= of.there.keys():
+            continue
+        (found,) = sql.execute(
+            f"SELECT max({of.time('end')}) FROM {quoted(table)}"
+            f" WHERE {of.process('globalPid')} = ? AND {of.usable(start)} AND {of.time('end')} > ?"
+            f" AND {of.time('start')} BETWEEN ? AND ? AND correlationId IN ({calls})",
+            (process, end, start, end + LATER_NS, start, end, process),
+        ).fetchone()
+        latest = max(latest, int(found or 0))
+    return latest
