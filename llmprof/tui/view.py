@@ -112,7 +112,7 @@ class View:
         """In the header and in turn: without ``ranks`` where one process computes alone. Its key
         works all the same."""
         trace = self.trace
-        ranks = isinstance(trace, RunTrace) and bool(trace.ranks or trace.no_ranks)
+        ranks = isinstance(trace, RunTrace) and bool(trace.ranks or trace.skews or trace.no_ranks)
         return PAGES if ranks else tuple(page for page in PAGES if page != "ranks")
 
     @property

@@ -94,5 +94,6 @@ def alone(
         provenance="modelled",
         members=(member,),
         matched=None,
+        matched_rows=(),
         wait_spans=((own.start_ns[waited], (own.start_ns + wait_ns)[waited]),),
     )

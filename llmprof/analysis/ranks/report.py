@@ -93,6 +93,7 @@ def report(
         provenance="measured",
         members=tuple(members[n] for n in order),
         matched=matched,
+        matched_rows=tuple(int(n) for n in order),
         wait_spans=tuple(spans[n] for n in order),
     )
 

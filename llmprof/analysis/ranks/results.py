@@ -115,6 +115,8 @@ class RanksReport:
     """``modelled`` where one rank alone was recorded: wait is what is longer than the shortest."""
     members: tuple[Member, ...]
     matched: Matched | None
+    matched_rows: tuple[int, ...]
+    """Row of ``matched`` of each of ``ranks``."""
     wait_spans: tuple[Spans, ...]
     """Of every rank, on its own axis: when it waited in a collective."""
     gpus: tuple[RankGpu, ...] = ()

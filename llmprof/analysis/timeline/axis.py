@@ -15,6 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from llmprof.analysis.ranks.joins import Joins
 from llmprof.analysis.timeline.host import HostLane
 from llmprof.analysis.timeline.lod import Curve, LaneWork
 from llmprof.records import PassName, RoundRecord, Unavailable
@@ -128,6 +129,23 @@ class Series:
 
 
 @dataclass(frozen=True, eq=False)
+class Joined:
+    """What joins a lane to the other ranks of its group: their collectives."""
+
+    names: dict[int, str]
+    """Device of the lane's engine → ``rank 1 · GPU 1``."""
+    waits: dict[int, Curve]
+    """Rank → when others waited in a collective that this one came to last."""
+    transfer: Curve
+    """When all ranks were in the collective."""
+
+    @classmethod
+    def of(cls, joins: Joins) -> Joined:
+        waits = {rank: Curve.of(*spans) for rank, spans in joins.waits.items()}
+        return cls(joins.names, waits, Curve.of(*joins.transfer))
+
+
+@dataclass(frozen=True, eq=False)
 class Lane:
     """One engine."""
 
@@ -152,6 +170,8 @@ class Lane:
     """Kernel time behind what ``work`` holds."""
     others: tuple[LaneWork, ...] = ()
     """Of the same round on the engine's other devices."""
+    joined: Joined | None = None
+    """``None``: it shares no collective with another rank."""
     detected: bool = False
     """Its steps were found in the device's own work: nobody marked them."""
 

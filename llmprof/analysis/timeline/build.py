@@ -12,9 +12,11 @@ from llmprof.analysis.bandwidth.reconstruct import Profiles
 from llmprof.analysis.bandwidth.sampled import SampledSteps
 from llmprof.analysis.device.kernels import TracedRound
 from llmprof.analysis.host.stacks import HostTrace
+from llmprof.analysis.ranks.joins import Joins
 from llmprof.analysis.ranks.members import Member
 from llmprof.analysis.timeline.axis import (
     Floats,
+    Joined,
     Lane,
     RoundKey,
     Series,
@@ -61,6 +63,8 @@ class TracedEngine(Protocol):
     def cells(self) -> Cells | None: ...
     @property
     def further_ranks(self) -> Sequence[Member]: ...
+    @property
+    def joins(self) -> Joins | None: ...
 
 
 def build_lane(
@@ -88,6 +92,7 @@ def build_lane(
         host=None if isinstance(trace.host, Unavailable) else HostLane.of(trace.host),
         cells=trace.cells,
         others=others,
+        joined=None if trace.joins is None else Joined.of(trace.joins),
         detected=known is not None and known.source == "detected",
     )
 

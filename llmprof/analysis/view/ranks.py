@@ -12,6 +12,7 @@ import numpy as np
 from llmprof.analysis.device.kernels import TracedRound
 from llmprof.analysis.device.naming.categories import Rule
 from llmprof.analysis.device.sweep import Spans
+from llmprof.analysis.ranks.joins import Joins, joins
 from llmprof.analysis.ranks.matching import match
 from llmprof.analysis.ranks.members import Member, member
 from llmprof.analysis.ranks.report import report
@@ -169,20 +170,29 @@ class Waits(Protocol):
     pid: int
     round: TracedRound | Unavailable
     waits: Spans | None
+    joins: Joins | None
     further_ranks: tuple[Member, ...]
 
 
 def lend_waits(group: RanksReport, traces: Sequence[Waits]) -> None:
-    """Tell every engine of the group when its primary device waited, and of its other processes."""
+    """Tell every engine of the group when its primary device waited, what joins it to the other
+    ranks, and of its other processes."""
     for trace in traces:
         trace.further_ranks += tuple(
             one for one in group.members if one.engine == trace.label and one.pid != trace.pid
         )
-    if group.provenance != "measured":
+    if group.provenance != "measured" or group.matched is None:
         return  # estimated waits are shown as such, and stay out of the waterfall
+    ranks = {row: line.rank for row, line in zip(group.matched_rows, group.ranks, strict=True)}
     for trace in traces:
         if isinstance(trace.round, Unavailable):
             continue
-        for one, spans in zip(group.members, group.wait_spans, strict=True):
+        for one, spans, row in zip(
+            group.members, group.wait_spans, group.matched_rows, strict=True
+        ):
             if (one.pid, one.device) == (trace.pid, trace.round.laid.device):
                 trace.waits = spans
+                names = {m.device: m.name for m in group.members if m.engine == trace.label}
+                by_row = tuple(ranks[n] for n in sorted(ranks))
+                clock = group.matched.clocks[row]
+                trace.joins = joins(group.matched, by_row, names, clock)

@@ -32,6 +32,7 @@ from llmprof.analysis.device.waterfall import (
 )
 from llmprof.analysis.host.causes import GapCauses, GapJudge, judge
 from llmprof.analysis.host.stacks import open_host
+from llmprof.analysis.ranks.joins import Joins
 from llmprof.analysis.ranks.members import Member
 from llmprof.analysis.ranks.results import RanksReport
 from llmprof.analysis.ranks.twins import SkewReport
@@ -118,6 +119,8 @@ class EngineTrace:
         """Kernel time of what is not analysed."""
         self.waits: Spans | None = None
         """When its primary device waited for other ranks in a collective, where that is known."""
+        self.joins: Joins | None = None
+        """The collectives that it shares with other ranks."""
         self.further_ranks: tuple[Member, ...] = ()
         """Ranks behind 0 of an engine that llmprof drove: their processes are the engine's too."""
         self.host = open_host(

@@ -29,12 +29,14 @@ _INSPECTOR: Final = 7
 """Rows that are the inspector's in any case: the lanes keep their height most of the time."""
 _TALLEST: Final = 14
 
-RowKind = Literal["name", "steps", "bars", "kernels", "devices", "streams", "api", "host", "series"]
+RowKind = Literal[
+    "name", "steps", "bars", "kernels", "joined", "devices", "streams", "api", "host", "series"
+]
 _LaneRows = list[tuple[RowKind, Row]]
 _GIVE_WAY: Final[tuple[tuple[bool, RowKind], ...]] = (
     (False, "series"), (True, "series"), (False, "streams"), (False, "api"), (False, "bars"),
-    (False, "host"), (False, "steps"), (False, "devices"), (True, "streams"), (True, "bars"),
-    (True, "devices"),
+    (False, "host"), (False, "steps"), (False, "devices"), (False, "joined"), (True, "streams"),
+    (True, "bars"), (True, "devices"), (True, "joined"),
 )  # fmt: skip
 """(of the lane in focus, kind of row) that a small terminal does without, in this order."""
 
@@ -144,6 +146,7 @@ def _tall(now: Scene, view: View, shown: Sequence[Lane], room: int, most: int) -
         fixed += 2  # name, steps
         fixed += 1 if not isinstance(mine.work, Unavailable) else 0
         fixed += min(len(mine.others), timeline_rows.MOST_DEVICES)
+        fixed += mine.joined is not None
         fixed += bool(len(mine.api)) + (mine.host is not None)
         fixed += min(most, len(timeline_rows.series_of(now, lane.index)))
         if view.timeline.streams and not isinstance(mine.work, Unavailable):
@@ -267,9 +270,12 @@ def _lane(
         timeline_rows.name_items(letters, cells, work, traced)
         if chosen is not None and not step_only and spot is not None:
             timeline_rows.mark(letters, edges, spot)
-        title = f"GPU {work.device}" if mine.others else "kernels"
+        named = mine.others or mine.joined is not None
+        title = timeline_rows.device_name(mine, work.device) if named else "kernels"
         line = row(Span(title.ljust(GUTTER), "dim"), *timeline_rows.spans(letters))
         out.append(("kernels", line))
+        if mine.joined is not None:
+            out.append(("joined", timeline_rows.joined(cells, mine, glyphs)))
         further = timeline_rows.others(cells, mine, inside, glyphs)
         out += [("devices", line) for line in further]
         if view.timeline.streams:

@@ -35,6 +35,8 @@ _MOST_NAMED: Final = 200_000
 _SLOW, _OUTLIER = 1.15, 1.5
 """× median latency from which a step is slow, and an outlier."""
 
+_RANKS: Final = "0123456789abcdefghijklmnopqrstuvwxyz"
+
 Cell = tuple[str, str]
 
 
@@ -310,6 +312,30 @@ def name_items(line: list[Cell], cells: Cells, work: LaneWork, traced: Track | N
                 write(line, (a + b + 1 - len(text)) // 2, text, "warn")
 
 
+def joined(cells: Cells, lane: Lane, glyphs: Glyphs) -> Row:
+    """What joins the lanes of the ranks: the number of the rank that the others wait for in a
+    collective, and an upright line where all of them are in it and bytes move."""
+    line: list[Cell] = [(" ", "")] * cells.width
+    if lane.joined is not None:
+        moving = lane.joined.transfer.between(cells.times)
+        waits = {r: curve.between(cells.times) for r, curve in lane.joined.waits.items()}
+        most = np.zeros(cells.width, np.int64)
+        for rank, spent in waits.items():
+            char = _RANKS[rank] if rank < len(_RANKS) else "+"
+            for x in np.flatnonzero((spent > most) & (spent > moving)).tolist():
+                line[x] = (char, "warn")
+            most = np.maximum(most, spent)
+        for x in np.flatnonzero((moving > 0) & (moving >= most)).tolist():
+            line[x] = (glyphs.tick[1], category_role("communication"))
+    return row(Span("waits for rank".ljust(GUTTER), "dim"), *spans(line))
+
+
+def device_name(lane: Lane, device: int) -> str:
+    """``rank 1 · GPU 1``, or the GPU alone."""
+    known = None if lane.joined is None else lane.joined.names.get(device)
+    return known or f"GPU {device}"
+
+
 def others(cells: Cells, lane: Lane, inside: Ints, glyphs: Glyphs) -> list[Row]:
     """A row of letters a further device of the engine: its own busy time, its own gaps."""
     out = []
@@ -317,7 +343,7 @@ def others(cells: Cells, lane: Lane, inside: Ints, glyphs: Glyphs) -> list[Row]:
         spent = np.stack([curve.between(cells.times) for curve in work.curves.values()])
         line = letters(spent, list(work.curves), inside, glyphs)
         name_items(line, cells, work, lane.traced)
-        out.append(row(Span(fit_text(f"GPU {work.device}", GUTTER), "dim"), *spans(line)))
+        out.append(row(Span(fit_text(device_name(lane, work.device), GUTTER), "dim"), *spans(line)))
     return out
 
 

@@ -15,7 +15,8 @@ from llmprof.analysis.view.traced import RunTrace
 from llmprof.tui.drawing.cells import text_of, width_of
 from llmprof.tui.drawing.glyphs import ASCII, UNICODE, Glyphs
 from llmprof.tui.frame import body
-from llmprof.tui.view import View
+from llmprof.tui.timeline.nav import scene
+from llmprof.tui.view import TimelineView, View
 
 
 @pytest.fixture(scope="module")
@@ -26,6 +27,15 @@ def opened(tmp_path_factory: pytest.TempPathFactory) -> tuple[RunDataSource, Run
     trace = source.trace()
     assert isinstance(trace, RunTrace)
     return source, trace
+
+
+def step_window(trace: RunTrace, step: int) -> tuple[int, int]:
+    """What one step fills of the step axis."""
+    view = replace(View(UNICODE), page="timeline", trace=trace)
+    now = scene(view)
+    assert now is not None
+    slots = now.axis.slots  # type: ignore[attr-defined]
+    return int(slots[step]), int(slots[step + 1])
 
 
 def lines(
@@ -67,7 +77,30 @@ def test_the_timeline_has_a_row_for_the_other_rank(
     _, trace = opened
     (lane,) = trace.lanes.lanes
     assert [work.device for work in lane.others] == [1]
-    assert any(line.startswith("GPU 1") for line in lines(opened, 100, page="timeline"))
+    assert any(line.startswith("rank 1 · GPU 1") for line in lines(opened, 100, page="timeline"))
+
+
+@pytest.mark.parametrize("glyphs", [UNICODE, ASCII])
+@pytest.mark.parametrize("width", [80, 120])
+def test_marks_join_the_lanes_without_colour(
+    opened: tuple[RunDataSource, RunTrace], width: int, glyphs: Glyphs
+) -> None:
+    """Each step: the others wait 0.4 ms for rank 1, then work and seven collectives of 7 µs."""
+    source, trace = opened
+    chosen = TimelineView(window=step_window(trace, 3))
+    view = replace(View(glyphs), page="timeline", trace=trace, timeline=chosen)
+    found = [text_of(line) for line in body(source.snapshot(), view, width, 24)]
+    at = next(i for i, line in enumerate(found) if line.startswith("waits for rank"))
+    assert found[at - 1].startswith("rank 0 · GPU 0")
+    assert found[at + 1].startswith("rank 1 · GPU 1")
+    marks = found[at][15:].rstrip()
+    first, rest = marks.strip().split(maxsplit=1)
+    assert set(first) - {glyphs.tick[1]} == {"1"}
+    assert len(first) > 0.4 * (width - 15)
+    # Where all ranks are in a collective an upright line joins the rows; one of them may have come
+    # so much later that its number is all that the cell shows.
+    assert set(rest) <= {" ", glyphs.tick[1], "0", "1"}
+    assert sum(glyphs.tick[1] in one for one in rest.split()) >= 5
 
 
 def test_without_ranks_the_page_says_how_to_get_them(tmp_path: Path) -> None:
