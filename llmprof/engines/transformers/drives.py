@@ -30,9 +30,9 @@ class ForwardDrive:
         device: Any,
     ) -> None:
         self._torch = torch
-        self._prefill = prefill
-        self._forward = step
-        self._fresh = fresh
+        self.forward_prompt = prefill
+        self.forward = step
+        self.fresh = fresh
         self._device = device
         self._cache: Any = None
         self._token: Any = None
@@ -40,17 +40,17 @@ class ForwardDrive:
 
     def prefill(self, rows: Rows) -> list[int]:
         with self._torch.inference_mode():
-            self._cache = self._fresh()
+            self._cache = self.fresh()
             ids = self._torch.tensor(rows, dtype=self._torch.long).to(self._device)
             # A tensor of its own: a compiled forward reads it where it lies.
             self._position = self._torch.full((len(rows), 1), len(rows[0]), device=self._device)
-            return self._next(self._prefill(ids, self._cache))
+            return self._next(self.forward_prompt(ids, self._cache))
 
     def step(self) -> list[int]:
         if self._token is None:
             raise RuntimeError("transformers: decode step before prefill")
         with self._torch.inference_mode():
-            found = self._next(self._forward(self._token, self._position, self._cache))
+            found = self._next(self.forward(self._token, self._position, self._cache))
             self._position += 1
         return found
 
