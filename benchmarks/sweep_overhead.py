@@ -3,7 +3,8 @@
     python benchmarks/sweep_overhead.py [--points 10000] [--few 8] [--ray]
 
 * scheduling: points whose llmprof ends at once (a model that nobody has), here and, with
-  ``--ray``, on a Ray cluster of this host; time a point less the time of the same command alone.
+  ``--ray``, on a Ray node of this host that is started for it; median time from one point to the
+  next, less that of the same command called again and again in one process.
 * report and page: a store of made points; ``llmprof sweep report --to html`` from start to end, and
   ``llmprof sweep view`` in a pseudo-terminal until its first frame and until its curves are there.
 
@@ -14,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import io
 import os
 import pty
 import select
@@ -25,6 +27,7 @@ import sys
 import tempfile
 import termios
 import time
+from contextlib import redirect_stderr
 from itertools import pairwise
 from pathlib import Path
 
@@ -36,22 +39,21 @@ FAILS = ["--engine", "torch", "--model", "no-such-model"]
 
 def alone(count: int) -> float:
     """Median time of the command of one such point, s."""
+    from llmprof.cli import run_command_line
+
     times = []
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, redirect_stderr(io.StringIO()):
         for _ in range(count):
             begin = time.monotonic()
             file = str(Path(folder) / "run.sqlite")
-            subprocess.run(
-                [sys.executable, "-m", "llmprof", "--json", "-o", file, *FAILS,
-                 "--prompt-len", "8"],
-                cwd=ROOT, capture_output=True, check=False,
-            )  # fmt: skip
+            run_command_line(["--json", "-o", file, *FAILS, "--prompt-len", "8"])
             times.append(time.monotonic() - begin)
     return statistics.median(times)
 
 
-def scheduled(count: int, ray: bool) -> float:
-    """Median time from one such point to the next, s."""
+def scheduled(count: int, ray: bool) -> tuple[float, float]:
+    """Median time from one such point to the next, s; and CPU time a point of all processes that
+    ended (the points' own, and this one's)."""
     from llmprof.sweep.executors.cluster import connect
     from llmprof.sweep.executors.local import LocalExecutor
     from llmprof.sweep.grid import make
@@ -60,6 +62,7 @@ def scheduled(count: int, ray: bool) -> float:
 
     grid = make([FAILS[1]], {"model": FAILS[3], "context": list(range(8, 8 + count + 1))})
     ends: list[float] = []
+    before = os.times()
     with tempfile.TemporaryDirectory() as folder:
         store = Store.create(Path(folder) / "s", grid)
         executor = connect("auto", grid, "", "") if ray else LocalExecutor()
@@ -71,7 +74,21 @@ def scheduled(count: int, ray: bool) -> float:
                   stop=lambda: False)  # fmt: skip
         finally:
             executor.close()
-    return statistics.median(b - a for a, b in pairwise(ends))
+    used = os.times()
+    cpu = sum(used[:4]) - sum(before[:4])
+    return statistics.median(b - a for a, b in pairwise(ends)), cpu / (count + 1)
+
+
+def on_ray(count: int) -> float:
+    """The same on a node with one CPU."""
+    from ray_nodes import RayNodes
+
+    with tempfile.TemporaryDirectory(prefix="ray-", dir="/tmp") as short:
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT}:{os.environ.get('PYTHONPATH', '')}"}
+        with RayNodes(environment, Path(short) / "ray") as nodes:
+            nodes.start()
+            os.environ["RAY_ADDRESS"] = nodes.address
+            return scheduled(count, ray=True)[0]
 
 
 def made(folder: Path, points: int) -> None:
@@ -112,27 +129,31 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--points", type=int, default=10_000)
     parser.add_argument("--few", type=int, default=8)
-    parser.add_argument("--ray", action="store_true", help="a cluster must run here")
+    parser.add_argument("--ray", action="store_true", help="start a node of Ray too")
     given = parser.parse_args()
     found: dict[str, float] = {}
+    print(f"load average {os.getloadavg()[0]:.1f} on {os.cpu_count()} CPUs")
     base = alone(given.few)
-    found["local"] = scheduled(given.few, ray=False) - base
-    print(f"llmprof alone {base:.3f} s; a point of a local sweep {found['local']:+.3f} s")
+    step, cpu = scheduled(given.few, ray=False)
+    found["local"] = step - base
+    print(f"llmprof alone {base:.3f} s; a point of a local sweep {found['local']:+.3f} s"
+          f" (CPU {cpu:.3f} s, the run's included)")  # fmt: skip
     if given.ray:
-        found["ray"] = scheduled(given.few, ray=True) - base
+        found["ray"] = on_ray(given.few) - base
         print(f"a point on Ray {found['ray']:+.3f} s")
     with tempfile.TemporaryDirectory() as folder:
         store = Path(folder) / "s"
         made(store, given.points)
-        begin = time.monotonic()
+        begin, before = time.monotonic(), os.times()
         subprocess.run(
             [sys.executable, "-m", "llmprof", "sweep", "report", str(store), "--to", "html"],
             cwd=ROOT, check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         found["report"] = time.monotonic() - begin
+        cpu = sum(os.times()[2:4]) - sum(before[2:4])
         found["paint"], curves = painted(store)
     print(
-        f"{given.points:,} points: report {found['report']:.2f} s, first paint"
+        f"{given.points:,} points: report {found['report']:.2f} s (CPU {cpu:.2f} s), first paint"
         f" {found['paint']:.2f} s, curves {curves:.2f} s"
     )
     over = [name for name, value in found.items() if value > BUDGETS[name]]

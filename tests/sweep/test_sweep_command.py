@@ -126,3 +126,30 @@ def test_a_dry_run_runs_nothing_and_a_grid_can_be_saved(llmprof, tmp_path: Path)
     assert not (tmp_path / "s").exists()
     again = llmprof("sweep", "grid.toml", "--dry-run")
     assert again.stdout == done.stdout
+
+
+def test_without_ray_the_extra_is_named(llmprof, tmp_path: Path, clean_env) -> None:
+    (tmp_path / "none" / "ray").mkdir(parents=True)
+    (tmp_path / "none" / "ray" / "__init__.py").write_text("raise ImportError('no ray here')")
+    path = f"{tmp_path / 'none'}:{clean_env['PYTHONPATH']}"
+    for where in ("ray", "ray://127.0.0.1:1"):
+        asked = ["--engine", "fake", "--context", "8", "-o", "s", "--on", where]
+        done = llmprof("sweep", *asked, env={"PYTHONPATH": path})
+        assert done.returncode == 2
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("llmprof: --on ray needs ray: ") and "[ray]" in line
+    assert not (tmp_path / "s").exists()
+
+
+def test_a_folder_that_holds_another_sweep(llmprof, tmp_path: Path) -> None:
+    asked = ["sweep", "--engine", "fake", *SHORT, "-o", "s"]
+    assert llmprof(*asked, "--context", "8").returncode == 0
+    other = llmprof(*asked, "--context", "8,16")
+    assert other.returncode == 2
+    (line,) = other.stderr.splitlines()
+    assert "s holds another sweep (1 points: context 8); use another folder with -o" in line
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "a.txt").touch()
+    none = llmprof(*asked[:-1], "full", "--context", "8")
+    assert none.returncode == 2 and "exists and is no sweep" in none.stderr
+    assert len(journal(tmp_path / "s")) == 1

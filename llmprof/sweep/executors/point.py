@@ -95,7 +95,8 @@ class PointProcess:
             self.close()
             run_file.unlink(missing_ok=True)
             ran = self._run(arguments, load, run_file, stop)
-        if ran.reason or not self._shares:
+        # Bad input has loaded nothing; after any other failure nobody knows what is left.
+        if not self._shares or (ran.reason and ran.code != EXIT_USAGE):
             self.close()
         return ran
 

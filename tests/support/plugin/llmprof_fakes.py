@@ -115,6 +115,7 @@ class FakeEngine:
             weight_bytes_per_step=1_000_000,
             kv_bytes_per_token=1000,
             weights_id=self.weights or None,
+            notes=[f"sees {os.environ.get('CUDA_VISIBLE_DEVICES', 'all')}"],
         )
 
 

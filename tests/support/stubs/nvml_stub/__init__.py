@@ -13,6 +13,7 @@ of numbers gives one value a call, the last one again and again.
   (mW), ``sm_count``, ``cores``, ``compute_capability`` (two numbers), ``mig`` (1 is on)
 - series: ``sm_clock``, ``mem_clock``, ``gpu_util``, ``mem_util``, ``power`` (mW), ``temperature``,
   ``reasons`` (mask, ``0x`` allowed), ``memory_used_mib``, ``energy`` (mJ)
+- ``process PID…``: what computes on a device
 - GPM: ``gpm_dram_bw``, ``gpm_sm_util``, ``gpm_sm_occupancy`` (series of %, one value a pair of
   samples; without the first the device has no GPM); a pair closer than ``gpm_refresh_ms`` (100)
   gives NaN and zeros, as the driver does

@@ -11,7 +11,8 @@
 #include <string.h>
 #include <time.h>
 
-enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6, LOST = 15 };
+enum { OK = 0, UNINITIALIZED = 1, INVALID = 2, NOT_SUPPORTED = 3, NOT_FOUND = 6,
+       INSUFFICIENT_SIZE = 7, LOST = 15 };
 enum { MAX_GPUS = 8, MAX_KEYS = 64, MAX_VALUES = 256, MAX_CALLS = 64 };
 
 typedef struct {
@@ -41,6 +42,7 @@ typedef struct {
 typedef struct { unsigned version; int sensor, value; } Temperature;
 typedef struct { unsigned gpu, memory; } Utilization;
 typedef struct { unsigned long long total, free, used; } Memory;
+typedef struct { unsigned pid; unsigned long long used; unsigned instances[2]; } Process;
 typedef struct { char legacy[16]; unsigned numbers[5]; char bus[32]; } PciInfo;
 typedef struct { unsigned version, supported; } GpmSupport;
 typedef struct { unsigned id; int result; double value; const char *names[3]; } Metric;
@@ -286,6 +288,19 @@ int nvmlDeviceGetMemoryInfo(Table *gpu, Memory *out) {
         out->total = (unsigned long long)(total * 1048576);
         out->used = (unsigned long long)(used * 1048576);
         out->free = out->total - out->used;
+    }
+    END;
+}
+/* "process PID…": what computes on the device. */
+int nvmlDeviceGetComputeRunningProcesses_v3(Table *gpu, unsigned *count, Process *out) {
+    BEGIN(gpu);
+    Key *key = find(gpu, "process");
+    unsigned room = *count;
+    *count = key ? (unsigned)key->count : 0;
+    if (!result && *count > room) result = INSUFFICIENT_SIZE;
+    for (unsigned i = 0; !result && i < *count; i++) {
+        memset(&out[i], 0, sizeof out[i]);
+        out[i].pid = (unsigned)key->values[i];
     }
     END;
 }
