@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import glob
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -51,6 +53,63 @@ def hidden_beside(target: Path) -> Iterator[Path]:
         yield Path(made)
     finally:
         shutil.rmtree(made, ignore_errors=True)
+
+
+class OwnFolder:
+    """A new folder for as long as this process lives.
+
+    Nothing of a killed process removes its folders, so each is held locked, and the next one that
+    is made in the same place removes those of its prefix that nobody holds.
+
+    Args:
+        prefix: of its name, and of no other program's.
+        place: where it is made; by default where temporary files go.
+
+    Raises:
+        OSError: the place is missing or cannot be written.
+    """
+
+    def __init__(self, prefix: str, place: Path | str | None = None) -> None:
+        parent = Path(tempfile.gettempdir() if place is None else place)
+        _remove_orphans(parent, prefix)
+        self.path = Path(tempfile.mkdtemp(prefix=prefix, dir=parent))
+        self._lock = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        with suppress(OSError):  # a file system without locks: nobody will take it for an orphan
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def cleanup(self) -> None:
+        """Remove it; twice is fine."""
+        shutil.rmtree(self.path, ignore_errors=True)
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+    def __enter__(self) -> Path:
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        self.cleanup()
+
+
+YOUNG_S = 60.0
+"""An unlocked folder may have been made just now."""
+
+
+def _remove_orphans(parent: Path, prefix: str) -> None:
+    for path in sorted(parent.glob(f"{glob.escape(prefix)}*")):
+        try:
+            held = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError:
+            continue  # a file or a link, somebody else's, or gone
+        try:
+            facts = os.fstat(held)
+            if facts.st_uid == os.geteuid() and time.time() - facts.st_mtime > YOUNG_S:
+                fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:
+            pass  # its process lives, or the file system has no locks
+        finally:
+            os.close(held)
 
 
 def publish(part: Path, target: Path) -> None:

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import multiprocessing
+import os
 import sqlite3
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
+from llmprof import newfiles
 from llmprof.errors import UsageError
 from llmprof.models.new_folder import new_folder
-from llmprof.newfiles import alone, first_free, hidden_beside, publish, write_whole
+from llmprof.newfiles import OwnFolder, alone, first_free, hidden_beside, publish, write_whole
 
 
 def take(folder: str) -> str:
@@ -157,3 +160,48 @@ def test_nothing_is_left_of_a_run_in_which_nothing_ran(
     assert "llmprof: torch: unknown option 'dtipe'" in done.stderr
     assert "run file" not in done.stderr
     assert not list(tmp_path.rglob("*.sqlite"))
+
+
+OWNER = """
+import sys, time
+from llmprof.newfiles import OwnFolder
+made = OwnFolder("llmprof-x-", sys.argv[1])
+(made.path / "big").write_bytes(bytes(9))
+print(made.path, flush=True)
+time.sleep(60)
+"""
+
+
+def owner(place: Path) -> tuple[subprocess.Popen[str], Path]:
+    command = [sys.executable, "-c", OWNER, str(place)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    made = Path(process.stdout.readline().strip())
+    old = time.time() - 2 * newfiles.YOUNG_S
+    os.utime(made, (old, old))
+    return process, made
+
+
+def test_folders_of_killed_processes_go_with_the_next_one_that_is_made(tmp_path: Path) -> None:
+    (dead, left), (alive, held) = owner(tmp_path), owner(tmp_path)
+    try:
+        dead.kill()
+        dead.wait()
+        others = [tmp_path / "llmprof-y-1", tmp_path / "llmprof-x-young"]
+        for path in others:
+            path.mkdir()
+        os.utime(others[0], (0, 0))
+        target = tmp_path / "target"
+        target.mkdir()
+        os.utime(target, (0, 0))
+        (tmp_path / "llmprof-x-link").symlink_to(target)
+        (tmp_path / "llmprof-x-file").write_text("")
+        with OwnFolder("llmprof-x-", tmp_path) as mine:
+            assert mine.is_dir() and not left.exists()
+            assert (held / "big").exists() and target.is_dir() and all(p.is_dir() for p in others)
+            assert (tmp_path / "llmprof-x-file").exists()
+        assert not mine.exists() and held.exists()
+    finally:
+        for process in (dead, alive):
+            process.kill()
+            process.communicate()

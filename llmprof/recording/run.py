@@ -14,7 +14,7 @@ from pathlib import Path
 from llmprof import __version__, environment
 from llmprof.errors import RunFileError, UsageError
 from llmprof.native.build import BuildError, library
-from llmprof.newfiles import hidden_beside
+from llmprof.newfiles import OwnFolder
 from llmprof.plaintext import one_line
 from llmprof.recording import closing
 from llmprof.recording.bandwidth import BandwidthSampling
@@ -80,6 +80,15 @@ def cache_folder() -> Path:
         home = Path("/")
     base = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
     return Path(base) / "llmprof"
+
+
+def spool_folder(output: Path) -> OwnFolder:
+    """Hidden, beside the run file; made when it is called.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return OwnFolder(".llmprof-record-", output.resolve().parent)
 
 
 class Recording:
@@ -162,7 +171,7 @@ class Recording:
                 writer.put_gpu_devices(found)
             with ExitStack() as stack:
                 try:
-                    folder = stack.enter_context(hidden_beside(plan.output.resolve()))
+                    folder = stack.enter_context(spool_folder(plan.output))
                 except OSError as why:
                     raise RunFileError(f"no spools beside {plan.output}: {why.strerror}") from None
                 stack.callback(nvml.stop)
@@ -179,7 +188,7 @@ class Recording:
 
         data = open_run(self._plan.output)
         self._say("running the command again, untraced")
-        with hidden_beside(self._plan.output.resolve()) as folder:
+        with spool_folder(self._plan.output) as folder:
             variables = {**os.environ, **self._variables(folder, recorder)}
             found = run_again(self._plan.command, folder, variables, data)
         if isinstance(found, Unavailable):

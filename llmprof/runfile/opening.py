@@ -16,9 +16,9 @@ import shutil
 import sqlite3
 import stat
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from llmprof.errors import RunFileError
+from llmprof.newfiles import OwnFolder
 from llmprof.plaintext import one_line
 from llmprof.runfile.locks import locks_work
 from llmprof.runfile.schema import statements
@@ -38,7 +38,7 @@ class OpenFile:
 
     def __init__(self, path: Path) -> None:
         self.name = one_line(str(path))
-        self._copy: TemporaryDirectory[str] | None = None
+        self._copy: OwnFolder | None = None
         _sniff(path, self.name)
         try:
             found = path.resolve()
@@ -78,8 +78,8 @@ class OpenFile:
         wal = path.with_name(path.name + "-wal")
         if not _size(wal):
             return path, _UNCHANGED
-        self._copy = TemporaryDirectory(prefix="llmprof-")
-        copy = Path(self._copy.name) / path.name
+        self._copy = OwnFolder("llmprof-copy-")
+        copy = self._copy.path / path.name
         shutil.copyfile(path, copy)
         shutil.copyfile(wal, copy.with_name(copy.name + "-wal"))
         return copy, "mode=rw"
@@ -125,8 +125,8 @@ class OpenFile:
                 f"{self.name}: refused: {one_line(journal.name)} is no journal of llmprof"
             )
         if not (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
-            self._copy = TemporaryDirectory(prefix="llmprof-")
-            copy = Path(self._copy.name) / path.name
+            self._copy = OwnFolder("llmprof-copy-")
+            copy = self._copy.path / path.name
             shutil.copyfile(path, copy)
             shutil.copyfile(journal, _journal(copy))
             path = copy

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
@@ -10,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from llmprof.errors import EngineFailure
+from llmprof.newfiles import OwnFolder
 from llmprof.plaintext import one_line
 from llmprof.records import (
     EngineInfo,
@@ -58,7 +58,7 @@ class EngineRun:
         """Of a worker that may be kept at the end."""
         self._key: tuple[object, ...] = ()
         self._client: WorkerClient | None = None
-        self._folders: list[tempfile.TemporaryDirectory[str]] = []
+        self._folders: list[OwnFolder] = []
         self._spool: Path | None = None
         self._longest = plan.workload
         """As asked for: rounds may become shorter, what an engine reserves does not."""
@@ -132,8 +132,8 @@ class EngineRun:
         spec, length = self.plan.engines[self.record.engine_id], self._longest.decode_len
         begin = time.monotonic()
         self._set_state("loading")
-        self._folders = [tempfile.TemporaryDirectory(prefix="llmprof-", dir=_shared_memory())]
-        folder = Path(self._folders[0].name)
+        self._folders = [OwnFolder("llmprof-run-", _shared_memory())]
+        folder = self._folders[0].path
         self._spool = self._make_spool() if trace in ("kernels", "full", "all") else None
         label = self.record.label
         under = self._capture_command() if captured else []
@@ -225,9 +225,9 @@ class EngineRun:
     def _make_spool(self) -> Path:
         """The raw trace lies beside the run file: memory may be smaller than a trace."""
         place = self.plan.output.parent if self._kept is None else self._kept.folder
-        folder = tempfile.TemporaryDirectory(prefix=".llmprof-", dir=place)
+        folder = OwnFolder(".llmprof-spool-", place)
         self._folders.append(folder)
-        return Path(folder.name) / "spool"
+        return folder.path / "spool"
 
     def _loaded(self, reply: Reply, trace: str | None, shared: Held | None = None) -> None:
         assert self._client is not None
@@ -341,7 +341,7 @@ class EngineRun:
             reason = "nsys has the worker to itself (--capture)" if plan.capture else switched_off
             self._recorder.missing([Missing(self.record.label, "host", reason)])
             return None
-        return HostSampling(plan.host, Path(self._folders[0].name), self._client.pid)
+        return HostSampling(plan.host, self._folders[0].path, self._client.pid)
 
     def _keep_host(self, host: HostSampling, record: RoundRecord | None) -> None:
         label, further = self.record.label, self.record.traced_ranks[1:]

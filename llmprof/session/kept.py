@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Hashable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmprof.newfiles import OwnFolder
 from llmprof.session.client import WorkerClient
 
 MOST_SPOOL_BYTES = 1 << 30
@@ -19,7 +19,7 @@ class Held:
     """A worker with what must live as long as it."""
 
     client: WorkerClient
-    folders: list[tempfile.TemporaryDirectory[str]]
+    folders: list[OwnFolder]
     spool: Path | None
     load_ns: int
     """Of its one load."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import hashlib
 import os
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Sequence
@@ -17,6 +16,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from llmprof.errors import RunFileError
+from llmprof.newfiles import OwnFolder
 from llmprof.plaintext import one_line
 
 VERSION = 6
@@ -84,9 +84,9 @@ def _folder() -> Path:
             return folder
     except OSError:
         pass  # a read-only home: the fall-back below
-    made = tempfile.mkdtemp(prefix="llmprof-traces-")
-    atexit.register(shutil.rmtree, made, ignore_errors=True)
-    return Path(made)
+    made = OwnFolder("llmprof-traces-")
+    atexit.register(made.cleanup)
+    return made.path
 
 
 def _tidy(folder: Path, keep: Path) -> None:

@@ -172,7 +172,7 @@ def test_record_out_of_memory(
     """The recording ends, and says so; the program goes on to its own end."""
     command = [str(built.program), "exit", "120", "200", "10000"]
     process = start(recording, tmp_path, "record", "-o", "r.sqlite", "--", *command)
-    until(lambda: list(tmp_path.glob(".r.sqlite.*.part/*.spool")))
+    until(lambda: list(tmp_path.glob(".llmprof-record-*/*.spool")))
     time.sleep(0.3)
     no_more_memory(process.pid)
     code, _, said = ended(process)

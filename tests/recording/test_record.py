@@ -147,8 +147,8 @@ def test_signals_reach_the_program(record: Record, number: signal.Signals) -> No
 
 def test_a_killed_llmprof_leaves_the_program_alone_and_no_files(record: Record) -> None:
     process = record.start(record.program, "wait", "20", "10", "1000")
-    until(lambda: list(record.folder.glob(".run.sqlite.*.part/*.spool")))
-    (spool,) = record.folder.glob(".run.sqlite.*.part/*.spool")
+    until(lambda: list(record.folder.glob(".llmprof-record-*/*.spool")))
+    (spool,) = record.folder.glob(".llmprof-record-*/*.spool")
     pid = int(spool.name.split("-")[0])
     until(lambda: _opens(record.output))
     process.kill()
@@ -166,7 +166,7 @@ def test_what_is_left_of_a_killed_programs_group_is_ended(record: Record) -> Non
     process = record.start("sh", "-c", script)
     assert process.stdout is not None
     pid = int(process.stdout.readline())
-    until(lambda: list(record.folder.glob(".run.sqlite.*.part/*.spool")))
+    until(lambda: list(record.folder.glob(".llmprof-record-*/*.spool")))
     process.terminate()
     assert process.wait(60) == 143
     with pytest.raises(ProcessLookupError):

@@ -8,13 +8,12 @@ from __future__ import annotations
 
 import io
 import sys
-import tempfile
 from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmprof.children.protocol import Channel, ChannelClosed
 from llmprof.cli import run_command_line, streams
+from llmprof.newfiles import OwnFolder
 
 if TYPE_CHECKING:
     import argparse
@@ -27,7 +26,7 @@ def serve(read_fd: int, write_fd: int) -> None:
     streams.settle()
     channel = Channel(read_fd, write_fd)
     kept: KeptWorkers | None = None
-    with tempfile.TemporaryDirectory(prefix=".llmprof-", dir=_folder()) as folder:
+    with OwnFolder(".llmprof-series-", _folder()) as folder:
         try:
             while True:
                 received = channel.receive()
@@ -37,7 +36,7 @@ def serve(read_fd: int, write_fd: int) -> None:
                 if ask["do"] == "close":
                     break
                 if kept is None and ask["shares"]:
-                    kept = KeptWorkers(Path(folder), ask["most_batch"], ask["most_positions"])
+                    kept = KeptWorkers(folder, ask["most_batch"], ask["most_positions"])
                 channel.send({"is": "done", **_ran(ask["argv"], kept)})
         except ChannelClosed:
             pass  # the sweep is gone; nothing is left to tell

@@ -7,13 +7,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from llmprof.errors import ModelError
 from llmprof.models.locate import CACHE_FILES, MLC_CONFIG, read_json
 from llmprof.models.mlc.chat import MAX_STAND_IN, chat_config, stand_in_tokenizer
 from llmprof.models.mlc.metadata import MlcMetadata
 from llmprof.models.new_folder import write_json
+from llmprof.newfiles import OwnFolder
 from llmprof.plaintext import one_line
 
 _TOKENIZERS = (
@@ -53,8 +53,7 @@ def as_the_engine_reads(
     if not made and not renamed:
         yield folder, []
         return
-    with TemporaryDirectory(prefix="llmprof-mlc-") as name:
-        passing = Path(name)
+    with OwnFolder("llmprof-mlc-") as passing:
         for file in folder.resolve().iterdir():
             if file.is_file() and file.name not in made:
                 (passing / file.name).symlink_to(file)

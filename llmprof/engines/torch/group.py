@@ -10,7 +10,6 @@ import os
 import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from pathlib import Path
@@ -20,6 +19,7 @@ from llmprof.children.child import BOOT
 from llmprof.children.protocol import Channel, ChannelClosed
 from llmprof.engines.torch.step_board import StepBoard
 from llmprof.errors import LlmprofError, MissingPackage, ModelError, OutOfMemory, UsageError
+from llmprof.newfiles import OwnFolder
 from llmprof.plaintext import one_line
 
 READY_S = 120.0
@@ -93,7 +93,7 @@ class RankGroup:
         self.world = world
         self.why_dead = ""
         self._closing = False
-        self._folder = tempfile.TemporaryDirectory(prefix="llmprof-ranks-")
+        self._folder = OwnFolder("llmprof-ranks-")
         self._ranks: list[_Rank] = []
         self._board = StepBoard(self.board_path, create=True)
         try:
@@ -108,12 +108,12 @@ class RankGroup:
     @property
     def rendezvous(self) -> str:
         """Where the ranks find each other: a file, so no port can be taken."""
-        return f"file://{Path(self._folder.name) / 'rendezvous'}"
+        return f"file://{self._folder.path / 'rendezvous'}"
 
     @property
     def board_path(self) -> Path:
         """Of the ``StepBoard``."""
-        return Path(self._folder.name) / "steps"
+        return self._folder.path / "steps"
 
     @property
     def pids(self) -> dict[int, int]:

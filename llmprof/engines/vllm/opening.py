@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from llmprof.models.huggingface.config import config_json
 from llmprof.models.huggingface.files import read_tensors, refuse_unused, weight_files
 from llmprof.models.locate import ModelRef, read_json
 from llmprof.models.presets import PRESETS, LlamaConfig
+from llmprof.newfiles import OwnFolder
 from llmprof.plaintext import one_line
 
 _BLOCK = 16
@@ -68,7 +67,7 @@ class ModelFolder:
 
     def __init__(self, ref: ModelRef) -> None:
         self.random = ref.kind in ("preset", "config")
-        self._made: Path | None = None
+        self._made: OwnFolder | None = None
         if ref.kind == "hf":
             self.path = Path(str(ref.path))
             if read_json(self.path / "config.json").get("auto_map"):
@@ -76,7 +75,8 @@ class ModelFolder:
                     f"model {ref.name}: it needs code of its own (auto_map), which is never run"
                 )
         elif self.random:
-            self._made = self.path = Path(tempfile.mkdtemp(prefix="llmprof-vllm-"))
+            self._made = OwnFolder("llmprof-vllm-")
+            self.path = self._made.path
             document = (
                 read_json(Path(str(ref.path)))
                 if ref.kind == "config"
@@ -106,7 +106,7 @@ class ModelFolder:
 
     def close(self) -> None:
         if self._made is not None:
-            shutil.rmtree(self._made, ignore_errors=True)
+            self._made.cleanup()
 
 
 def open_engine(

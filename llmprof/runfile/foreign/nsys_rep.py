@@ -6,9 +6,9 @@ import atexit
 import shutil
 import subprocess
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from llmprof.errors import UsageError
+from llmprof.newfiles import OwnFolder
 from llmprof.plaintext import one_line
 
 EXPORT_TIMEOUT_S = 1800
@@ -36,9 +36,9 @@ def readable(path: Path) -> Path:
             f"{name}: only nsys can read this: put it on PATH, or export the file with "
             "nsys export -t sqlite and open that"
         )
-    folder = TemporaryDirectory(prefix="llmprof-")
+    folder = OwnFolder("llmprof-nsys-")
     atexit.register(folder.cleanup)
-    target = Path(folder.name) / beside.name
+    target = folder.path / beside.name
     command = [nsys, "export", "-t", "sqlite", "-f", "true", "-o", str(target), str(path.resolve())]
     try:
         done = subprocess.run(

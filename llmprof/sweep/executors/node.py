@@ -9,7 +9,6 @@ import hashlib
 import os
 import platform
 import shutil
-import tempfile
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from typing import Any
 
 import llmprof
 from llmprof import __version__
+from llmprof.newfiles import OwnFolder
 from llmprof.plaintext import one_line
 from llmprof.sweep.executors.point import PointProcess
 from llmprof.sweep.loads import Load
@@ -70,9 +70,9 @@ class NodeWorker:
     """An actor: one point at a time on the GPU, or the CPUs, that Ray gave it."""
 
     def __init__(self, shares: bool) -> None:
-        self._folder = tempfile.TemporaryDirectory(prefix="llmprof-sweep-")
+        self._folder = OwnFolder("llmprof-sweep-")
         # Ray runs an actor's methods on one thread, with which the process would end.
-        self._process = PointProcess(shares, _undone(), Path(self._folder.name))
+        self._process = PointProcess(shares, _undone(), self._folder.path)
 
     def run(
         self, point_id: str, arguments: list[str], load: tuple[str, int, int], runs_at: str
@@ -83,7 +83,7 @@ class NodeWorker:
             load: the fields of its ``Load``.
         """
         self.forget()
-        file = Path(self._folder.name) / "run.sqlite"
+        file = self._folder.path / "run.sqlite"
         ran = self._process.run(arguments, Load(*load), file, lambda: False)
         rows = [] if ran.document is None else rows_of(ran.document)
         size, kept = 0, ""
@@ -107,13 +107,13 @@ class NodeWorker:
 
     def chunk(self, offset: int) -> bytes:
         """The next part of the run file."""
-        with (Path(self._folder.name) / "run.sqlite").open("rb") as file:
+        with (self._folder.path / "run.sqlite").open("rb") as file:
             file.seek(offset)
             return file.read(CHUNK_BYTES)
 
     def forget(self) -> None:
         """Remove the run file."""
-        for path in Path(self._folder.name).glob("run.sqlite*"):
+        for path in self._folder.path.glob("run.sqlite*"):
             path.unlink()
 
 
