@@ -56,7 +56,28 @@ def _lane(engine: EngineTrace, lane: Lane, view: View, width: int, height: int) 
     if rest:
         share = sum(k.share for k in rest)
         out.append(row(Span(f"  {len(rest)} more, {share:.1%} of the step", "dim")))
+    for line in _notes(shown, width):
+        if len(out) < height:
+            out.append(row(Span(line, "dim")))
     return out
+
+
+def _notes(kernels: Sequence[KernelDram], width: int) -> list[str]:
+    """Why some have no bytes of their own."""
+    lines: list[str] = []
+    for kernel in kernels:
+        if kernel.note and isinstance(kernel.mb_per_launch, Unavailable):
+            lines += wrap(f"{_named(kernel)}: {clean(kernel.note)}", width)
+    return lines
+
+
+def _named(kernel: KernelDram) -> str:
+    text = clean(kernel.short_name)
+    if kernel.after:
+        text += f" after {clean(kernel.after)}"
+    if kernel.others:
+        text += f" + {', '.join(map(clean, kernel.others))}"
+    return text
 
 
 def _facts(found: KernelBandwidth) -> list[tuple[str, str]]:
@@ -67,8 +88,8 @@ def _facts(found: KernelBandwidth) -> list[tuple[str, str]]:
     copy = "n/a" if isinstance(ceiling, Unavailable) else f"{ceiling:.0f}"
     lines.append(
         (
-            f"a copy reaches {copy} GB/s, the specification says {found.spec_gb_s:.0f};"
-            f" decoding read and wrote {found.mean_gb_s:.0f} GB/s in the mean",
+            f"a copy reaches {copy} GB/s, the specification says {found.spec_gb_s:.0f}; sampled"
+            f" {found.mean_gb_s:.1f} GB/s, kernels and idle time add up to {found.fitted_gb_s:.1f}",
             "",
         )
     )
@@ -142,14 +163,9 @@ def _kernel(
         curve = profile(kernel, found.spec_gb_s, _CURVE, glyphs)
         spans += [Span("  "), Span(curve.ljust(_CURVE), "dim")]
     used = sum(len(span.text) for span in spans)
-    text = clean(kernel.short_name)
-    if kernel.after:
-        text += f" after {clean(kernel.after)}"
-    if kernel.others:
-        text += f" + {', '.join(map(clean, kernel.others))}"
     spans += [
         Span(f"  {category_letter(kernel.category)} ", category_role(kernel.category)),
-        Span(fit_text(text, max(8, width - used - 4))),
+        Span(fit_text(_named(kernel), max(8, width - used - 4))),
     ]
     return fit(row(*spans), width)
 
