@@ -10,8 +10,10 @@ from llmprof.analysis.bandwidth.roofline import bandwidth
 from llmprof.analysis.device.naming.categories import IDLE
 from llmprof.analysis.findings.idle_rules import idle_findings
 from llmprof.analysis.findings.kernel_rules import kernel_findings
+from llmprof.analysis.findings.rank_rules import rank_findings
 from llmprof.analysis.findings.subject import Finding, Subject
 from llmprof.analysis.findings.timing_rules import timing_findings
+from llmprof.analysis.ranks.results import RanksReport
 from llmprof.analysis.timing.compare import compare_to_first
 from llmprof.analysis.timing.conditions import conditions
 from llmprof.analysis.timing.cpu import cpu_conditions
@@ -96,6 +98,8 @@ def find(trace: RunTrace) -> Findings:
             found += rules(subject)
             if isinstance(traced.kernels, Unavailable):
                 missing.append((traced.label, f"no kernels: {traced.kernels.reason}"))
+    for group in trace.ranks:
+        found += rank_findings(group, _file_of(trace, group))
     ordered = ranked(found)
     return Findings(
         verdicts=tuple(verdicts),
@@ -104,6 +108,17 @@ def find(trace: RunTrace) -> Findings:
         dropped=len(ordered[MOST:]),
         missing=tuple(missing),
     )
+
+
+def _file_of(trace: RunTrace, group: RanksReport) -> str:
+    """Of several files the first with an engine of that name."""
+    files = [data.shown_path for data, _ in trace.runs]
+    named = [
+        data.shown_path
+        for data, _ in trace.runs
+        if any(engine.label in group.title for engine in data.engines)
+    ]
+    return str((named or files)[0])
 
 
 def rules(subject: Subject) -> list[Finding]:

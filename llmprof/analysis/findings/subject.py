@@ -21,7 +21,7 @@ from llmprof.records import EngineInfo, Maybe, Unavailable
 Confidence = Literal["high", "medium", "low"]
 Cause = Literal[
     "launch-bound", "sync", "host work", "idle", "fell off the graph", "below the ceiling",
-    "small kernels", "throttled", "warm-up", "outliers", "context",
+    "small kernels", "throttled", "warm-up", "outliers", "context", "late rank", "uneven ranks",
 ]  # fmt: skip
 
 LONGEST_COMMAND: Final = 160
