@@ -39,8 +39,8 @@ from llmprof.analysis.steps.events import Events, events_of
 from llmprof.analysis.view.opening import open_run
 from llmprof.errors import LlmprofError
 from llmprof.records import RoundRecord, RunData
+from llmprof.records.steps import StepChoice
 from llmprof.runfile.reader import RunFileReader
-from llmprof.step_records import StepChoice
 from llmprof.traces.opened import readable
 
 MOST_UNKNOWN = 0.05
@@ -101,7 +101,8 @@ def hta(path: Path, python: str) -> str:
     done = subprocess.run([python, "-c", HTA, str(path)], capture_output=True, text=True, env=exact)
     if done.returncode:
         return (done.stderr.strip().splitlines() or ["no reason"])[-1][:60]
-    return done.stdout.strip().splitlines()[-1]
+    kernels, total = done.stdout.strip().splitlines()[-1].split()
+    return f"{int(kernels):,}, {float(total):,.3f}"
 
 
 def unknown(reader: RunFileReader, whole: list[RoundRecord], data: RunData) -> tuple[int, int]:

@@ -1,10 +1,11 @@
 """Screenshots of every screen at three sizes, from runs recorded on an H100.
 
 python docs/tui/make.py [RUN.sqlite]
+python docs/tui/make.py --pair A.json.gz B.json.gz 'ProfilerStep*'
 
 The pictures of the page memory are of a run that is too large to be kept here, recorded with
 ``llmprof --engine torch:device=cuda,dtype=fp16,cuda_graph=1 --model llama2-7b``; without it they
-stay as they are.
+stay as they are. ``--pair`` makes that of two traces that others recorded, and nothing else.
 """
 
 from __future__ import annotations
@@ -27,8 +28,12 @@ from textual.widgets import Input  # noqa: E402
 from tui_snapshots_data import LIVE, FixedSource  # noqa: E402
 
 from llmprof.analysis.view.frames.live import RunDataSource  # noqa: E402
+from llmprof.analysis.view.frames.several import SeveralRuns  # noqa: E402
 from llmprof.analysis.view.frames.snapshot import Snapshot  # noqa: E402
+from llmprof.analysis.view.opening import open_run  # noqa: E402
+from llmprof.cli.files.opening import open_files  # noqa: E402
 from llmprof.cli.run.setup_command import _DEFAULTS  # noqa: E402
+from llmprof.records.steps import StepChoice  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
 from llmprof.tui.home.screen import HomeApp  # noqa: E402
 from llmprof.tui.setup.screen import Choice, Facts, SetupApp  # noqa: E402
@@ -87,7 +92,18 @@ async def shot(
     (HERE / f"{name}-{size[0]}x{size[1]}.svg").write_text(svg, encoding="utf-8")
 
 
+async def pair(a: str, b: str, pattern: str) -> None:
+    """The compare page of two files, their steps by a pattern of ranges."""
+    files = open_files([Path(a).resolve(), Path(b).resolve()])
+    for size in SIZES:
+        runs = [open_run(file, StepChoice(pattern=pattern)) for file in files]
+        await shot(LlmprofApp(SeveralRuns(runs)), "4", size, "compare-vendors")
+
+
 async def main() -> None:
+    if sys.argv[1:2] == ["--pair"]:
+        await pair(*sys.argv[2:5])
+        return
     given = [Path(name).resolve() for name in sys.argv[1:]]
     os.chdir("/")
     facts = Facts(FACTS.engines[:3], FACTS.models, FACTS.machine)

@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 
 from llmprof.analysis.device.naming.categories import IDLE
+from llmprof.analysis.device.pairing import PairedKernels, pair_kernels
 from llmprof.analysis.device.waterfall import (
     StepParts,
     Waterfall,
@@ -27,6 +28,8 @@ from llmprof.tui.drawing.marks import category_letter, category_role
 from llmprof.tui.view import CompareView, Lane, View, trace_or_why
 
 _NAME: Final = 24
+_NAMED: Final = 0.5
+"""With less of the time in kernels of one name, kernels are paired by what they do."""
 _SMALL: Final = 500
 """ns a step below which a change has no colour."""
 
@@ -42,6 +45,8 @@ class Entry:
     b: tuple[float, float] | None
     comparable: bool = True
     """False where nothing at all was recorded of one engine: that is no change to zero."""
+    grouped: bool = False
+    """Kernels of different names that do the same."""
 
     @property
     def change_ms(self) -> float | None:
@@ -207,8 +212,9 @@ def entries(
     if not left and not right:
         left = {} if a is None else _operators(trace.engines[a])
         right = _operators(trace.engines[b])
-    found = []
-    for key in dict.fromkeys([*left, *right]):
+    paired = None if a is None or step is not None else families(trace, a, b, left, right)
+    found = [] if paired is None else paired
+    for key in dict.fromkeys([*left, *right]) if paired is None else ():
         one, two = left.get(key), right.get(key)
         name, category = (one or two or ("", "", 0.0, 0.0))[:2]
         comparable = a is None or bool(left and right)
@@ -222,6 +228,46 @@ def entries(
         "name": lambda e: (0.0, e.name.casefold()),
     }[view.sort if a is not None or view.sort == "name" else "B"]
     return sorted(found, key=order)
+
+
+def families(
+    trace: RunTrace, a: int, b: int, left: dict[str, _Line], right: dict[str, _Line]
+) -> list[Entry] | None:
+    """Kernels by what their names say they do, where less than half of the time is in kernels that
+    both engines have by name (other engines, other vendors); else ``None``."""
+    one, two = trace.engines[a].kernels, trace.engines[b].kernels
+    if not left or not right:
+        return None
+    if isinstance(one, Unavailable) or isinstance(two, Unavailable):
+        return None
+    total = sum(line[3] for side in (left, right) for line in side.values())
+    both = sum(left[name][3] + right[name][3] for name in left.keys() & right.keys())
+    # Where one has steps and the other none, times are in all, and this page's are not.
+    if both >= _NAMED * total or bool(one.step_count) != bool(two.step_count):
+        return None
+    known = next(
+        (f.kernels for f in trace.falls if (f.a, f.b) == (trace.engines[a].label,
+                                                         trace.engines[b].label)), None
+    )  # fmt: skip
+    pairing = pair_kernels(one, two) if known is None else known
+    if isinstance(pairing, Unavailable):
+        return None
+    return [
+        Entry(
+            _family_words(pair),
+            pair.category,
+            (pair.a_count, pair.a_ns / 1e6) if pair.a_names else None,
+            (pair.b_count, pair.b_ns / 1e6) if pair.b_names else None,
+            grouped=True,
+        )
+        for pair in pairing.rows
+    ]
+
+
+def _family_words(pair: PairedKernels) -> str:
+    if pair.how != "family":
+        return clean(pair.label)
+    return clean(f"{pair.label}: {pair.a_names[0]} | {pair.b_names[0]}")
 
 
 _Line = tuple[str, str, float, float]
@@ -276,6 +322,8 @@ def _table(
     found = entries(trace, None if a is None else a.index, b.index, compare, step)
     operators = bool(found) and found[0].category.startswith("operator")
     kind = ("operator" if operators else "kernel") + "s" * (len(found) != 1)
+    if found and found[0].grouped:
+        kind = "groups of kernels that do the same" if len(found) != 1 else "group of kernels"
     note = f"by purpose (u) · sorted by {compare.sort} (o) · filter (/)"
     if compare.filter:
         note = f"sorted by {compare.sort} (o) · {clean(compare.filter)!r} (/)"

@@ -7,15 +7,18 @@ import re
 import shutil
 from pathlib import Path
 
+import kineto_factory as kineto
 import pytest
 from textual.widgets import Input, Static
 from tui_pilot import FIXTURE, app, settled, shown, source, typed
 
 from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.frames.several import SeveralRuns
+from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.runfile.nvtx import OpTotal
 from llmprof.runfile.reader import RunFileReader
+from llmprof.traces.opened import readable
 from llmprof.tui.compare import page as compare_page
 from llmprof.tui.compare.page import entries, step_parts
 from llmprof.tui.drawing import palette
@@ -54,6 +57,29 @@ def test_kernels_of_both_are_sorted_and_filtered(trace) -> None:
     assert norms and all(e.category == "norm" or "norm" in e.name for e in norms)
     only_b = [e for e in found if e.a is None]
     assert only_b and all(e.change_ms == e.b[1] for e in only_b)
+
+
+def test_kernels_of_two_vendors_are_paired_by_what_they_do(tmp_path, monkeypatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    other = {"ampere_sgemm_128x64_nn": "Cijk_Alik_Bljk_B", "flash_fwd_kernel": "attn_fwd"}
+    runs = []
+    for name, amd in (("a.json", True), ("b.json", False)):
+        events = kineto.steps(4, amd=amd)
+        for event in events:
+            event["name"] = other.get(event["name"], event["name"]) if amd else event["name"]
+        path = kineto.write(tmp_path / name, kineto.document(events))
+        runs.append(open_run(readable(path)))
+    trace = SeveralRuns(runs).trace()
+    assert isinstance(trace, RunTrace)
+    found = {e.name: e for e in entries(trace, 0, 1, CompareView(), None)}
+    assert set(found) == {
+        "product: Cijk_Alik_Bljk_B | ampere sgemm 128x64 nn",
+        "prefill: attn_fwd | flash_fwd",
+        "my_own_thing",
+    }
+    assert all(e.grouped and e.a == e.b == (1.0, 0.0105) for e in found.values())
+    # Of one step each kernel is shown as it ran.
+    assert len(entries(trace, 0, 1, CompareView(), 1)) == 5
 
 
 def test_an_engine_of_which_nothing_was_recorded_is_no_change_to_zero(trace, monkeypatch) -> None:
