@@ -1,15 +1,15 @@
 """A/A: one engine against itself. How often is a difference reported, and does the interval hold 1?
 
-    python benchmarks/false_positives.py --runs 200            simulated time, recorded steps
+    python benchmarks/false_positives.py                       simulated time, recorded steps
     python benchmarks/false_positives.py --runs 0 --real 20    real runs of an engine of known step
 
 Three worlds (nothing else, a CPU hog that comes and goes, processes that differ by up to 0.7 %
 for life) and one that a single process pair cannot tell from a difference (all of B's processes
-0.7 % slower), each with one process pair and with eight, for every recorded step distribution.
-``covers``: how many intervals hold the true ratio (of the two processes, where there is one pair).
-The promise is 5 %, so a series of 200 may well have 11. Fails where the exact 95 % interval of the
-share of false differences (Clopper and Pearson, Biometrika 26, 1934) lies above 5 %, or reaches
-12 %.
+0.7 % slower), each with one process pair, with eight and with ``auto``, for every recorded step
+distribution. ``made``: process pairs, on average. ``covers``: how many intervals hold the true
+ratio (of the two processes, where there is one pair). Fails where more than 5 % of a series are
+called different, where the exact 95 % interval of that share (Clopper and Pearson, Biometrika 26,
+1934) reaches 12 %, or where less than 93 or more than 97 % of the intervals hold the truth.
 """
 
 from __future__ import annotations
@@ -21,13 +21,14 @@ import subprocess
 import sys
 import tempfile
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
+from statistics import mean
 
 from scipy.stats import beta
-from simulated_runs import TABLES, World, simulate
+from simulated_runs import TABLES, World, series, started
 
 from llmprof.goal import Goal
-from llmprof.records import Unavailable
 
 PLUGIN = Path(__file__).resolve().parent.parent / "tests" / "support" / "plugin"
 WORLDS = {
@@ -36,7 +37,9 @@ WORLDS = {
     "processes differ by up to 0.7 %": {"process": 0.007},
     "every process of B 0.7 % slower": {"fixed_process": 0.007},
 }
+PAIRS = (1, 8, None)
 MOST, MOST_BOUND = 0.05, 0.12
+LEAST_COVERAGE, MOST_COVERAGE = 0.93, 0.97
 
 
 def exact(count: int, of: int) -> tuple[float, float]:
@@ -45,34 +48,30 @@ def exact(count: int, of: int) -> tuple[float, float]:
     return low, 1.0 if count == of else float(beta.ppf(0.975, count + 1, of - count))
 
 
-def simulated(runs: int, max_s: float) -> bool:
+def simulated(tables: Sequence[str], runs: int, first: int, max_s: float) -> bool:
     good = True
-    print(f"{runs} runs a series, {max_s:g} s each, seeds 0 to {runs - 1}")
-    print(f"{'steps of':<11} {'world':<32} {'pairs':>5} {'false':>6} {'bound':>6} {'same':>5}"
-          f" {'open':>5} {'covers':>7} {'mean s':>7}")  # fmt: skip
-    for table in TABLES:
+    print(f"{runs} runs a series, {max_s:g} s each, seeds {first} to {first + runs - 1}")
+    print(f"{'steps of':<10} {'world':<31} {'pairs':>5} {'made':>4} {'false':>5} {'bound':>5}"
+          f" {'same':>4} {'open':>4} {'covers':>6} {'mean s':>6}")  # fmt: skip
+    for table in tables:
         for name, changes in WORLDS.items():
-            for processes in (1, 8):
-                if processes == 8 and "fixed_process" in changes:
+            for pairs in PAIRS:
+                if pairs != 1 and "fixed_process" in changes:
                     continue  # 0.7 % of every process is a difference of the engines then
-                seen, covered, known, spent = Counter[str](), 0, 0, 0.0
-                for seed in range(runs):
-                    goal = Goal(max_s=max_s, processes=processes)
-                    ended = simulate(World(table, **changes), goal, seed)
-                    seen[ended.pair.outcome] += 1
-                    spent += ended.spent_s
-                    ratio = ended.pair.tok_s_ratio
-                    if not isinstance(ratio.low, Unavailable):
-                        known += 1
-                        covered += ratio.low <= ended.truth <= ratio.high
-                false = seen["faster"] + seen["slower"]
-                low, bound = exact(false, runs)
-                ok = low <= MOST and bound < MOST_BOUND
+                world = started(World(table, **changes), pairs)
+                found = series(
+                    world, Goal(max_s=max_s, processes=pairs), range(first, first + runs)
+                )
+                false = found.share("faster", "slower")
+                _, bound = exact(round(false * runs), runs)
+                covers = LEAST_COVERAGE <= found.coverage <= MOST_COVERAGE
+                ok = false <= MOST and bound < MOST_BOUND and covers
                 good &= ok
-                covers = f"{covered / known:7.1%}" if known else "    n/a"
-                print(f"{table:<11} {name:<32} {processes:5d} {false / runs:6.1%} {bound:6.1%}"
-                      f" {seen['same'] / runs:5.0%} {seen['inconclusive'] / runs:5.0%} {covers}"
-                      f" {spent / runs:7.1f}{'' if ok else '  too many'}", flush=True)  # fmt: skip
+                print(f"{table:<10} {name:<31} {pairs or 'auto':>5} {mean(found.pairs):4.1f}"
+                      f" {false:5.1%} {bound:5.1%} {found.share('same'):4.0%}"
+                      f" {found.share('inconclusive'):4.0%} {found.coverage:6.1%}"
+                      f" {mean(found.spent_s):6.1f}{'' if ok else '  missed'}",
+                      flush=True)  # fmt: skip
     return good
 
 
@@ -103,13 +102,18 @@ def real(runs: int, max_s: float, slow_pct: float) -> bool:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--runs", type=int, default=200)
+    parser.add_argument("--runs", type=int, default=2000)
+    parser.add_argument("--first-seed", type=int, default=1000)
+    parser.add_argument("--table", action="append", choices=list(TABLES), help="all, unless given")
     parser.add_argument("--max-time", type=float, default=60.0)
     parser.add_argument("--real", type=int, default=0)
     parser.add_argument("--real-time", type=float, default=5.0)
     parser.add_argument("--slow", type=float, default=5.0, help="per cent, of the real A/B")
     args = parser.parse_args()
-    good = simulated(args.runs, args.max_time) if args.runs else True
+    tables = args.table or list(TABLES)
+    good = True
+    if args.runs:
+        good = simulated(tables, args.runs, args.first_seed, args.max_time)
     if args.real:
         good &= real(args.real, args.real_time, args.slow)
     return 0 if good else 1

@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 import math
 from array import array
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -23,7 +25,7 @@ import numpy as np
 from llmprof.analysis.timing.compare import Comparison, compare_to_first
 from llmprof.errors import EngineFailure
 from llmprof.goal import FINE, SHORTEST, Goal, round_length
-from llmprof.records import EngineInfo, EngineRecord, RoundRecord, RunData, RunInfo
+from llmprof.records import EngineInfo, EngineRecord, RoundRecord, RunData, RunInfo, Unavailable
 from llmprof.session.passes.clock import RunClock
 from llmprof.session.passes.timing import TimingPass
 from llmprof.worker.rounds import TOLERANCE
@@ -243,3 +245,46 @@ def simulate(world: World, goal: Goal, seed: int) -> Ended:
     if pair.processes == 1:
         truth *= engines[0].own / engines[1].own
     return Ended(pair, len(rounds) // 2, timing.goal.ended_by, clock.spent(), truth)
+
+
+@dataclass
+class Series:
+    """Runs of one world with one goal."""
+
+    seen: Counter[str]
+    intervals: int
+    covered: int
+    spent_s: list[float]
+    pairs: list[int]
+
+    @property
+    def runs(self) -> int:
+        return len(self.spent_s)
+
+    def share(self, *outcomes: str) -> float:
+        return sum(self.seen[o] for o in outcomes) / self.runs
+
+    @property
+    def coverage(self) -> float:
+        """Of the intervals: how many hold the true ratio, 0–1."""
+        return self.covered / max(1, self.intervals)
+
+
+def series(world: World, goal: Goal, seeds: Iterable[int]) -> Series:
+    """One run a seed."""
+    found = Series(Counter(), 0, 0, [], [])
+    for seed in seeds:
+        ended = simulate(world, goal, seed)
+        found.seen[ended.pair.outcome] += 1
+        found.spent_s.append(ended.spent_s)
+        found.pairs.append(ended.pair.processes)
+        ratio = ended.pair.tok_s_ratio
+        if not isinstance(ratio.low, Unavailable):
+            found.intervals += 1
+            found.covered += ratio.low <= ended.truth <= ratio.high
+    return found
+
+
+def started(world: World, pairs: int | None) -> World:
+    """``auto`` makes many process pairs only where starting is cheap: it starts in 0.3 s here."""
+    return replace(world, loading_s=0.3) if pairs is None else world

@@ -68,8 +68,6 @@ class EngineRun:
         self.traced_steps = plan.workload.traced_steps
         self.loading_s = 0.0
         """All loads so far; starting the process is in it."""
-        self.loaded_s = 0.0
-        """The last one."""
         self.warmup_s = 0.0
         """The last one."""
         self.prefill_s = self.step_s = 0.0
@@ -142,7 +140,7 @@ class EngineRun:
             self._client = client
             reply = self._load(client, trace)
         finally:
-            self._has_loaded(begin)
+            self.loading_s += time.monotonic() - begin
         self._held = Held(client, self._folders, self._spool, reply.facts["load_ns"])
         self._loaded(reply, "captured" if captured else trace)
         self._warm_up("captured" if captured else trace)
@@ -157,14 +155,10 @@ class EngineRun:
             held.client.renew(self._longest.decode_len)
             reply = self._ask({"do": "reshape", **self._shape(held.client)})
         finally:
-            self._has_loaded(begin)
+            self.loading_s += time.monotonic() - begin
         held.runs += 1
         self._loaded(reply, trace, held)
         self._warm_up(trace)
-
-    def _has_loaded(self, begin: float) -> None:
-        self.loaded_s = time.monotonic() - begin
-        self.loading_s += self.loaded_s
 
     def _shape(self, client: WorkerClient) -> dict[str, Any]:
         """What differs between the runs of a series."""

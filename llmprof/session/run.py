@@ -230,8 +230,8 @@ class Session:
         if own_workers:
             for run in self._runs:
                 run.end()
-            if self._kept is None:
-                self._clock.loading_counts()
+            if self._kept is None:  # in a series a load is paid once for many runs
+                self._clock.loading_counts(self._clock.kept_for_loading())
             for run in self._runs:
                 if run.alive:
                     self._guard(run, partial(self._traced_alone, run))
@@ -330,8 +330,7 @@ class Session:
             self._round(run, "traced", 0)
             run.end_captured()
             return
-        # In a series a load is paid once for many runs, each of which wants its kernels.
-        if self._kept is None and self._clock.late(run.loaded_s):
+        if self._clock.late():
             reason = "the time was up (--max-time): more of it, or fewer engines"
             self._recorder.missing([Missing(run.record.label, "kernels", reason)])
             return

@@ -6,11 +6,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from llmprof.goal import Goal, fitting_length
+from llmprof.goal import Goal, fitting_length, round_length
 from llmprof.records import Unavailable
+from llmprof.session.passes.clock import RunClock
 from llmprof.worker.rounds import warm_up
 from llmprof.worker.stamps import StampBoard
 
@@ -47,6 +49,10 @@ def test_the_length_of_a_round_fits_the_time() -> None:
     assert fitting_length(lambda n: 0.01 * n, 50, 0.5) == 50
     assert fitting_length(lambda n: 10.0 * n, 64, 0.4) == 4
     assert fitting_length(lambda n: 10.0 * n, 2, 0.4) == 2
+    assert round_length(lambda n: 0.01 * n, 64, 0.4, 0.2) == 16
+    assert round_length(lambda n: 0.01 * n, 64, 0.4, 0.1) == 16
+    assert round_length(lambda n: 0.01 * n, 64, 0.1, 0.05) == 8
+    assert round_length(lambda n: 0.01 * n, 8, 0.4, 0.01) == 8
 
 
 def test_exact_rounds_are_exact_and_split_over_processes() -> None:
@@ -70,6 +76,37 @@ def test_one_per_cent_is_found_over_eight_processes() -> None:
     world = World(GRAPH, slower=0.01, process=0.005)
     found = [simulate(world, Goal(processes=8), seed).pair.outcome for seed in RUNS]
     assert found.count("slower") >= 16 and "faster" not in found
+
+
+def test_auto_keeps_the_first_processes_where_they_tell_already() -> None:
+    """No process pair could turn 20 % round; 1 % it could."""
+    goal = Goal(processes=None)
+    far = simulate(World(GRAPH, slower=0.2, loading_s=0.1), goal, 1)
+    assert (far.pair.processes, far.ended_by, far.pair.outcome) == (1, "precision", "slower")
+    near = simulate(World(GRAPH, slower=0.01, loading_s=0.1), goal, 1)
+    assert near.pair.processes == 8 and near.spent_s > 2 * far.spent_s
+
+
+def test_what_is_loaded_again_is_part_of_the_time() -> None:
+    """What ``auto`` makes, and the traced pass within limits; not what was asked for."""
+    auto = simulate(World(GRAPH, loading_s=0.4), Goal(processes=None), 1)
+    asked = simulate(World(GRAPH, loading_s=20.0), Goal(processes=8), 1)
+    assert auto.pair.processes == asked.pair.processes == 8
+    assert auto.spent_s < 48 and asked.spent_s < 48
+    engine = SimpleNamespace(loading_s=0.0)
+    now = [0.0]
+    clock = RunClock(Goal(max_s=60.0), [engine], lambda: now[0])  # type: ignore[list-item]
+    engine.loading_s, now[0] = 10.0, 15.0
+    assert clock.spent() == 5.0
+    assert clock.timing_left(traces=True) == 0.8 * 60 - 10 - 5
+    assert clock.timing_left(traces=True, least=True) == 0.8 * 60 - 5
+    clock.loading_counts(12.0)
+    engine.loading_s, now[0] = 20.0, 30.0
+    assert clock.spent() == 20.0  # ten seconds of loading are in it
+    engine.loading_s, now[0] = 70.0, 80.0
+    assert clock.spent() == 22.0 and not clock.late()  # two more, and not fifty
+    now[0] += 50.0
+    assert clock.late()
 
 
 def test_auto_makes_many_processes_where_starting_is_cheap() -> None:

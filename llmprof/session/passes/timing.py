@@ -10,6 +10,7 @@ from typing import Any
 
 from llmprof.analysis.timing.observed import batches, precise
 from llmprof.analysis.timing.sequential import interval_at
+from llmprof.analysis.timing.verdict import SAME_WITHIN
 from llmprof.errors import EngineFailure
 from llmprof.goal import FINE, EndedBy, Goal, round_length
 from llmprof.records import RoundRecord, Unavailable
@@ -24,7 +25,7 @@ LEAST_ROUNDS = 5
 LEAST_OF_MANY = 2
 """Rounds of one of several process pairs."""
 MANY_PROCESSES = 8
-"""Process pairs that ``auto`` makes."""
+"""Process pairs that ``auto`` makes, unless the first one tells."""
 CHEAP = 0.05
 """Of the time: what a start of all engines may cost for ``auto`` to make many."""
 
@@ -61,7 +62,7 @@ class TimingPass:
         self._adapt = adapt
         self._turns = Turns(len(runs), seed)
         self._index = 0
-        self._precise = False
+        self._precise = self._auto = False
         self._width: float | None = None
         self._rates: list[dict[int, float]] = [{} for _ in runs]
         if goal.rounds is None:
@@ -101,7 +102,8 @@ class TimingPass:
                 cost = sum(run.loading_s + run.warmup_s for run in alive)
                 fitting = self._clock.timing_left(self._traces) / max(1e-9, self._seconds(length))
                 many = cost <= CHEAP * goal.max_s and fitting >= MANY_PROCESSES * LEAST_ROUNDS
-                goal = replace(goal, processes=MANY_PROCESSES if many and len(alive) > 1 else 1)
+                self._auto = many and len(alive) > 1
+                goal = replace(goal, processes=MANY_PROCESSES if self._auto else 1)
                 length = self._length(length, goal.processes or 1)
             for run in self._runs:
                 run.shorten(length)
@@ -134,6 +136,12 @@ class TimingPass:
                 if not self.start(trace):
                     raise EngineFailure("the engines no longer fit into memory together", "oom")
             self._rounds_of_one(number, processes)
+            if self._auto and self._told():
+                self.goal = replace(self.goal, processes=1)
+                self._tell()
+                self._rounds_of_one(0, 1)
+                break
+            self._auto = False
         self._done()
 
     def alone(self, run: EngineRun) -> None:
@@ -223,6 +231,18 @@ class TimingPass:
             if common and self._index - 1 - common[-1] < LEAST_ROUNDS:  # both still run
                 series.append([math.log(rates[i] / base[i]) for i in common])
         return series
+
+    def _told(self) -> bool:
+        """Does the first pair of processes tell already, so that no other could change it?
+
+        It does where its confidence sequence lies beyond what may be called the same: that holds
+        whenever one looks, and two processes of one engine differ by less than this.
+        """
+        found = [interval_at(series) for series in self._logs()]
+        far = math.log1p(SAME_WITHIN)
+        return bool(found) and not any(
+            isinstance(f, Unavailable) or (f[0] <= far and f[1] >= -far) for f in found
+        )
 
     def _look(self, goal: Goal, done: int) -> None:
         """After a batch: how precise is it? After every round: tell the time."""
