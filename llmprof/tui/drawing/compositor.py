@@ -29,6 +29,7 @@ from textual.screen import Screen
 from textual.strip import Strip
 
 from llmprof.tui.drawing.cells import cells_of, runs_of
+from llmprof.tui.drawing.pen import Pen
 
 _PATCHES = 64
 """Pieces of a line that are kept before they are put together."""
@@ -99,14 +100,15 @@ class CellUpdate(ChopsUpdate):
 
     def render_segments(self, console: Console) -> str:
         out: list[str] = []
+        pen = Pen(console._color_system)
         for y, x1, x2 in self.spans:
             for end, (x, strip) in zip(self.chop_ends[y], self.chops[y].items(), strict=False):
                 left, right = max(x, x1), min(end, x2)
                 if strip is not None and left < right:
                     piece = strip.crop(left - x, right - x)
-                    out += [Control.move_to(left, y).segment.text, piece.render(console)]
+                    out += [Control.move_to(left, y).segment.text, pen.write(piece)]
                     self.shown.put(y, left, piece)
-        return "".join(out)
+        return "".join([*out, pen.end()])
 
 
 class FrameUpdate(LayoutUpdate):
@@ -117,11 +119,12 @@ class FrameUpdate(LayoutUpdate):
     def render_segments(self, console: Console) -> str:
         strips = [Strip.join(line) for line in self.strips]
         out: list[str] = []
+        pen = Pen(console._color_system)
         for y, (strip, runs) in enumerate(zip(strips, self.shown.frame(strips), strict=True)):
             for start, end in runs:
                 piece = strip if (start, end) == (0, strip.cell_length) else strip.crop(start, end)
-                out += [Control.move_to(start, y).segment.text, piece.render(console)]
-        return "".join(out)
+                out += [Control.move_to(start, y).segment.text, pen.write(piece)]
+        return "".join([*out, pen.end()])
 
 
 def smaller(update: Any, shown: Shown) -> Any:
@@ -158,6 +161,8 @@ def fits() -> bool:
         and takes(LayoutUpdate, "strips", "region")
         and all(issubclass(u, CompositorUpdate) for u in (ChopsUpdate, LayoutUpdate))
         and hasattr(CompositorUpdate, "render_segments")
+        and hasattr(Console(), "_color_system")
+        and hasattr(Style, "_make_ansi_codes")
         and hasattr(Compositor, "render_full_update")
         and list(inspect.signature(App._display).parameters) == ["self", "screen", "renderable"]
     )
