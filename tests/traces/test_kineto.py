@@ -317,3 +317,46 @@ def test_a_step_lasts_until_its_work_has_run(tmp_path: Path) -> None:
     assert list(record.stamps_ns) == [1000, int(kernels.end_ns.max())]
     (trace,) = RunTrace(path, data).engines
     assert [s.kernels for s in trace.kernels.steps] == [3]
+
+
+def test_ids_that_several_calls_have_say_nothing(tmp_path: Path) -> None:
+    """Not one step with all the work: what launched it is not known, so time says."""
+    events = kineto.steps(6)
+    for e in events:
+        if "correlation" in e["args"]:
+            e["args"]["correlation"] = 7
+    data, path = opened(tmp_path, kineto.document(events))
+    assert "18 calls share their correlation ids" in said(data)
+    (trace,) = RunTrace(path, data).engines
+    assert [s.kernels for s in trace.kernels.steps] == [3] * 6
+
+
+def test_kernels_without_a_time_do_not_stand_twice(tmp_path: Path) -> None:
+    events = [{**e, "ts": 0, "dur": 0} if e["cat"] == "kernel" else e for e in kineto.steps()]
+    data, _ = opened(tmp_path, kineto.document(events))
+    assert "18 events with a negative, zero or no time" in said(data)
+    assert "twice" not in said(data)
+
+
+def test_deep_nesting_costs_one_event_at_most(tmp_path: Path) -> None:
+    text = json.dumps(kineto.document(kineto.steps()))
+    deep = '{"a":' * 50_000 + "1" + "}" * 50_000
+    at = text.index('"args": {') + len('"args": {')
+    data, path = opened(tmp_path, f'{text[:at]}"x": {deep}, {text[at:]}', "t.json")
+    assert len(rows(data, path).kernels) == 18
+    assert data.rounds[0].steps >= 5
+    before = kineto.write(tmp_path / "before.json", f'{{"x": {deep}, {text[1:]}')
+    with pytest.raises(RunFileError, match="holds no event"):
+        readable(before)
+
+
+def test_what_happened_on_the_host_alone_is_no_step(tmp_path: Path) -> None:
+    """Nobody drove it, and collectives of the host are operators."""
+    events = []
+    for e in kineto.steps():
+        if e["cat"] in ("cpu_op", "user_annotation"):
+            gloo = e["cat"] == "user_annotation"
+            events.append({**e, "name": "gloo:all_reduce" if gloo else e["name"]})
+    data, _ = opened(tmp_path, kineto.document(events))
+    assert {found.source for found in data.steps_found.values()} == {"none"}
+    assert all(r.steps == 0 for r in data.rounds)

@@ -108,6 +108,31 @@ def _main_process(events: Events) -> int:
     return labelled[0] if labelled else 0
 
 
+_NOBODYS = 1 << 48
+"""Beyond any number of rows."""
+
+
+def _shared_ids(out: ExportWriter) -> list[str]:
+    """Calls of one process with one correlation id launched nobody knows what."""
+    if not out.rows_of(CALL):
+        return []
+    shared = (
+        f"SELECT correlationId FROM {CALL} WHERE correlationId > 0"
+        " GROUP BY correlationId, globalTid >> 24 HAVING count(*) > 1"
+    )
+    (calls,) = out.execute(f"SELECT count(*) FROM {CALL} WHERE correlationId IN ({shared})")[0]
+    if not calls:
+        return []
+    out.execute(f"CREATE TEMP TABLE shared AS {shared}")
+    for number, table in enumerate((KERNEL, COPY, SET, CALL), 1):
+        if out.rows_of(table):  # an id that nothing else has
+            out.execute(
+                f"UPDATE {table} SET correlationId = -({number} * {_NOBODYS} + rowid)"
+                " WHERE correlationId IN (SELECT correlationId FROM temp.shared)"
+            )
+    return [f"{calls:,} calls share their correlation ids: what they launched is not known"]
+
+
 def _mend(out: ExportWriter, events: Events, process: int) -> list[str]:
     """What can be said only when everything has been read."""
     warnings = []
@@ -119,14 +144,15 @@ def _mend(out: ExportWriter, events: Events, process: int) -> list[str]:
                     out.execute(f"DELETE FROM {table} WHERE start = 0")
                     events.untimed["zero"] += int(gone)
     if out.rows_of(KERNEL):
-        before = out.rows_of(KERNEL)
+        (before,) = out.execute(f"SELECT count(*) FROM {KERNEL}")[0]
         out.execute(
             f'DELETE FROM {KERNEL} WHERE "end" > start AND rowid NOT IN (SELECT min(rowid) FROM'
             f' {KERNEL} GROUP BY start, "end", deviceId, streamId, correlationId, demangledName)'
         )
-        twice = before - int(out.execute(f"SELECT count(*) FROM {KERNEL}")[0][0])
+        twice = int(before) - int(out.execute(f"SELECT count(*) FROM {KERNEL}")[0][0])
         if twice:
             warnings.append(f"{twice:,} kernels stand in the file twice: counted once")
+    warnings += _shared_ids(out)
     pids = [pid for pid in events.calls if pid]
     if len(pids) > 1 and out.rows_of(CALL):
         _give_processes(out)
