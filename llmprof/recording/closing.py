@@ -47,6 +47,25 @@ def close(
         _put_process(writer, recorded, warn)
 
 
+def fit_bandwidth(writer: RunFileWriter, say: Callable[[str], None]) -> None:
+    """Fit samples to kernels once, by the steps that are found without being told, so that whoever
+    opens the file need not.
+
+    Raises:
+        RunFileError: the run file cannot be read or written.
+    """
+    from llmprof.analysis.bandwidth.kept import VERSION, fitted
+    from llmprof.analysis.view.opening import open_run
+    from llmprof.runfile.reader import RunFileReader
+
+    data = open_run(writer.path)
+    with RunFileReader(writer.path) as reader:
+        for engine in data.engines:
+            found = fitted(reader, data, engine, say)
+            if found is not None:
+                writer.put_dram_fit(engine.engine_id, VERSION, found)
+
+
 def summary(spools: Spools) -> list[str]:
     """A line an engine."""
     return [

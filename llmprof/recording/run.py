@@ -432,6 +432,8 @@ class Recording:
             with self._writer.batch():
                 closing.close(self._plan, self._writer, self._spools, self._known, self._warn)
             self._writer.set_state(state, full)
+            if self._plan.bandwidth and not full:
+                closing.fit_bandwidth(self._writer, self._say)
         except (RunFileError, MemoryError) as why:
             text = f"the end of the recording could not be written: {_text(why)}"
             self.outcome.warnings.append(text)

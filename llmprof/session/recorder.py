@@ -116,18 +116,13 @@ class Recorder:
 
     def dram_fit(self, engine: EngineRecord) -> None:
         """Fit the engine's sampled rounds once, so that whoever opens the file need not."""
-        from llmprof.analysis.bandwidth.kept import VERSION, document
-        from llmprof.analysis.bandwidth.kernels import kernel_bandwidth
-        from llmprof.analysis.device.naming.categories import shipped_rules
+        from llmprof.analysis.bandwidth.kept import VERSION, fitted
         from llmprof.runfile.reader import RunFileReader
 
         with RunFileReader(self._writer.path) as reader:
-            data = reader.run_data()
-            if not data.rounds_of(engine.engine_id, "sampled"):
-                return
-            self.say(f"{engine.label}: fitting DRAM samples to kernels")
-            found = kernel_bandwidth(reader, data, engine, shipped_rules())
-        self._writer.put_dram_fit(engine.engine_id, VERSION, document(data, engine, found))
+            found = fitted(reader, reader.run_data(), engine, self.say)
+        if found is not None:
+            self._writer.put_dram_fit(engine.engine_id, VERSION, found)
 
     def host_samples(
         self,

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from llmprof.analysis.bandwidth.kept import kept_bandwidth
 from llmprof.analysis.view.opening import open_run
-from llmprof.recording import bandwidth
+from llmprof.recording import bandwidth, closing
 from llmprof.recording.bandwidth import BandwidthSampling
 from llmprof.records import (
     EngineInfo,
@@ -21,6 +23,7 @@ from llmprof.records import (
     Unavailable,
 )
 from llmprof.records.processes import RecordedProcess
+from llmprof.records.steps import StepChoice
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.schema import PM_ROUNDS, PM_STRETCH, process_number
 from llmprof.runfile.writing.writer import RunFileWriter
@@ -31,7 +34,10 @@ T0 = 10**12
 
 
 def recorded(
-    path: Path, engines: int, stretches: tuple[tuple[int, int], ...] = ((0, 20),)
+    path: Path,
+    engines: int,
+    stretches: tuple[tuple[int, int], ...] = ((0, 20),),
+    then: Callable[[RunFileWriter], None] = lambda writer: None,
 ) -> RunData:
     """``stretches`` of sampling: from and to, in samples of 500 ns; steps take 1000 ns."""
     info = RunInfo(T0, 0, "0", None, ["x"], {}, {}, "full", state="finished", source="recorded")
@@ -60,6 +66,7 @@ def recorded(
                 {"start": times, "end": times + 500, "dram_pct": half, "dram_read_pct": half,
                  "sm_active_pct": half},
             )  # fmt: skip
+        then(writer)
     data = open_run(path)
     with RunFileReader(path) as reader:
         for record in data.rounds_of(0, "sampled"):
@@ -92,6 +99,21 @@ def test_the_counters_of_a_shared_gpu_are_nobodys(tmp_path: Path, engines: int) 
     data = recorded(tmp_path / "a.sqlite", engines)
     assert not [r for r in data.rounds if r.pass_name == "sampled"]
     assert "its counters cannot be told apart by process" in str(data.why_missing("e0", "pm"))
+
+
+def test_what_the_fit_gives_is_kept_for_the_same_steps(tmp_path: Path) -> None:
+    path = tmp_path / "a.sqlite"
+    said: list[str] = []
+    data = recorded(path, 1, then=lambda writer: closing.fit_bandwidth(writer, said.append))
+    assert said == ["e0: fitting DRAM samples to kernels"]
+    with RunFileReader(path) as reader:
+        found = kept_bandwidth(reader, data, data.engines[0])
+        assert isinstance(found, Unavailable)
+        assert "no sampled round with kernels" in found.reason
+        # Opened with other steps, it is of other samples.
+        other = open_run(path, StepChoice(pattern="decode [0-5]"))
+        assert other.rounds_of(0, "sampled")[0].steps < data.rounds_of(0, "sampled")[0].steps
+        assert kept_bandwidth(reader, other, other.engines[0]) is None
 
 
 class Counters:

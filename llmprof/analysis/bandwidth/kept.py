@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import math
 import types
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields, is_dataclass
 from functools import cache
 from typing import Any, Union, cast, get_args, get_origin, get_type_hints
@@ -22,7 +22,7 @@ from llmprof.analysis.bandwidth.kernels import (
     kernel_category,
     with_categories,
 )
-from llmprof.analysis.device.naming.categories import Rule
+from llmprof.analysis.device.naming.categories import Rule, shipped_rules
 from llmprof.plaintext import one_line
 from llmprof.records import EngineRecord, RunData, Unavailable
 from llmprof.runfile.reader import RunFileReader
@@ -35,9 +35,24 @@ TEXT = 1000
 
 @dataclass(frozen=True)
 class _Kept:
-    rounds: tuple[int, ...]
-    """Sampled rounds of the engine when it was fitted."""
+    rounds: tuple[tuple[int, int, int, int], ...]
+    """Sampled rounds of the engine when it was fitted: number, first and last stamp, steps. Those
+    of a recorded program are found when it is opened, and may be others then."""
     found: KernelBandwidth | Unavailable
+
+
+def fitted(
+    reader: RunFileReader, data: RunData, engine: EngineRecord, say: Callable[[str], None]
+) -> str | None:
+    """The document of a new fit; ``None`` where nothing was sampled.
+
+    Raises:
+        RunFileError: the file is damaged.
+    """
+    if not data.rounds_of(engine.engine_id, "sampled"):
+        return None
+    say(f"{engine.label}: fitting DRAM samples to kernels")
+    return document(data, engine, kernel_bandwidth(reader, data, engine, shipped_rules()))
 
 
 def document(data: RunData, engine: EngineRecord, found: KernelBandwidth | Unavailable) -> str:
@@ -80,8 +95,9 @@ def kept_bandwidth(
     return cast("_Kept", kept).found if kept.rounds == _rounds(data, engine) else None
 
 
-def _rounds(data: RunData, engine: EngineRecord) -> tuple[int, ...]:
-    return tuple(r.round_id for r in data.rounds_of(engine.engine_id, "sampled"))
+def _rounds(data: RunData, engine: EngineRecord) -> tuple[tuple[int, int, int, int], ...]:
+    rounds = [r for r in data.rounds_of(engine.engine_id, "sampled") if len(r.stamps_ns)]
+    return tuple((r.round_id, r.stamps_ns[0], r.stamps_ns[-1], r.steps) for r in rounds)
 
 
 @cache

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import groupby
 
 import numpy as np
 from numpy.typing import NDArray
@@ -38,12 +37,11 @@ class DeviceWork:
 def traced(reader: RunFileReader, rounds: Sequence[RoundRecord]) -> tuple[list[TraceRows], int]:
     """Work of all these rounds' processes, and up to when none of it is missing.
 
-    Neighbouring rounds are read in one go: each goes through the whole table.
+    Neighbouring rounds are read in one go: each reading goes through the whole table.
     """
     found: list[TraceRows] = []
     left = MAX_KERNELS
-    for _, same in groupby(rounds, key=lambda r: r.pid):
-        mine = list(same)
+    for mine in _neighbours(rounds):
         whole = replace(mine[0], end_ns=mine[-1].end_ns)
         rows = reader.trace_rows(whole, left, calls=False)
         found.append(rows)
@@ -51,6 +49,21 @@ def traced(reader: RunFileReader, rounds: Sequence[RoundRecord]) -> tuple[list[T
         if rows.complete_ns is not None or left <= 0:
             return found, mine[-1].end_ns if rows.complete_ns is None else rows.complete_ns
     return found, max((r.end_ns for r in rounds), default=0)
+
+
+def _neighbours(rounds: Sequence[RoundRecord]) -> list[list[RoundRecord]]:
+    """Of one process, without a pause as long as a round: samples of a recorded program may be a
+    minute apart."""
+    found: list[list[RoundRecord]] = []
+    for record in rounds:
+        last = found[-1][-1] if found else None
+        if last is not None and last.pid == record.pid:
+            pause = record.start_ns - last.end_ns
+            if 0 <= pause <= last.end_ns - last.start_ns:
+                found[-1].append(record)
+                continue
+        found.append([record])
+    return found
 
 
 def device_work(rounds: Sequence[TraceRows], index: int) -> DeviceWork:

@@ -122,8 +122,14 @@ def test_another_version_other_rounds_and_no_json_are_fitted_again(
     fitted: tuple[Path, KernelBandwidth, str], tmp_path: Path
 ) -> None:
     path, _, text = fitted
-    other = json.dumps({**json.loads(text), "rounds": [77]})
-    texts = (other, text[:-9], "[" * 100_000, b"\xff", "null")
+    (number, first, last, steps), *_ = json.loads(text)["rounds"]
+    others = [
+        json.dumps({**json.loads(text), "rounds": [row]})
+        for row in (
+            [77, first, last, steps], [number, first, last - 1, steps], [number, first, last], 77
+        )
+    ]  # fmt: skip
+    texts = (*others, text[:-9], "[" * 100_000, b"\xff", "null")
     rows = [(kept.VERSION + 1, text), *((kept.VERSION, t) for t in texts)]
     for number, (version, document) in enumerate(rows):
         assert stored(with_row(path, tmp_path / f"{number}.sqlite", version, document)) is None

@@ -22,6 +22,7 @@ from dram_factory import (
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmprof.analysis.bandwidth import rounds
 from llmprof.analysis.bandwidth.fit.design import Activity, Cuts, equations, shares
 from llmprof.analysis.bandwidth.fit.grouping import grouped
 from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, Samples, fit, without_overfull
@@ -324,3 +325,19 @@ def test_without_the_copy_the_ceiling_is_told_as_missing(tmp_path: Path) -> None
     assert isinstance(found.ceiling_gb_s, Unavailable)
     assert isinstance(found.kernels[0].of_ceiling, Unavailable)
     assert isinstance(found.headroom, Unavailable)
+
+
+def test_of_too_many_kernels_only_their_samples_count(
+    run: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Kernels behind the limit are not read: their samples would make others look faster."""
+    whole = read(run)
+    monkeypatch.setattr(rounds, "MAX_KERNELS", 6000)
+    found = read(run)
+    assert isinstance(whole, KernelBandwidth)
+    assert isinstance(found, KernelBandwidth), found
+    assert found.samples < 0.7 * whole.samples
+    kernels = {k.short_name: k for k in found.kernels}
+    for kind in (READ_FIRST, SPIN_FIRST, EVEN):
+        kernel = kernels[kind.name.partition("(")[0]]
+        assert kernel.mb_per_launch == pytest.approx(kind.mb, rel=0.03), kind.name
