@@ -1,7 +1,8 @@
 """A/A: one engine against itself. How often is a difference reported, and does the interval hold 1?
 
-    python benchmarks/false_positives.py                       simulated time, recorded steps
-    python benchmarks/false_positives.py --runs 0 --real 20    real runs of an engine of known step
+    python benchmarks/false_positives.py [--table "H100 graph"]
+
+Simulated time, recorded steps; real runs are in ``same_engine_twice.py``.
 
 Three worlds (nothing else, a CPU hog that comes and goes, processes that differ by up to 0.7 %
 for life) and one that a single process pair cannot tell from a difference (all of B's processes
@@ -15,14 +16,8 @@ called different, where the exact 95 % interval of that share (Clopper and Pears
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import subprocess
 import sys
-import tempfile
-from collections import Counter
 from collections.abc import Sequence
-from pathlib import Path
 from statistics import mean
 
 from scipy.stats import beta
@@ -30,7 +25,6 @@ from simulated_runs import TABLES, World, series, started
 
 from llmprof.goal import Goal
 
-PLUGIN = Path(__file__).resolve().parent.parent / "tests" / "support" / "plugin"
 WORLDS = {
     "nothing else": {},
     "a hog that comes and goes": {"hog": True},
@@ -75,48 +69,15 @@ def simulated(tables: Sequence[str], runs: int, first: int, max_s: float) -> boo
     return good
 
 
-def real(runs: int, max_s: float, slow_pct: float) -> bool:
-    """An engine of a known step against itself, and against one ``slow_pct`` slower."""
-    seen: dict[str, Counter[str]] = {"A/A": Counter(), "A/B": Counter()}
-    slow = round(1000 * (1 + slow_pct / 100))
-    with tempfile.TemporaryDirectory() as folder:
-        for number in range(runs):
-            for series, step in (("A/A", 1000), ("A/B", slow)):
-                command = [sys.executable, "-m", "llmprof", "--json", "--traced-steps", "0"]
-                command += ["--engine", "fake:step_us=1000,label=a"]
-                command += ["--engine", f"fake:step_us={step},label=b", "--prompt-len", "8"]
-                command += ["--max-time", f"{max_s:g}s", "--processes", "1", "--seed", str(number)]
-                command += ["-o", f"{folder}/{series[-1]}{number}.sqlite"]
-                env = {**os.environ, "PYTHONPATH": str(PLUGIN)}
-                done = subprocess.run(command, env=env, capture_output=True, text=True, check=True)
-                pair = json.loads(done.stdout)["pairs"][0]
-                seen[series][pair["outcome"]] += 1
-                print(f"{number:2d} {series} {pair['verdict']}", flush=True)
-    false = seen["A/A"]["faster"] + seen["A/A"]["slower"]
-    print(
-        f"real, {runs} runs of {max_s:g} s: A/A {dict(seen['A/A'])},"
-        f" +{slow_pct:g} % {dict(seen['A/B'])}"
-    )
-    return false <= max(1, MOST * runs) and not seen["A/B"]["faster"]
-
-
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--runs", type=int, default=2000)
     parser.add_argument("--first-seed", type=int, default=1000)
     parser.add_argument("--table", action="append", choices=list(TABLES), help="all, unless given")
     parser.add_argument("--max-time", type=float, default=60.0)
-    parser.add_argument("--real", type=int, default=0)
-    parser.add_argument("--real-time", type=float, default=5.0)
-    parser.add_argument("--slow", type=float, default=5.0, help="per cent, of the real A/B")
     args = parser.parse_args()
     tables = args.table or list(TABLES)
-    good = True
-    if args.runs:
-        good = simulated(tables, args.runs, args.first_seed, args.max_time)
-    if args.real:
-        good &= real(args.real, args.real_time, args.slow)
-    return 0 if good else 1
+    return 0 if simulated(tables, args.runs, args.first_seed, args.max_time) else 1
 
 
 if __name__ == "__main__":

@@ -74,10 +74,11 @@ def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
 
 
 def _what(snapshot: Snapshot) -> list[Span]:
-    """Model, bits and GPU, then the workload."""
+    """How far the run is, model, bits and GPU, then the workload: the line is cut on the right."""
+    goal = [Span(clean(snapshot.goal), "strong"), Span(" · ", "dim")] if snapshot.goal else []
     if not snapshot.what:
-        return [Span(clean(snapshot.workload), "dim")]
-    return [Span(clean(snapshot.what)), Span(f" · {clean(snapshot.workload)}", "dim")]
+        return [*goal, Span(clean(snapshot.workload), "dim")]
+    return [*goal, Span(clean(snapshot.what)), Span(f" · {clean(snapshot.workload)}", "dim")]
 
 
 def _reading(reading: Reading, glyphs: Glyphs) -> list[Span]:

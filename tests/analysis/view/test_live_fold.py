@@ -239,3 +239,18 @@ def test_snapshots_while_another_thread_records() -> None:
             fold.snapshot()
         recording.result()
     assert fold.snapshot().engines[0].steps_done > 0
+
+
+def test_a_run_that_time_ends_shows_the_interval_closing_and_the_time_left() -> None:
+    fold = started()
+    fold.goal(None, 0.01, 40.0)
+    fold.round_started(0, "timing", 0, 0)
+    assert fold.snapshot().goal == "40 s left · no interval yet (goal ±1 %)"
+    fold.goal(0.052, 0.01, 9.2)
+    fold.round_started(0, "timing", 7, 0)
+    shot = fold.snapshot()
+    assert shot.goal == "10 s left · ±5.2 % (goal ±1 %)"
+    share = shot.engines[0].progress
+    assert share == pytest.approx(1 - 9.2 / 40)
+    fold.run_finished("finished", "")
+    assert fold.snapshot().goal == ""

@@ -40,9 +40,10 @@ LOG_LINES = 50
 
 
 def goal_words(half_width: float | None, wanted: float, left_s: float) -> str:
-    """``±1.8 % of ±1 % · 34 s left``: the widest interval, the one that ends the run, the time."""
-    width = "–" if half_width is None else f"{half_width * 100:.1f} %"
-    return f"±{width} of ±{wanted * 100:g} % · {math.ceil(left_s)} s left"
+    """``34 s left · ±1.8 % (goal ±1 %)``: of the timing pass, its widest interval, the one that
+    ends the run."""
+    width = "no interval yet" if half_width is None else f"±{half_width * 100:.1f} %"
+    return f"{math.ceil(left_s)} s left · {width} (goal ±{wanted * 100:g} %)"
 
 
 class LiveFold:
@@ -73,6 +74,9 @@ class LiveFold:
         self._finished_ns: int | None = None
         self._goal = ""
         """How far the timing pass is from its goal, in words."""
+        self._longest_s = 0.0
+        self._of_time: float | None = None
+        """Share of the timing pass's time that is over, where time or precision ends it."""
         self._version = 0
         """Counts what changes the report: a finished round, an engine's state, a warning."""
         self._built: tuple[int, Report] | None = None
@@ -112,9 +116,8 @@ class LiveFold:
         if not total:
             phase = f"{pass_name} {index + 1}"
         with self._lock:
-            self._activities[engine_id] = Activity(
-                phase, index / total if total else None, pass_name, index, total
-            )
+            share = index / total if total else self._of_time
+            self._activities[engine_id] = Activity(phase, share, pass_name, index, total)
 
     def round_stamps(self, engine_id: int, stamps_ns: array[int]) -> None:
         with self._lock:
@@ -124,7 +127,7 @@ class LiveFold:
             workload = self._data.info.workload
             planned = workload.get("traced_steps" if now.pass_name == "traced" else "decode_len")
             part = min(1.0, max(0, len(stamps_ns) - 1) / planned) if planned else 0.0
-            share = (now.index + part) / now.total if now.total else None
+            share = (now.index + part) / now.total if now.total else now.share
             self._activities[engine_id] = replace(now, stamps_ns=stamps_ns, share=share)
 
     def round_finished(self, record: RoundRecord) -> None:
@@ -134,7 +137,7 @@ class LiveFold:
             self._data.rounds.append(record)
             before = self._activities.get(record.engine_id)
             total = before.total if before else 0
-            share = min(1.0, (record.index + 1) / total) if total else None
+            share = min(1.0, (record.index + 1) / total) if total else self._of_time
             self._activities[record.engine_id] = Activity("waiting", share)
             self._version += 1
 
@@ -149,6 +152,8 @@ class LiveFold:
     def goal(self, half_width: float | None, wanted: float, left_s: float) -> None:
         with self._lock:
             self._goal = goal_words(half_width, wanted, left_s)
+            self._longest_s = max(self._longest_s, left_s)
+            self._of_time = 1 - left_s / self._longest_s if self._longest_s else None
 
     def gpu_devices(self, devices: list[GpuDevice], unavailable: str) -> None:
         with self._lock:
@@ -207,7 +212,7 @@ class LiveFold:
         shot = build_snapshot(
             data, self._built[1], now_ns, activities, log=log, gpu_unavailable=unavailable
         )
-        return replace(shot, workload=f"{shot.workload} · {goal}") if goal and self.live else shot
+        return replace(shot, goal=goal if self.live else "")
 
     def outline(self) -> RunTrace | None:
         return None

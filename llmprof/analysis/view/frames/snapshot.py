@@ -119,6 +119,8 @@ class Snapshot:
     """Path of the run file."""
     what: str = ""
     """Model, bits a weight and GPU, as far as engines say: ``llama2-7b · 16 bits · H100 80GB``."""
+    goal: str = ""
+    """How far a timing pass that precision or time ends is from its end; empty otherwise."""
 
 
 class SnapshotSource(Protocol):
