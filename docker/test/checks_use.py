@@ -42,13 +42,11 @@ def check_prepare(box: Container, key: Path) -> None:
     ok = done.returncode == 2 and words in said and len(said.splitlines()) == 1
     say(ok, f"README: {command.split(' --from')[0]}: one line without MLC LLM", said)
     print(f"       {said}")
-    done = box.ssh(
-        key, "llmprof model prepare --engine exllamav2 --from smollm2 -o /models/smollm2"
-    )
+    done = box.ssh(key, "llmprof model prepare --engine exllamav2 --from smollm2 -o exl2/smollm2")
     say(done.returncode == 0, f"SmolLM2 prepared: {done.stdout.strip()}", done.stderr)
     done = box.ssh(
         key,
-        f"llmprof --headless --json --engine torch --model /models/smollm2 {QUICK}",
+        f"llmprof --headless --json --engine torch --model exl2/smollm2 {QUICK}",
         timeout_s=600,
     )
     document = json.loads(done.stdout) if done.returncode == 0 else None

@@ -183,6 +183,12 @@ class GapJudge:
         _not_idle(found, int(self._taken[n]), int(self._peer[n]))
         return dict(sorted(found.items(), key=lambda item: -item[1]))
 
+    def samples_like(self, start_ns: int) -> float:
+        """Samples that lie in the gap at ``start_ns`` and in others of its sort; parts add up."""
+        n = int(np.searchsorted(self._gaps.start, start_ns))
+        there = n < len(self._gaps.start) and self._gaps.start[n] == start_ns
+        return sum(self._weights[self._gaps.sort(n)].values()) if there else 0.0
+
     @cached_property
     def _weights(self) -> defaultdict[tuple[int, bool], dict[Cause, float]]:
         """Sort of gaps → what the samples in them count for."""

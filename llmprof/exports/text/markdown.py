@@ -33,7 +33,7 @@ def _run(run: Loaded) -> Iterator[str]:
     yield ""
     yield _text(f"{report.tool} {report.tool_version}, {report.state}, {report.workload}")
     yield ""
-    head = "engine|tok/s|95 % interval|TTFT ms|ITL p50 ms|p95|p99|GB/s modelled|J/token|tracing"
+    head = "engine|tok/s|95 % interval|TTFT ms|ITL p50 ms|p95|p99|GB/s modelled|J/token|tracing ×"
     yield from _table(head.split("|"), (_engine(engine) for engine in report.engines))
     for pair in report.pairs:
         yield f"* {_text(pair.verdict)}"

@@ -169,8 +169,14 @@ def _bands(engines: Sequence[EngineReport], notes: Notes) -> list[Band]:
         )
         bands.append(Band("bandwidth, measured", measured))
     bands.append(Band("energy", (column("J/token", lambda e: e.steps.joule_per_token),)))
-    bands.append(Band("tracing", (column("slowdown", lambda e: e.steps.slowdown.ratio, "×"),)))
+    bands.append(Band("tracing", (column("cost", _tracing_cost, "%", 100),)))
     return bands
+
+
+def _tracing_cost(engine: EngineReport) -> Maybe:
+    """As a share of the untraced step; below 0 where noise is larger than the cost."""
+    ratio = engine.steps.slowdown.ratio
+    return ratio if isinstance(ratio, Unavailable) else ratio - 1
 
 
 def _value(engine: EngineReport, value: Maybe) -> Maybe:

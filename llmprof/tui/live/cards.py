@@ -20,7 +20,7 @@ from llmprof.tui.drawing.cells import (
     wrap,
 )
 from llmprof.tui.drawing.glyphs import Glyphs
-from llmprof.tui.drawing.numbers import big, interval, known, number
+from llmprof.tui.drawing.numbers import big, cost, interval, known, number
 from llmprof.tui.live.columns import live_table
 from llmprof.tui.live.phase import phase_span, progress_bar
 from llmprof.tui.view import Lane
@@ -142,7 +142,10 @@ def _grid(lane: Lane, inner: int) -> list[Row]:
             _fact("of peak", e.roofline_share, "%", left, 100.0),
             _fact("    max", e.itl_max_ms, "ms", right),
         ],
-        [_fact("J/token", e.joule_per_token, "J", left), _fact("traced", e.slowdown, "×", right)],
+        [
+            _fact("J/token", e.joule_per_token, "J", left),
+            _fact("tracing", cost(e.slowdown), "%", right, 100.0),
+        ],
     ]
     gap = " " * (inner - sum(widths))
     return [(*a, Span(gap), *b) for a, b in rows]

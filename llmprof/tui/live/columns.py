@@ -10,7 +10,7 @@ from rich.cells import cell_len
 
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_label, fit_text, row
 from llmprof.tui.drawing.glyphs import Glyphs
-from llmprof.tui.drawing.numbers import interval, number, span
+from llmprof.tui.drawing.numbers import cost, interval, number, span
 from llmprof.tui.live.phase import phase_span, progress_bar
 from llmprof.tui.view import Lane
 
@@ -60,7 +60,7 @@ REST: Final = (
     _number("modelled", "GB/s", "bandwidth_gb_s", width=9),
     _number("of peak", "%", "roofline_share", 100.0, width=8),
     _number("J/token", "", "joule_per_token", width=8),
-    _number("traced", "× slower", "slowdown", width=9),
+    Column("tracing", "cost %", 9, lambda lane, w: span(cost(lane.engine.slowdown), w, "", 100.0)),
     Column("steps", "timed", 7, lambda lane, w: Span(str(lane.engine.steps_done).rjust(w))),
 )
 MEASURED: Final = _number("measured", "GB/s", "measured_gb_s", width=9)

@@ -131,7 +131,7 @@ def _missing(snapshot: Snapshot, width: int) -> list[Row]:
         "itl_p99_ms": "ITL p99", "itl_max_ms": "ITL max",
         "bandwidth_gb_s": "modelled bandwidth", "roofline_share": "share of peak",
         "measured_gb_s": "measured bandwidth",
-        "joule_per_token": "J/token", "slowdown": "traced slowdown",
+        "joule_per_token": "J/token", "slowdown": "cost of tracing",
     }  # fmt: skip
     reasons: dict[tuple[str, str], list[str]] = {}
     for engine in snapshot.engines:

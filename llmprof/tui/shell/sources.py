@@ -36,6 +36,8 @@ class Number:
     """Of ``EngineView``, where the page shows that value: the dialog shows it too."""
     scale: float = 1.0
     unit: str = ""
+    less: float = 0.0
+    """Taken off the field's value first."""
 
 
 _TOK_S: Final = Number(
@@ -73,8 +75,8 @@ _JOULE: Final = Number(
     "energy while decoding / tokens of all sequences", "joule_per_token", unit="J",
 )  # fmt: skip
 _TRACING: Final = Number(
-    "traced", _STAMPS, "timing and traced pass, the same positions", _NONE,
-    "median traced step / median timing step: what tracing costs", "slowdown", unit="×",
+    "tracing cost", _STAMPS, "timing and traced pass, the same positions", _NONE,
+    "median traced step / median timing step − 1", "slowdown", scale=100.0, unit="%", less=1.0,
 )  # fmt: skip
 _STEPS: Final = Number(
     "steps", _STAMPS, _TIMING, _NONE, "decode steps of all finished timing rounds", "steps_done"

@@ -91,6 +91,6 @@ def _now(one: Number, snapshot: Snapshot) -> list[tuple[str, str]]:
         if isinstance(value, Unavailable):
             text = f"n/a: {clean(value.reason)}"
         else:
-            text = f"{number(value, one.scale).strip()}{unit}"
+            text = f"{number(value - one.less, one.scale).strip()}{unit}"
         found.append(("now" if not found else "", f"{clean(engine.label)} {text}"))
     return found

@@ -31,7 +31,7 @@ from llmprof.tui.drawing.cells import (
     wrap_facts,
 )
 from llmprof.tui.drawing.marks import category_letter, category_role
-from llmprof.tui.drawing.numbers import duration, plain
+from llmprof.tui.drawing.numbers import duration, nth, plain
 from llmprof.tui.memory.page import profile
 from llmprof.tui.timeline.nav import Scene, step_gaps
 from llmprof.tui.timeline.rows import api_name, series_of
@@ -255,7 +255,8 @@ def _cause(now: Scene, engine: EngineTrace | None, gap: Gap, width: int) -> list
         said = f"cause: {amounts}"
     else:
         shares = ((cause, 100 * ns / length) for cause, ns in parts.items())
-        said = "cause, by the samples in gaps like it: "
+        samples = max(1, round(judge.samples_like(gap.start_ns)))
+        said = f"likely cause ({samples} sample{'s' * (samples > 1)} in similar gaps): "
         said += ", ".join(f"{cause} {share:.0f} %" for cause, share in shares if share >= 1)
     longer = f"{said} ({WORDS[first]})"
     return [longer if len(longer) <= width else said, *filter(None, (calls,))]
@@ -339,7 +340,7 @@ def _step(
     if step and not track.whole:
         rank = int(np.count_nonzero(track.wall_ns[1:] > wall)) + 1
         head.append(Span(f"  {wall / max(1.0, track.median_ns):.2f}× median", "dim"))
-        head.append(Span(f" · {rank}. slowest of {track.steps}", "dim"))
+        head.append(Span(f" · {nth(rank)}slowest of {track.steps} traced steps", "dim"))
         if step <= len(track.kinds):
             head.append(Span(f" · {track.kinds[step - 1]}", "dim"))
     facts = _means(now, track.bounds_ns[step : step + 2])
