@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from made_once import FOLDER
 
 PLUGIN = Path(__file__).parent / "support" / "plugin"
 
@@ -21,6 +24,10 @@ def pytest_configure(config: pytest.Config) -> None:
         if signal.getsignal(number) is signal.SIG_IGN:
             own = signal.default_int_handler if number == signal.SIGINT else signal.SIG_DFL
             signal.signal(number, own)
+    # Workers inherit it from the process that starts them, which removes it.
+    if FOLDER not in os.environ:
+        made = os.environ[FOLDER] = tempfile.mkdtemp(prefix="llmprof-tests-")
+        config.add_cleanup(lambda: shutil.rmtree(made, ignore_errors=True))
     # Side by side, each worker's threads would take the other's cores.
     if hasattr(config, "workerinput"):
         os.environ.setdefault("OMP_NUM_THREADS", "1")

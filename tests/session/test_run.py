@@ -220,7 +220,7 @@ def test_an_interrupted_run_keeps_what_it_has(
     assert workers
     process.send_signal(number)
     process.send_signal(number)  # as timeout(1) does: to its child, then to the group
-    _, said = process.communicate(timeout=30)
+    _, said = process.communicate(timeout=90)
     assert process.returncode == 130, said
     assert "Traceback" not in said
     wait_gone(workers)
@@ -237,7 +237,7 @@ def test_a_killed_parent_takes_its_workers_along_and_leaves_a_file_that_opens(
     wait_for_rounds(file, 3)
     workers = workers_of(process.pid)
     os.kill(process.pid, signal.SIGKILL)
-    process.wait(10)
+    process.wait(60)
     wait_gone(workers)
     done = llmprof("--headless", "--json", "--from", str(file))
     found = document(done)
@@ -252,7 +252,7 @@ def test_a_full_disk_is_one_line_and_the_file_opens(
     disk = tmp_path / "disk"
     disk.mkdir()
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=400k", "tmpfs", disk], capture_output=True
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", disk], capture_output=True
     )
     if mounted.returncode:
         pytest.skip(f"cannot mount a tmpfs: {mounted.stderr.decode().strip()}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -117,10 +116,17 @@ def test_auto_makes_many_processes_where_starting_is_cheap() -> None:
 
 
 class Slow:
-    """40 ms a step."""
+    """40 ms a step, on a clock of its own."""
 
     def __init__(self) -> None:
         self.rounds: list[int] = []
+        self.now_ns = 10**9
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+    def monotonic(self) -> float:
+        return self.now_ns / 1e9
 
     def reset(self) -> None:
         self.rounds.append(0)
@@ -129,19 +135,20 @@ class Slow:
         return [1]
 
     def decode_step(self) -> list[int]:
-        time.sleep(0.04)
+        self.now_ns += 40_000_000
         self.rounds[-1] += 1
         return [1]
 
 
 @pytest.mark.parametrize(("round_s", "second"), [(0.5, 8), (None, 16)])
 def test_warm_up_begins_with_a_few_steps(
-    tmp_path: Path, round_s: float | None, second: int
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, round_s: float | None, second: int
 ) -> None:
     """64 steps would take 2.6 s: more than a round may take, or than warm-up has at all."""
     board, engine = StampBoard(tmp_path / "stamps", 64, create=True), Slow()
+    monkeypatch.setattr("llmprof.worker.rounds.time", engine)
     limits = 0, 1.0
     done = warm_up(engine, [[1]], 64, board, *limits, lambda steps, stable: None, round_s)  # type: ignore[arg-type]
     board.close()
     assert engine.rounds[0] == 4 and engine.rounds[1] <= second
-    assert done.steps == sum(engine.rounds) and 40e6 <= done.step_ns < 200e6
+    assert done.steps == sum(engine.rounds) and done.step_ns == 40_000_000

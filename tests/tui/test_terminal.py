@@ -26,7 +26,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 FIXTURE = ROOT / "tests" / "fixtures" / "h100_graph.sqlite"
 OPEN = [sys.executable, "-m", "llmprof", "open", str(FIXTURE)]
-WAIT_S = 30.0
+WAIT_S = 90.0
 
 
 def until(look: Callable[[], str], *wanted: str) -> str:
@@ -38,7 +38,8 @@ def until(look: Callable[[], str], *wanted: str) -> str:
         if all(text in seen for text in wanted):
             return seen
         time.sleep(0.1)
-    raise AssertionError(f"{wanted} did not come; the screen was\n{seen}")
+    lines = "\n".join(repr(line) for line in seen.split("\n"))
+    raise AssertionError(f"{wanted} did not come; the screen was\n{lines}")
 
 
 class Terminal:
@@ -144,7 +145,7 @@ def test_timeline_in_a_terminal_and_a_clean_end(terminal) -> None:
     shell = terminal(OPEN)
     shell.until("finished", "ms/token")
     shell.press("3n")
-    shell.until("timeline", "1. slowest of 4")
+    shell.until("timeline", "slowest of 4")
     shell.press("w]")
     shell.until("registers", "kernel")
     shell.press("q")
@@ -233,7 +234,7 @@ def test_sixteen_colours(terminal) -> None:
     shell = terminal(OPEN, TERM="xterm")
     shell.until("finished", "ms/token")
     shell.press("3n")
-    shell.until("timeline", "1. slowest of 4")
+    shell.until("timeline", "slowest of 4")
     codes = sgr(shell.raw.decode())
     assert codes & {94, 92, 93} and not codes & {38, 48}
 
@@ -244,7 +245,7 @@ def test_sixteen_colours(terminal) -> None:
 def test_a_live_screen_keeps_its_byte_budget() -> None:
     """At the pty, 120×40, two engines, 2 Hz: what a slow line has to carry."""
     budget = [sys.executable, str(ROOT / "benchmarks" / "tui_bytes.py"), "--seconds", "5"]
-    done = subprocess.run(budget, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(budget, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
 
 
@@ -259,7 +260,7 @@ def tmux(tmp_path: Path) -> Iterator[Callable[..., str]]:
     base = ["tmux", "-f", "/dev/null", "-S", str(tmp_path / "tmux")]
 
     def run(*arguments: str) -> str:
-        done = subprocess.run([*base, *arguments], capture_output=True, text=True, timeout=20)
+        done = subprocess.run([*base, *arguments], capture_output=True, text=True, timeout=60)
         return done.stdout + done.stderr
 
     yield run
@@ -275,9 +276,9 @@ def test_under_tmux_it_survives_a_resize(tmux) -> None:
 
     until(look, "finished", "ms/token")
     tmux("send-keys", "-t", "t", "3", "n")
-    until(look, "1. slowest of 4")
+    until(look, "slowest of 4")
     tmux("resize-window", "-t", "t", "-x", "80", "-y", "24")
-    until(look, "1. slowest of 4", "q Quit")
+    until(look, "slowest of 4", "q Quit")
     tmux("send-keys", "-t", "t", "q")
     shown = until(look, "ENDED")
     assert "timeline" not in shown  # the alternate screen is gone
@@ -314,23 +315,23 @@ def ssh(tmp_path: Path) -> Iterator[list[str]]:
     client = ["ssh", "-tt", "-F", "/dev/null", "-i", str(tmp_path / "user"), "-p", str(port),
               "-o", "StrictHostKeyChecking=no", "-o", f"UserKnownHostsFile={tmp_path}/known",
               "-o", "LogLevel=ERROR", f"{getpass.getuser()}@127.0.0.1"]  # fmt: skip
-    probe_login = subprocess.run([*client, "true"], capture_output=True, timeout=20)
+    probe_login = subprocess.run([*client, "true"], capture_output=True, timeout=60)
     if probe_login.returncode != 0:
         server.kill()
         said = server.communicate()[1].decode(errors="replace")
         pytest.skip(f"no login to an sshd of our own: {said[-300:]}")
     yield client
     server.terminate()
-    server.wait(10)
+    server.wait(60)
 
 
 def test_over_ssh_with_resize(terminal, ssh) -> None:
     shell = terminal([*ssh, f"cd {shlex.quote(str(ROOT))} && LANG=C.UTF-8 {shlex.join(OPEN)}"])
     shell.until("finished", "ms/token")
     shell.press("3n")
-    shell.until("1. slowest of 4")
+    shell.until("slowest of 4")
     shell.resize(80, 24)
-    shown = shell.until("q Quit", "1. slowest of 4")
+    shown = shell.until("q Quit", "slowest of 4")
     assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
     shell.press("q")
     assert shell.code() == 0
@@ -346,11 +347,11 @@ def test_disconnected_and_reattached_under_tmux(terminal, ssh, tmp_path) -> None
     try:
         first.until("finished", "ms/token")
         first.press("3n")
-        first.until("1. slowest of 4")
+        first.until("slowest of 4")
         os.kill(first.pid, signal.SIGKILL)  # the line drops
         first.code()
         second = terminal([*ssh, f"LANG=C.UTF-8 {tmux} attach -t far"], 100, 30)
-        second.until("timeline", "1. slowest of 4")
+        second.until("timeline", "slowest of 4")
         second.press("4")
         second.until("as fast as torch")
         second.press("q")

@@ -17,6 +17,7 @@ from typing import Any
 import mlc_tiny_engine
 import numpy as np
 import tvm
+from made_once import made_once
 from tvm import relax, te, tirx
 from tvm.relax.frontend import nn
 from tvm.relax.frontend.nn import op
@@ -257,7 +258,15 @@ class TinyLlama(nn.Module):
 
 
 def compile_library(build: Build, path: Path, metadata: dict[str, Any] | None = None) -> Path:
-    """Compile to ``path``; ``metadata`` replaces entries of ``_metadata``, ``None`` removes one."""
+    """Compile to ``path``; ``metadata`` replaces entries of ``_metadata``, ``None`` removes one.
+
+    Compiling takes seconds: within one run of the tests each library is compiled once, whichever
+    process of it asks first.
+    """
+    return made_once(f"{build!r} {metadata!r}", path, lambda to: _compile(build, to, metadata))
+
+
+def _compile(build: Build, path: Path, metadata: dict[str, Any] | None) -> Path:
     target = build.tvm_target
     model = TinyLlama(build)
     module, parameters, externs = model.export_tvm(spec=model.spec(), allow_extern=True)
