@@ -38,6 +38,7 @@ from llmprof.tui.timeline.rows import api_name, series_of
 from llmprof.tui.view import Lane, View
 
 _HISTOGRAM: Final = 24
+_ROOMY: Final = 100
 _GAPS: Final = 3
 _NEAR_NS: Final = 500_000
 """A stack further away says nothing about a gap: the host does much else in that time."""
@@ -340,7 +341,8 @@ def _step(
     if step and not track.whole:
         rank = int(np.count_nonzero(track.wall_ns[1:] > wall)) + 1
         head.append(Span(f"  {wall / max(1.0, track.median_ns):.2f}× median", "dim"))
-        head.append(Span(f" · {nth(rank)}slowest of {track.steps} traced steps", "dim"))
+        noun = " steps" if width >= _ROOMY else ""
+        head.append(Span(f" · {nth(rank)}slowest of {track.steps} traced{noun}", "dim"))
         if step <= len(track.kinds):
             head.append(Span(f" · {track.kinds[step - 1]}", "dim"))
     facts = _means(now, track.bounds_ns[step : step + 2])
