@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -40,6 +41,21 @@ class Goal:
             return None
         known = {k: kept[k] for k in Goal.__dataclass_fields__ if k in kept}
         return Goal(**known)
+
+
+def share_of(text: str) -> float | None:
+    """``1%`` as 0.01; ``None``: no per cent between 0 and 100."""
+    match = re.fullmatch(r"\s*(\d{1,3}(?:\.\d{1,6})?)\s*%\s*", text)
+    share = float(match[1]) / 100 if match else 0.0
+    return share if 0 < share < 1 else None
+
+
+def seconds_of(text: str) -> float | None:
+    """``90``, ``90s``, ``1.5m``, ``1h`` in seconds; ``None``: no time above 0."""
+    match = re.fullmatch(r"\s*(\d{1,9}(?:\.\d{1,6})?)\s*(s|m|min|h)?\s*", text)
+    unit = {"m": 60.0, "min": 60.0, "h": 3600.0}
+    seconds = float(match[1]) * unit.get(match[2] or "s", 1.0) if match else 0.0
+    return seconds if seconds > 0 else None
 
 
 SHORTEST = 4

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 def sweep(arguments: argparse.Namespace) -> int:
     from llmprof.sweep import columns
-    from llmprof.sweep.forecast import corrected, forecasts, here
+    from llmprof.sweep.forecast import corrected, forecasts, here, shared
     from llmprof.sweep.store import Store
 
     grid = _grid(arguments)
@@ -42,7 +42,9 @@ def sweep(arguments: argparse.Namespace) -> int:
         if arguments.output and (Path(arguments.output) / "sweep.json").is_file():
             known = Store.open(Path(arguments.output))
             took = {k: e.seconds for k, e in known.ended.items() if e.state == "done"}
-        print(dry_run(grid, corrected(found, took), bool(took), arguments.loads == "shared"))
+        shares = arguments.loads == "shared"
+        planned = corrected(shared(found) if shares else found, took)
+        print(dry_run(grid, planned, bool(took), shares))
         return EXIT_OK
     columns.check_pyarrow()
     if not arguments.output:
@@ -192,8 +194,8 @@ def dry_run(grid: Grid, found: list[Forecast], corrected: bool, shares: bool) ->
         lines.append(f"about {duration(sum(known))} in all one after another ({basis}{unknown})")
     count = len({load.key for load in loads([item.point for item in able]).values()})
     lines.append(
-        f"{count} loads, each shared by points of one model, trace and seed; an engine that cannot"
-        " change batch and context is loaded for every point"
+        f"{count} load{'s' * (count != 1)}, shared by points of the same engines, model, trace and"
+        " seed; an engine that cannot change batch and context is loaded for every point"
         if shares
         else "every engine loads for each point (--loads fresh)"
     )

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Literal
 
 from llmprof.errors import UsageError
+from llmprof.goal import seconds_of, share_of
 from llmprof.plaintext import one_line
 
 MOST_VALUES = 10_000
@@ -43,6 +45,10 @@ _FIELDS = (
 )
 FIELDS = {field.name: field for field in _FIELDS}
 ALIASES = {"prompt-len": "context", "prompt_len": "context"}
+_CHECKED: dict[str, tuple[Callable[[str], object | None], str]] = {
+    "precision": (share_of, "1% or 0.5%"),
+    "max-time": (seconds_of, "60s or 5m"),
+}
 _NUMBER = re.compile(r"(\d{1,9})(k?)", re.IGNORECASE)
 
 
@@ -108,6 +114,10 @@ def _value(name: str, text: str) -> str:
     if not text:
         raise UsageError(f"field {name}: an empty value")
     field = FIELDS.get(name)
+    if name in _CHECKED:
+        check, shown = _CHECKED[name]
+        if check(text) is None:
+            raise UsageError(f"field {name}: {one_line(text, 40)!r} is not such as {shown}")
     if field is None or field.kind == "text":
         return text
     match = _NUMBER.fullmatch(text)

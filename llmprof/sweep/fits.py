@@ -210,7 +210,8 @@ def _context_words(fit: ContextFit | Unavailable) -> str:
     if not isinstance(line.b_low, Unavailable) and not isinstance(line.b_high, Unavailable):
         bounds = f" ({line.b_low * 1e6:.3g} to {line.b_high * 1e6:.3g})"
     text = (
-        f"step = {line.a:.3g} ms + {line.b * 1e6:.3g}{bounds} ns × positions, R² {line.r2:.3f},"
+        f"step = {line.a:.3g} ms {'−' if line.b < 0 else '+'} {abs(line.b) * 1e6:.3g}{bounds} ns ×"
+        f" positions, R² {line.r2:.3f},"
         f" worst residual {line.worst:.2g} ms"
     )
     if line.b <= 0 or line.r2 < EXPLAINS:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from statistics import median
@@ -18,12 +18,14 @@ from llmprof import machine
 from llmprof.config import EngineSpec
 from llmprof.engines.registry import BUILT_IN
 from llmprof.errors import LlmprofError, ModelError
+from llmprof.goal import MAX_S, seconds_of
 from llmprof.models.gguf.header import read_header
 from llmprof.models.gguf.sizes import kv_values_per_token, parameters
 from llmprof.models.locate import RANDOM, ModelRef, default_model, read_json, resolve
 from llmprof.models.presets import PRESETS, LlamaConfig
 from llmprof.records import Unavailable
 from llmprof.sweep.grid import Point, spec_of
+from llmprof.sweep.loads import loads
 
 LOAD_GB_S, START_S = 1.0, 4.0
 """Assumed: reading weights, starting an interpreter with its packages."""
@@ -53,6 +55,8 @@ class Forecast:
     need_mib: float | None
     """Of all its engines, resident together; ``None``: not known for one of them."""
     seconds: float | None
+    load_s: float = 0.0
+    """Of ``seconds``: starting and loading its engines."""
 
 
 def here() -> Place:
@@ -88,17 +92,33 @@ def corrected(found: Sequence[Forecast], took: Mapping[str, float]) -> list[Fore
         return list(found)
     scale = median(ratios)
     return [
-        Forecast(
-            f.point, f.impossible, f.need_mib, None if f.seconds is None else f.seconds * scale
-        )
+        replace(f, seconds=f.seconds * scale, load_s=f.load_s * scale)
+        if f.seconds is not None
+        else f
         for f in found
     ]
+
+
+def shared(found: Sequence[Forecast]) -> list[Forecast]:
+    """The same with each load in the time of one point only, as far as the engines can share it."""
+    by_id = loads([f.point for f in found])
+    seen: set[str] = set()
+    out = []
+    for item in found:
+        key = by_id[item.point.point_id].key
+        if key in seen and item.seconds is not None and not item.impossible:
+            item = replace(item, seconds=item.seconds - item.load_s, load_s=0.0)
+        elif not item.impossible:
+            seen.add(key)
+        out.append(item)
+    return out
 
 
 def _forecast(point: Point, place: Place | None) -> Forecast:
     number = _numbers(point)
     needs: list[float | None] = []
     times: list[float | None] = []
+    load_s = 0.0
     for text in point.engines:
         spec = spec_of(text)
         try:
@@ -115,8 +135,15 @@ def _forecast(point: Point, place: Place | None) -> Forecast:
             text = f"{spec.name}: needs {need:,.0f} MiB, {room[1]} has {room[0]:,.0f}"
             return Forecast(point, text, need, None)
         needs.append(need)
-        times.append(_seconds(size, number, spec, place))
-    return Forecast(point, "", _total(needs), _total(times))
+        load = _load_s(size, number)
+        load_s += load
+        times.append(_decoding_s(size, number, spec, place))
+    seconds = _total(times)
+    if "rounds" not in point.fields:
+        # Precision may end it sooner.
+        seconds = seconds_of(point.fields.get("max-time", "")) or MAX_S
+    total = None if seconds is None else seconds + load_s
+    return Forecast(point, "", _total(needs), total, load_s)
 
 
 def _total(values: Sequence[float | None]) -> float | None:
@@ -232,9 +259,16 @@ def _need_mib(size: _Size, number: Callable[[str, int], int]) -> float | None:
     return (size.held + size.kv_per_token * positions * number("batch", 1)) / 2**20
 
 
-def _seconds(
+def _load_s(size: _Size, number: Callable[[str, int], int]) -> float:
+    """Of one engine; what is not known of its weights is left out."""
+    count = 2 if number("traced-steps", 32) else 1
+    return count * (START_S + (size.held or 0) / 1e9 / LOAD_GB_S)
+
+
+def _decoding_s(
     size: _Size, number: Callable[[str, int], int], spec: EngineSpec, place: Place | None
 ) -> float | None:
+    """Of one engine, where rounds end the run."""
     if size.held is None or size.parameters is None:
         return None
     gpu = _on_gpu(spec, place)
@@ -245,8 +279,7 @@ def _seconds(
     step = max(moved / 1e9 / (GPU_GB_S if gpu else HOST_GB_S), 2 * size.parameters * batch / flop_s)
     prefill = max(step, 2 * size.parameters * context * batch / flop_s)
     traced = number("traced-steps", 32)
-    loads = 2 if traced else 1
     decoding = (rounds + WARM_UP_ROUNDS) * (prefill + steps * step)
     if traced:
         decoding += WARM_UP_ROUNDS * (prefill + steps * step) + prefill + traced * step
-    return loads * (START_S + size.held / 1e9 / LOAD_GB_S) + decoding
+    return decoding

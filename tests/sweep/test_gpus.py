@@ -45,7 +45,7 @@ def test_points_run_on_both_gpus_each_of_which_sees_one(llmprof, tmp_path, clean
             data = reader.run_data()
         number = int(line["node"][-1])
         assert data.engines[0].info.notes == [f"sees {UUIDS[number]}"]
-        assert [gpu.uuid for gpu in data.gpus] == [UUIDS[number]]
+        assert [gpu.uuid for gpu in data.gpu_devices] == [UUIDS[number]]
 
 
 def test_a_gpu_is_never_shared(llmprof, tmp_path, clean_env) -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from llmprof.errors import UsageError
 from llmprof.sweep.fields import canonical, short, values_of
-from llmprof.sweep.forecast import Place, forecasts
+from llmprof.sweep.forecast import Place, forecasts, shared
 from llmprof.sweep.grid import Grid, make, read_toml
 
 
@@ -142,3 +142,20 @@ def test_a_generator_of_one_sequence_cannot_batch() -> None:
 def test_an_engine_that_nobody_knows_has_no_forecast() -> None:
     found = forecasts(make(["fake"], {"context": "16"}).points(), Place(None, 1000.0))
     assert found[0].impossible == ""
+
+
+def test_a_load_is_in_the_time_of_one_point_only() -> None:
+    points = make(["torch"], {"model": "tiny", "context": "64,128", "seed": "1,2"}).points()
+    one_by_one = forecasts(points, None)
+    together = shared(one_by_one)
+    loads_s = [a.seconds - b.seconds for a, b in zip(one_by_one, together, strict=True)]
+    assert [round(s, 6) for s in loads_s[:2]] == [0, 0] and min(loads_s[2:]) > 8
+    assert all(item.seconds >= 60 for item in together)  # no rounds: the time of a point
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("max-time", "soon"), ("max-time", "0s"), ("precision", "1")]
+)
+def test_a_goal_that_no_run_takes_is_refused_before_anything_runs(name: str, value: str) -> None:
+    with pytest.raises(UsageError, match=f"field {name}: '{value}' is not such as"):
+        make(["fake"], {name: value})

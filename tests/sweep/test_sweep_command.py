@@ -138,6 +138,14 @@ def test_without_ray_the_extra_is_named(llmprof, tmp_path: Path, clean_env) -> N
         assert done.returncode == 2
         (line,) = done.stderr.splitlines()
         assert line.startswith("llmprof: --on ray needs ray: ") and "[ray]" in line
+    pytest.importorskip("ray")
+    (tmp_path / "bare" / "grpc").mkdir(parents=True)
+    (tmp_path / "bare" / "grpc" / "__init__.py").write_text("raise ImportError('no grpc here')")
+    path = f"{tmp_path / 'bare'}:{clean_env['PYTHONPATH']}"
+    done = llmprof("sweep", *asked, env={"PYTHONPATH": path})
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "ray://127.0.0.1:1 needs Ray's client: " in line and "[ray]" in line
     assert not (tmp_path / "s").exists()
 
 

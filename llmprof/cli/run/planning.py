@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +13,7 @@ from typing import cast, get_args
 from llmprof.config import Config, EngineSpec, labels, load_config, parse_engine
 from llmprof.engines.registry import BUILT_IN, check_name
 from llmprof.errors import LlmprofError, ModelError, UsageError
-from llmprof.goal import Goal
+from llmprof.goal import Goal, seconds_of, share_of
 from llmprof.models.locate import RANDOM, ModelRef, default_model, resolve
 from llmprof.models.tokenizer import Tokenizer, load_tokenizer
 from llmprof.newfiles import first_free
@@ -131,18 +130,15 @@ def _goal(arguments: argparse.Namespace, config: Config) -> Goal:
 
 
 def _precision(text: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*%\s*", text)
-    share = float(match[1]) / 100 if match else 0.0
-    if not 0 < share < 1:
+    share = share_of(text)
+    if share is None:
         raise UsageError(f"--precision {one_line(text, 40)}: give per cent, such as 1% or 0.5%")
     return share
 
 
 def _seconds(text: str) -> float:
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*(s|m|min|h)?\s*", text)
-    unit = {"m": 60.0, "min": 60.0, "h": 3600.0}
-    seconds = float(match[1]) * unit.get(match[2] or "s", 1.0) if match else 0.0
-    if seconds <= 0:
+    seconds = seconds_of(text)
+    if seconds is None:
         raise UsageError(f"--max-time {one_line(text, 40)}: give a time, such as 60s or 5m")
     return seconds
 

@@ -76,7 +76,10 @@ def connect(
     try:
         # No runtime_env: neither code nor environment nor files of this machine are sent.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (ConnectionError, OSError, RuntimeError, ValueError, TimeoutError) as why:
+    except (ConnectionError, ImportError, OSError, RuntimeError, ValueError, TimeoutError) as why:
+        if "ray[client]" in str(why):  # installed without gRPC
+            need = f"{shown} needs Ray's client: {how_to_install('ray')}"
+            raise MissingPackage(need) from None
         hint = "start one with: ray start --head" if address == "auto" else "is that its address?"
         text = one_line(str(why), 160)
         raise UsageError(f"{shown}: no Ray cluster can be reached ({text}); {hint}") from None
