@@ -18,8 +18,8 @@ from llmprof.sweep.curves import Curve
 LEAST = 3
 KNEE_LOSS = 0.2
 """The knee is the last batch at which a sequence has lost no more than this of its rate."""
-EXPLAINS = 0.5
-"""R² below which a line says nothing about bytes or bandwidth."""
+EXPLAINS, STRAIGHT = 0.5, 0.9
+"""R² below which a line says nothing about bytes or bandwidth; of three places."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +37,13 @@ class Line:
     count: int
     mean: float
     """Of y."""
+
+    @property
+    def rises(self) -> bool:
+        """Is the slope seen? Of three places, which have no interval, a nearly straight line."""
+        if isinstance(self.b_low, Unavailable):
+            return self.b > 0 and self.r2 >= STRAIGHT
+        return self.b_low > 0 and self.r2 >= EXPLAINS
 
     @property
     def worst(self) -> float:
@@ -107,7 +114,7 @@ def context_fit(curve: Curve) -> ContextFit | Unavailable:
     weights = places[0].value("weight_bytes_per_step")
     said: Maybe = Unavailable("the engine does not say its KV bytes") if model is None else model
     flat = Unavailable("the step is not seen to grow with the context")
-    if line.b <= 0 or line.r2 < EXPLAINS:
+    if not line.rises:
         return ContextFit(line, flat, said, _measured(curve, batch), flat)
     fitted: Maybe = Unavailable("the engine does not say the bytes of its weights")
     if weights and line.a > 0:
@@ -188,7 +195,7 @@ def fit_words(found: Sequence[Curve], axis: str) -> list[str]:
         line = bytes_line(group)
         if isinstance(line, Unavailable):
             lines.append(f"{engine}, bytes: n/a ({line.reason})")
-        elif line.b > 0 and line.a > -line.mean and line.r2 >= EXPLAINS:
+        elif line.rises and line.a > -line.mean:
             lines.append(
                 f"{engine}, bytes: step = {line.a:.3g} ms + bytes / {1e3 / line.b:,.0f} GB/s"
                 f" (modelled bytes, {line.count} places, R² {line.r2:.3f}, worst residual"
@@ -214,7 +221,7 @@ def _context_words(fit: ContextFit | Unavailable) -> str:
         f" positions, R² {line.r2:.3f},"
         f" worst residual {line.worst:.2g} ms"
     )
-    if line.b <= 0 or line.r2 < EXPLAINS:
+    if not line.rises:
         return f"{text}: the step is not seen to grow with the context"
     if not isinstance(fit.model_bytes_per_position, Unavailable):
         text += f"; KV bytes a token: model {fit.model_bytes_per_position:,.0f}"
@@ -225,5 +232,6 @@ def _context_words(fit: ContextFit | Unavailable) -> str:
             if not isinstance(value, Unavailable):
                 text += f", {word} {value:,.0f}"
         if not isinstance(fit.attention_gb_s, Unavailable):
-            text += f"; K and V read at {fit.attention_gb_s:,.0f} GB/s"
+            digits = 0 if fit.attention_gb_s >= 10 else 2
+            text += f"; K and V read at {fit.attention_gb_s:,.{digits}f} GB/s"
     return text
