@@ -98,7 +98,8 @@ class ReshapedEngine(Engine, Protocol):
         """Leave the engine as a fresh ``load`` of the same request with this shape would: no
         sequence, a KV cache of this size, graphs to be captured again, ``describe`` true.
 
-        Memory of the old shape is free before the new one is allocated.
+        Memory of the old shape is free before the new one is allocated. Steps made at a batch
+        before count towards ``EngineInfo.warmup_min_steps`` of that batch.
 
         Raises:
             LoadAgain: what it holds goes with the loaded shape; nothing has changed.

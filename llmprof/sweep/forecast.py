@@ -34,6 +34,7 @@ GPU_FLOP_S, CORE_FLOP_S = 2e14, 4e10
 WARM_UP_ROUNDS = 3
 _ELEMENT = {"fp32": 4, "fp16": 2, "bf16": 2}
 _PACKED = "quantization_config"
+WHOLE_PROMPT = ("torch", "transformers")
 GPU_ENGINES = ("exllama", "exllamav2", "exllamav3", "vllm")
 
 
@@ -129,7 +130,7 @@ def _forecast(point: Point, place: Place | None) -> Forecast:
             size = _Size(None, None, None, None, None)
         if refused := _refused(spec, number, size):
             return Forecast(point, refused, None, None)
-        need = _need_mib(size, number)
+        need = _need_mib(spec, size, number)
         room = _room(spec, place)
         if need is not None and room is not None and need > room[0]:
             text = f"{spec.name}: needs {need:,.0f} MiB, {room[1]} has {room[0]:,.0f}"
@@ -168,6 +169,8 @@ class _Size:
     parameters: int | None
     context_limit: int | None
     config: LlamaConfig | None
+    element: int = 2
+    """Bytes of an activation."""
 
 
 @lru_cache(maxsize=256)
@@ -192,7 +195,8 @@ def _size(model: str, engine: str, dtype: str) -> _Size:
     held = config.weight_bytes(element)
     if ref.kind == "hf" and ref.path is not None and engine not in ("torch", "transformers"):
         held = _bytes(ref.path)
-    return _Size(held, config.kv_bytes_per_token(element), config.parameters, limit, config)
+    kv_bytes = config.kv_bytes_per_token(element)
+    return _Size(held, kv_bytes, config.parameters, limit, config, element)
 
 
 def _config(ref: ModelRef) -> LlamaConfig | None:
@@ -252,11 +256,18 @@ def _refused(spec: EngineSpec, number: Callable[[str, int], int], size: _Size) -
     return ""
 
 
-def _need_mib(size: _Size, number: Callable[[str, int], int]) -> float | None:
+def _need_mib(spec: EngineSpec, size: _Size, number: Callable[[str, int], int]) -> float | None:
+    """Weights, KV cache and, of an engine that takes a prompt in one pass, the widest moment of it:
+    gate and up, the activation, their product, and the stream twice."""
     if size.held is None or size.kv_per_token is None:
         return None
-    positions = number("context", 128) + number("decode-len", 64) + 1
-    return (size.held + size.kv_per_token * positions * number("batch", 1)) / 2**20
+    context, batch = number("context", 128), number("batch", 1)
+    cache = size.kv_per_token * (context + number("decode-len", 64) + 1) * batch
+    prompt = 0
+    if spec.name in WHOLE_PROMPT and size.config is not None:
+        width = 4 * size.config.intermediate_size + 2 * size.config.hidden_size
+        prompt = context * batch * width * size.element
+    return (size.held + cache + prompt) / 2**20
 
 
 def _load_s(size: _Size, number: Callable[[str, int], int]) -> float:

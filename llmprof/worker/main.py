@@ -15,6 +15,7 @@ import threading
 import time
 import traceback
 from array import array
+from collections import Counter
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -63,6 +64,9 @@ class Worker:
         self.prompt: list[list[int]] = []
         self.board: StampBoard | None = None
         self.tracers: WorkerTracers | None = None
+        self._made: Counter[int] = Counter()
+        """Batch → decode steps since the load: those of an earlier shape count towards the engine's
+        minimum."""
         self._metronome: subprocess.Popen[bytes] | None = None
         self._told = 0.0
 
@@ -137,10 +141,12 @@ class Worker:
         def tell(steps: int, stable: bool) -> None:
             self.progress(f"warm-up, {steps} steps" + (", stable" if stable else ""), None)
 
-        limits = ask["min_steps"], ask["max_s"]
+        batch = len(self.prompt)
+        limits = max(0, ask["min_steps"] - self._made[batch]), ask["max_s"]
         result = warm_up(
             engine, self.prompt, ask["steps"], board, *limits, tell, ask.get("round_s")
         )
+        self._made[batch] += result.steps
         # What is loaded stays loaded: unfrozen, torch's modules alone make the collection before
         # each round take 0.1 s.
         gc.collect()
@@ -149,6 +155,7 @@ class Worker:
 
     def round(self, ask: dict[str, Any]) -> None:
         engine, board = self.ready()
+        self._made[len(self.prompt)] += ask["steps"]
         board.clear()
         board.slots[0] = ask["serial"]
         if not ask["kernels"]:

@@ -114,6 +114,9 @@ class WarmUp:
 
 SHORT_ROUND = 64
 """Decode steps of a warm-up round after the first long one."""
+PATIENCE = 3
+"""An engine that has not made its minimum of steps has so many times as long: ExLlamaV2 captures
+its graphs at the 205th call, and rounds timed before that are of another engine."""
 TOLERANCE = 0.03
 """Medians of two consecutive warm-up rounds this close count as stable."""
 
@@ -137,7 +140,8 @@ def warm_up(
 
     Args:
         min_steps: decode steps that the engine needs at the least.
-        max_seconds: no round is begun that would end later, stable or not (the run says so).
+        max_seconds: no round is begun that would end later, stable or not (the run says so);
+            ``PATIENCE`` times as late where ``min_steps`` are not made.
         tell: called after each round with (steps so far, stable).
         round_s: rounds will be shortened to take no longer than this; ``None``: they have ``steps``
             steps, and one of that length is made where it fits into ``max_seconds``.
@@ -162,7 +166,8 @@ def warm_up(
         last, spent = spent, time.monotonic() - begin
         # What a next round would take, where it is as long as this one.
         next_s = 0.0 if probing else spent - last
-        if (stable and done >= min_steps) or spent + next_s > max_seconds:
+        limit = max_seconds if done >= min_steps else PATIENCE * max_seconds
+        if (stable and done >= min_steps) or spent + next_s > limit:
             return WarmUp(done, stable and done >= min_steps, medians, prefill_ns, step_ns)
         if probing:
             probing = False

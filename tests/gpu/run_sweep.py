@@ -72,23 +72,29 @@ def made_models(given: argparse.Namespace) -> Path:
     return path
 
 
-def grid(given: argparse.Namespace, model: Path, context: str, batch: str) -> list[str]:
-    """Arguments of ``llmprof sweep``."""
-    command = ["--model", str(model), "--context", context, "--batch", batch]
+def grid(given: argparse.Namespace, model: Path, how: dict, path: Path) -> str:
+    """The grid as a file. All contexts of a batch come first: a cut leaves whole curves."""
+    engines = []
     for engine in given.engines.split(","):
         if engine == "exllamav2":
             folder = model.parent.with_name(f"{model.parent.name}-exl2")
-            command += ["--engine", f"exllamav2:drive=forward,model={folder}"]
+            engines.append(f"exllamav2:drive=forward,model={folder}")
         elif engine == "torch":
-            command += ["--engine", "torch:cuda_graph=1" if given.gpu else "torch"]
+            engines.append("torch:cuda_graph=1" if given.gpu else "torch")
         else:
-            command += ["--engine", engine]
-    return command
+            engines.append(engine)
+    fields = {"model": str(model), "decode-len": given.decode_len, "max-time": given.max_time,
+              "bandwidth": "off", "host-rate": 0, **how}  # fmt: skip
+    lines = [f"engine = {json.dumps(engines)}", "[fields]"]
+    lines += [f"{name} = {json.dumps(value)}" for name, value in fields.items()]
+    path.write_text("\n".join(lines) + "\n")
+    return str(path)
 
 
-def swept(arguments: list[str], folder: Path, minutes: float) -> int:
+def swept(grid_file: str, folder: Path, minutes: float, *more: str) -> int:
     """Run a sweep, at most for the given time."""
-    command = [sys.executable, "-m", "llmprof", "sweep", *arguments, "-o", str(folder)]
+    print(Path(grid_file).read_text())
+    command = [sys.executable, "-m", "llmprof", "sweep", grid_file, "-o", str(folder), *more]
     print("$", *command[2:], flush=True)
     begin = time.monotonic()
     process = subprocess.Popen(command, cwd=ROOT)
@@ -233,6 +239,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--context", default="128,1k,4k,16k")
     parser.add_argument("--batch", default="1,2,4,8")
     parser.add_argument("--max-time", default="8s", help="of a point")
+    parser.add_argument(
+        "--decode-len", type=int, default=96,
+        help="steps a round: DRAM is measured in rounds that decode for 0.2 s and more",
+    )  # fmt: skip
     parser.add_argument("--preset", default="llama2-7b")
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "sweep-models")
     parser.add_argument("--out", type=Path, required=True)
@@ -258,9 +268,9 @@ def main() -> int:
             for name in ("sweep.json", "points.jsonl"):
                 shutil.copy(given.source / name, sweep / name)
         model = made_models(given)
-        how = ["--vary", f"max-time={given.max_time}", "--traced-steps", "16",
-               "--bandwidth", "steps", "--vary", "host-rate=0"]  # fmt: skip
-        code = swept([*grid(given, model, given.context, given.batch), *how], sweep, given.minutes)
+        shape = {"batch": given.batch, "context": given.context, "traced-steps": 16}
+        asked = grid(given, model, shape, given.out / "grid.toml")
+        code = swept(asked, sweep, given.minutes)
         store = Store.open(sweep)
         ended = len(store.ended)
         print(f"exit status of the sweep {code}; {ended} of {len(store.points)} points ended")
@@ -277,13 +287,11 @@ def main() -> int:
             row.get("load") == "shared" for row in getattr(store.ended.get(p.point_id), "rows", ()))
         ]  # fmt: skip
         if shared and not given.no_fresh:
-            fields = shared[0].fields
-            again = grid(given, model, fields["context"], fields["batch"])
-            how[-4:-2] = ["--bandwidth", "off"]
-            how[3] = "0"
-            fresh = given.out / "fresh"
+            fields, fresh = shared[0].fields, given.out / "fresh"
+            shape = {"batch": fields["batch"], "context": fields["context"], "traced-steps": 0}
             shutil.rmtree(fresh, ignore_errors=True)
-            swept([*again, *how, "--loads", "fresh"], fresh, 1.5)
+            asked = grid(given, model, shape, given.out / "fresh.toml")
+            swept(asked, fresh, 1.5, "--loads", "fresh")
             wrong += same_tokens(store, Store.open(fresh))
     for text in wrong:
         print(f"WRONG: {text}")
