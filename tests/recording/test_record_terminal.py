@@ -19,7 +19,9 @@ import recorder_build
 from llmprof.recording.status import Lane, Status
 from llmprof.records import GpuSample
 from llmprof.runfile.reader import RunFileReader
-from llmprof.tui.drawing.glyphs import ASCII, UNICODE
+from llmprof.tui.drawing.canvas import strip
+from llmprof.tui.drawing.cells import Row
+from llmprof.tui.drawing.glyphs import ASCII, UNICODE, Glyphs
 from llmprof.tui.recording.lines import LiveLines
 
 
@@ -112,15 +114,23 @@ def status(**more: object) -> Status:
     return Status(**{**values, **more})  # type: ignore[arg-type]
 
 
+def shown(rows: list[Row], glyphs: Glyphs) -> list[str]:
+    return ["".join(segment.text for segment in strip(line, glyphs)) for line in rows]
+
+
 @pytest.mark.parametrize("glyphs", [UNICODE, ASCII])
-def test_lines(glyphs: object) -> None:
-    live = LiveLines(glyphs, "python x.py", "run.sqlite")  # type: ignore[arg-type]
-    assert live.lines(None, 80) == [" python x.py: starting"]
-    live.lines(status(), 100, 10.0)
-    lines = live.lines(status(kernels=3000, steps=30), 100, 12.0)
+@pytest.mark.parametrize("width", [60, 100])
+def test_lines(glyphs: Glyphs, width: int) -> None:
+    live = LiveLines(glyphs, "python x.py", "run.sqlite")
+    assert "starting" in shown(live.header(None, width), glyphs)[0]
+    assert live.body(None, width) == []
+    live.body(status(), width, 10.0)
+    now = status(kernels=3000, steps=30)
+    lines = shown([*live.header(now, width), *live.body(now, width, 12.0)], glyphs)
     text = "\n".join(lines)
-    assert "3,000" in text and "1000/s" in text and "10.0/s" in text and "01:05" in text
-    assert "GPU 1   1980 MHz   412 W" in text
-    assert "\x1b" not in text and all(len(line) <= 100 for line in lines)
+    assert "python x.py" in lines[0] and "1:05" in lines[0] and "to run.sqlite" in lines[1]
+    assert "3,000 kernels, 1000 a second" in text and "GPU 1" in text
+    assert "1980 MHz   412 W" in text
+    assert "\x1b" not in text and all(len(line) <= width for line in lines)
     if glyphs is ASCII:
         assert text.isascii()

@@ -6,20 +6,22 @@ import os
 from collections.abc import Callable
 from typing import ClassVar
 
-from rich.text import Text
-from textual.app import App, ComposeResult
+from textual.app import ComposeResult
 from textual.binding import Binding, BindingType
 from textual.events import Resize
-from textual.widgets import Footer, Static
+from textual.widgets import Footer
 
 from llmprof.tui.drawing import palette
+from llmprof.tui.drawing.canvas import Canvas
+from llmprof.tui.drawing.cells import Row, Span, row, rule
+from llmprof.tui.drawing.compositor import CellApp
 from llmprof.tui.drawing.glyphs import choose
 from llmprof.tui.recording.lines import LiveLines, Status
 
 REFRESH_S = 0.25
 
 
-class RecordApp(App[None]):
+class RecordApp(CellApp[None]):
     """Shows until ``done``.
 
     Args:
@@ -30,12 +32,13 @@ class RecordApp(App[None]):
         resize: rows and columns of the program's terminal.
     """
 
+    CSS_PATH = "../llmprof.tcss"
+    TITLE = "llmprof"
     ENABLE_COMMAND_PALETTE = False
     ALLOW_SELECT = False
-    CSS = "#above { height: auto; } #output { height: 1fr; border-top: solid $primary; }"
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("w", "window", "window open/closed"),
-        Binding("ctrl+c,q", "stop_program", "end the program", priority=True),
+        Binding("q,ctrl+c", "stop_program", "End the program", key_display="q", priority=True),
+        Binding("w", "window", "Window open, closed"),
     ]
 
     def __init__(
@@ -50,8 +53,11 @@ class RecordApp(App[None]):
         resize: Callable[[int, int], None],
         done: Callable[[], bool],
     ) -> None:
-        super().__init__(ansi_color=palette.choose(os.environ) != "full")
-        self._lines = LiveLines(choose(os.environ), command, file)
+        depth = palette.choose(os.environ)
+        palette.use(depth)
+        super().__init__(ansi_color=depth != "full")
+        self._glyphs = choose(os.environ)
+        self._lines = LiveLines(self._glyphs, command, file)
         self._status = status
         self._output = output
         self._toggle = toggle
@@ -60,25 +66,33 @@ class RecordApp(App[None]):
         self._done = done
 
     def compose(self) -> ComposeResult:
-        yield Static(id="above", markup=False)
-        yield Static(id="output", markup=False)
-        yield Footer()
+        yield Canvas(self._header, self._glyphs, id="header")
+        yield Canvas(self._body, self._glyphs, id="body")
+        yield Footer(show_command_palette=False, compact=True)
 
     def on_mount(self) -> None:
+        self.screen.set_class(self._glyphs.ascii, "-ascii")
+        self.query_one("#header", Canvas).can_focus = False
         self.set_interval(REFRESH_S, self.poll)
-        self.poll()
 
     def on_resize(self, event: Resize) -> None:
+        super().on_resize(event)
         self._resize(max(4, event.size.height - 8), max(20, event.size.width))
 
+    def _header(self, width: int, _height: int) -> list[Row]:
+        return [*self._lines.header(self._status(), width), ()][:2]
+
+    def _body(self, width: int, height: int) -> list[Row]:
+        """What was recorded, then as much of the program's output as there is room for."""
+        rows = self._lines.body(self._status(), width)
+        title = rule(row(Span("the program says", "strong")), (), width, self._glyphs.track)
+        said = self._output(max(1, height - len(rows) - 1))
+        return [*rows, title, *(row(Span(t)) for t in self._lines.output(said, width))]
+
     def poll(self) -> None:
-        width = max(20, self.size.width)
-        above = "\n".join(self._lines.lines(self._status(), width))
-        self.query_one("#above", Static).update(Text(above, no_wrap=True))
-        pane = self.query_one("#output", Static)
-        rows = max(1, pane.size.height - 1)
-        lines = self._lines.output(self._output(rows), width)
-        pane.update(Text("\n".join(lines), no_wrap=True))
+        with self.batch_update():
+            for canvas in self.query(Canvas):
+                canvas.redraw()
         if self._done():
             self.exit()
 

@@ -9,8 +9,10 @@ from typing import Protocol
 
 from llmprof.plaintext import one_line
 from llmprof.records import GpuSample
+from llmprof.tui.drawing.cells import Row, Span, fit, fit_label, row, spread
 from llmprof.tui.drawing.glyphs import Glyphs
 from llmprof.tui.drawing.numbers import plain
+from llmprof.tui.drawing.palette import accent
 
 HISTORY = 60
 """Seconds of a lane's kernels/s."""
@@ -84,37 +86,53 @@ class LiveLines:
         self._output = one_line(output, 60)
         self._rates = Rates()
 
-    def lines(self, status: Status | None, width: int, now: float | None = None) -> list[str]:
-        """Everything above the program's output."""
+    def header(self, status: Status | None, width: int) -> list[Row]:
+        """What is recorded, into which file, for how long; whether it is just now."""
+        left = row(Span("llmprof", "bright"), Span(f"  {self._command}", "strong"))
         if status is None:
-            return [self._text(f" {self._command}: starting"[:width])]
-        counts = {"": status.kernels, "steps": status.steps}
-        counts |= {f"lane {i}": lane.kernels for i, lane in enumerate(status.lanes)}
-        self._rates.take(counts, time.monotonic() if now is None else now)
+            return [spread(left, row(Span("starting", "dim")), width), ()]
         glyph = self._glyphs.running if status.window_open else self._glyphs.paused
         state = "recording" if status.window_open else "not recording"
         minutes, seconds = divmod(int(status.seconds), 60)
-        found = [
-            f" {glyph} {state}  {minutes:02}:{seconds:02}  {self._command} → {self._output}",
-            f"   kernels {status.kernels:,} · {self._rates.last('')}/s    steps "
-            + (f"{status.steps:,} · {self._rates.last('steps')}/s" if status.steps else "–")
-            + f"    {status.bytes_read / 2**20:,.0f} MiB read",
-            "",
-        ]
-        room = max(8, width - LABEL - 46)
+        right = row(
+            Span(f"{minutes}:{seconds:02}", "dim"),
+            Span(f"   {glyph} {state}", "good" if status.window_open else "warn"),
+        )
+        return [spread(left, right, width), fit(row(Span(f"to {self._output}", "dim")), width)]
+
+    def body(self, status: Status | None, width: int, now: float | None = None) -> list[Row]:
+        """A line a process, a line a GPU, and what the recording has to say."""
+        if status is None:
+            return []
+        counts = {"": status.kernels, "steps": status.steps}
+        counts |= {f"lane {i}": lane.kernels for i, lane in enumerate(status.lanes)}
+        self._rates.take(counts, time.monotonic() if now is None else now)
+        name_width = max(12, min(LABEL, width - 50))
+        head = f"  {'process':<{name_width}}{'kernels':>13}{'a second':>10}{'ranges':>11}"
+        found = [fit(row(Span(head, "dim"), Span("  last minute", "dim")), width)]
+        room = max(0, width - name_width - 38)
         for i, lane in enumerate(status.lanes[:MOST_LANES]):
-            name = one_line(lane.label, LABEL).ljust(LABEL)
+            name = fit_label(one_line(lane.label, LABEL), name_width)
+            counted = f"{lane.kernels:>13,}{self._rates.last(f'lane {i}'):>10}{lane.ranges:>11,}"
             bars = self._bars(self._rates.of(f"lane {i}"), room)
-            rate = self._rates.last(f"lane {i}")
-            counts_text = f"{lane.kernels:>13,} {rate:>7}/s {lane.ranges:>9,} ranges"
-            found.append(f" {self._glyphs.lane} {name} {counts_text} {bars}")
+            mark = Span(f"{self._glyphs.lane} ", accent(i))
+            found.append(fit(row(mark, Span(name, f"{accent(i)} strong"), Span(counted),
+                                 Span(f"  {bars}", "dim")), width))  # fmt: skip
         if len(status.lanes) > MOST_LANES:
-            found.append(f"   and {len(status.lanes) - MOST_LANES} processes more")
+            more = f"  and {len(status.lanes) - MOST_LANES} processes more"
+            found.append(row(Span(more, "dim")))
         if not status.lanes:
-            found.append("   no process has done anything on a GPU yet")
-        found += ["", *(_gpu(sample) for sample in status.samples)]
-        found += [f" ! {one_line(text, 200)}" for text in status.said]
-        return [self._text(line[:width]) for line in found]
+            found.append(row(Span("  no process has done anything on a GPU yet", "dim")))
+        steps = f"{status.steps:,}, {self._rates.last('steps')} a second" if status.steps else "–"
+        total = (
+            f"  {status.kernels:,} kernels, {self._rates.last('')} a second · steps {steps}"
+            f" · {status.bytes_read / 2**20:,.0f} MiB read"
+        )
+        found.append(fit(row(Span(total)), width))
+        found += [fit(row(Span(_gpu(sample), "dim")), width) for sample in status.samples]
+        for text in status.said:
+            found.append(fit(row(Span("! ", "warn"), Span(one_line(text, 200))), width))
+        return found
 
     def output(self, lines: Sequence[str], width: int) -> list[str]:
         return [self._text(one_line(line, width)) for line in lines]
@@ -141,4 +159,4 @@ def _gpu(sample: GpuSample) -> str:
         (sample.gpm_dram_bw_pct, "DRAM {:3.0f} %"),
     ]
     shown = [text.format(value) for value, text in parts if value is not None]
-    return f"   GPU {sample.device}  " + "  ".join(shown)
+    return f"  GPU {sample.device}  " + "  ".join(shown)
