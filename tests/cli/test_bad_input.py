@@ -30,6 +30,7 @@ import pytest
         (["--from", "x.sqlite", "--engine", "torch"], "--from"),
         (["--from", "x.sqlite", "--rounds", "3"], "takes no --rounds"),
         (["--host-native", "--host-blocking"], "not allowed with"),
+        (["--engine", "fake", "--trace", "steps", "--host-native"], "--trace steps leaves out"),
         (["--modle", "tiny"], "did you mean --model?"),
         (["--engin=fake"], "did you mean --engine?"),
     ],

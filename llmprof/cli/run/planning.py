@@ -100,6 +100,12 @@ def _bandwidth(arguments: argparse.Namespace, config: Config) -> BandwidthLevel:
 
 
 def _host(arguments: argparse.Namespace, config: Config) -> HostPlan:
+    asked = [o for o in ("host_native", "host_blocking", "host_rate") if getattr(arguments, o)]
+    none = "--no-host" if arguments.no_host else ""
+    none = "--trace steps" if arguments.trace == "steps" else none
+    if asked and none:
+        option = f"--{asked[0].replace('_', '-')}"
+        raise UsageError(f"{option} is about host stacks, which {none} leaves out")
     if arguments.no_host:
         return HostPlan(rate_hz=0)
     usual = default_rate_hz(arguments.host_native, arguments.host_blocking)
