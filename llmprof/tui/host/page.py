@@ -20,6 +20,8 @@ from llmprof.tui.drawing.cells import Row, Span, beside, clean, fit, fit_text, r
 from llmprof.tui.view import Lane, View, trace_or_why
 
 _BAR: Final = 12
+_SIDE: Final = 55
+"""Each of several engines side by side has at least this: names and values stay in one piece."""
 _NARROW: Final = 76
 """Below this width a flame has half a bar: names need the room."""
 _SMALLEST: Final = 0.02
@@ -38,8 +40,13 @@ def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     lanes = view.lanes(snapshot)
     engines = {clean(e.label): e for e in trace.engines}
     out = _difference(trace, view, width)
-    if width < 110 and len(lanes) > 1:
-        lanes = [lane for lane in lanes if lane.focused] or lanes[:1]
+    fits = max(1, width // _SIDE)
+    if fits < len(lanes):
+        # From the one in focus on, in order: tab brings the others.
+        at = next((i for i, lane in enumerate(lanes) if lane.focused), 0)
+        note = f"{fits} of {len(lanes)} engines · tab: the next"
+        out.append(fit(row(Span(note, "dim")), width))
+        lanes = [lanes[(at + i) % len(lanes)] for i in range(fits)]
     each = (width - 2 * (len(lanes) - 1)) // max(1, len(lanes))
     blocks = [
         _lane(engines[name], lane, view, each)
