@@ -45,6 +45,9 @@ def header(snapshot: Snapshot, view: View, width: int) -> list[Row]:
         "failed": glyphs.failed,
     }[snapshot.state]
     right: list[Span] = []
+    if view.zoom and len(snapshot.engines) > 1:
+        alone = f"1 of {len(snapshot.engines)} engines (enter: all)"
+        right += [Span(f" {alone} ", "chip"), Span("  ")]
     if view.reading is not None:
         right += _reading(view.reading, view.glyphs)
     if snapshot.warnings:
@@ -98,7 +101,7 @@ def body(snapshot: Snapshot, view: View, width: int, height: int) -> list[Row]:
     if view.page == "timeline":
         return timeline_page.page(snapshot, view, width, height)
     if view.page == "compare":
-        return compare_page.page(snapshot, view, width)
+        return compare_page.page(snapshot, view, width, height)
     if view.page == "memory":
         return memory_page.page(snapshot, view, width, height)
     if view.page == "ranks":

@@ -30,6 +30,9 @@ from llmprof.tui.view import CompareView, Lane, View, trace_or_why
 _NAME: Final = 24
 _NAMED: Final = 0.5
 """With less of the time in kernels of one name, kernels are paired by what they do."""
+_LOW: Final = 30
+"""Rows below which the waterfall has ``_MOST_PARTS`` lines."""
+_MOST_PARTS: Final = 6
 _SMALL: Final = 500
 """ns a step below which a change has no colour."""
 
@@ -61,8 +64,9 @@ class Entry:
         return abs(change) if change is not None else max(x[1] for x in (self.a, self.b) if x)
 
 
-def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
-    """Waterfall first: it says why; then every kernel."""
+def page(snapshot: Snapshot, view: View, width: int, height: int = 99) -> list[Row]:
+    """Waterfall first: it says why; then every kernel. The page scrolls; of a small ``height`` the
+    waterfall leaves some to the kernels."""
     trace = trace_or_why(snapshot, view, width)
     if isinstance(trace, list):
         return trace
@@ -72,7 +76,7 @@ def page(snapshot: Snapshot, view: View, width: int) -> list[Row]:
     step = shown_step(view)
     out: list[Row] = []
     if a is not None:
-        out += _fall(snapshot, trace, a, b, view, step, width)
+        out += _fall(snapshot, trace, a, b, view, step, (width, height))
     if view.compare.roles:
         return [*out, *roles.table(trace, a, b, view, width)]
     if any(t.whole for t in trace.lanes.lanes[b.index].tracks):
@@ -146,9 +150,16 @@ def verdict(
 
 
 def _fall(
-    snapshot: Snapshot, trace: RunTrace, a: Lane, b: Lane, view: View, step: int | None, width: int
+    snapshot: Snapshot,
+    trace: RunTrace,
+    a: Lane,
+    b: Lane,
+    view: View,
+    step: int | None,
+    size: tuple[int, int],
 ) -> list[Row]:
     glyphs = view.glyphs
+    width, height = size
     fall = chosen_fall(trace, a.index, b.index, view.compare.basis, step)
     title = row(
         Span("A ", "dim"), Span(clean(a.engine.label), f"{a.accent} strong"),
@@ -165,30 +176,40 @@ def _fall(
         return out
     if isinstance(fall, Unavailable):
         return [*out, *(row(Span(t, "dim")) for t in wrap(clean(fall.reason), width)), ()]
-    out += _parts(fall, width, view)
+    out += _parts(fall, width, view, _MOST_PARTS if height < _LOW else len(fall.parts))
     note = f"{fall.provenance}: {clean(fall.note)}"
     return [*out, *(row(Span(line, "dim")) for line in wrap(note, width)), ()]
 
 
-def _parts(fall: Waterfall, width: int, view: View) -> list[Row]:
-    """ms a step of both, and the change as a bar to the left (less) or the right (more)."""
+def _parts(fall: Waterfall, width: int, view: View, most: int) -> list[Row]:
+    """ms a step of both, and the change as a bar to the left (less) or the right (more); the
+    smallest changes of more than ``most`` as one."""
     glyphs = view.glyphs
     largest = max((abs(p.delta_ns) for p in fall.parts), default=0) or 1
     half = max(4, min(24, (width - _NAME - 2 - 48) // 2))
     head = f"{'ms a step':<{_NAME + 2}}{'A':>9}{'share':>6}{'B':>10}{'share':>6}{'change':>10}"
     out: list[Row] = [fit(row(Span(head, "dim")), width)]
-    for p in fall.parts:
-        role = category_role(p.category)
-        cells = round(half * abs(p.delta_ns) / largest)
-        less = p.delta_ns < 0
-        change = "dim" if abs(p.delta_ns) < _SMALL else "good" if less else "fail"
+    shown = fall.parts if len(fall.parts) <= most else fall.parts[: most - 1]
+    lines = [
+        (category_letter(p.category), category_role(p.category), clean(part_name(fall, p)),
+         p.a_ns, p.b_ns)
+        for p in shown
+    ]  # fmt: skip
+    if rest := fall.parts[len(shown) :]:
+        summed = sum(p.a_ns for p in rest), sum(p.b_ns for p in rest)
+        lines.append((" ", "dim", f"{len(rest)} smaller changes", *summed))
+    for letter, role, name, a_ns, b_ns in lines:
+        delta = b_ns - a_ns
+        cells = round(half * abs(delta) / largest)
+        less = delta < 0
+        change = "dim" if abs(delta) < _SMALL else "good" if less else "fail"
         bar = glyphs.bars[-1] * cells
         line = row(
-            Span(f"{category_letter(p.category)} ", role),
-            Span(fit_text(clean(part_name(fall, p)), _NAME), role),
-            Span(f"{p.a_ns / 1e6:9.3f}"), Span(f"{_share(p.a_ns, fall.a_ns):>6}", "dim"),
-            Span(f"{p.b_ns / 1e6:10.3f}"), Span(f"{_share(p.b_ns, fall.b_ns):>6}", "dim"),
-            Span(f"{p.delta_ns / 1e6:+10.3f}  ", change),
+            Span(f"{letter} ", role),
+            Span(fit_text(name, _NAME), role),
+            Span(f"{a_ns / 1e6:9.3f}"), Span(f"{_share(a_ns, fall.a_ns):>6}", "dim"),
+            Span(f"{b_ns / 1e6:10.3f}"), Span(f"{_share(b_ns, fall.b_ns):>6}", "dim"),
+            Span(f"{delta / 1e6:+10.3f}  ", change),
             Span(bar.rjust(half) if less else " " * half, "good"),
             Span(glyphs.tick[1], "track"),
             Span("" if less else bar, "fail"),
