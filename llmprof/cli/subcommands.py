@@ -13,7 +13,7 @@ from importlib import import_module
 from llmprof.cli.examples import epilog
 from llmprof.cli.frame import Formatter, Parser, add_config, add_step_range, late
 
-EXPORTS = ("nsys", "perfetto", "chrome", "parquetdir", "csv", "markdown", "html", "json",
+EXPORTS = ("html", "perfetto", "nsys", "chrome", "parquetdir", "csv", "markdown", "json",
            "benchmark-report", "llama-bench", "speedscope", "collapsed")  # fmt: skip
 
 Adder = Callable[[argparse.ArgumentParser], None]
