@@ -125,6 +125,17 @@ class RankedEngine(Engine, Protocol):
     def ranks(self) -> Sequence[RankProcess]:
         """All of them, rank 0 first; one alone where the engine was not asked for more."""
 
+    def start_metronomes(self, boards: dict[int, str], tick_ns: int, reader: int) -> dict[int, int]:
+        """Let each rank behind 0 start a child that dates the samples of its host stacks
+        (``tracers.pyspy.metronome.spawn``), and let ``reader`` read it.
+
+        Args:
+            boards: rank → file mapping of its child.
+
+        Returns:
+            Rank → process id of that child.
+        """
+
     def start_rank_traces(self, serial: int) -> None:
         """Let the ranks behind 0 record round ``serial``, while the device is idle."""
 

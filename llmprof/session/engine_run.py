@@ -335,13 +335,15 @@ class EngineRun:
             reason = "nsys has the worker to itself (--capture)" if plan.capture else switched_off
             self._recorder.missing([Missing(self.record.label, "host", reason)])
             return None
-        return HostSampling(plan.host, self._folders[0].path, self._client.pid)
+        further = self.record.traced_ranks[1:]
+        return HostSampling(plan.host, self._folders[0].path, self._client.pid, further)
 
     def _keep_host(self, host: HostSampling, record: RoundRecord | None) -> None:
-        label, further = self.record.label, self.record.traced_ranks[1:]
-        lacking = host.finish(self._recorder, record, further)
+        label = self.record.label
+        host.finish(self._recorder, record)
         missing = [
-            Missing(label, f"host of rank {rank}", one_line(why)) for rank, why in lacking.items()
+            Missing(label, f"host of rank {rank}", one_line(why))
+            for rank, why in host.missing.items()
         ]
         if host.why is not None:
             missing.append(Missing(label, "host", one_line(host.why.reason)))

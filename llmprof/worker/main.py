@@ -190,7 +190,11 @@ class Worker:
         """Let py-spy in, and start the child that dates its samples; that ends by itself."""
         metronome.let_read(ask["reader"])
         self._metronome = metronome.spawn(ask["board"], ask["tick_ns"], ask["reader"])
-        self.done(pid=self._metronome.pid)
+        boards = {int(rank): str(path) for rank, path in ask["ranks"].items()}
+        ranks: dict[int, int] = {}
+        if boards and isinstance(self.engine, RankedEngine):
+            ranks = self.engine.start_metronomes(boards, ask["tick_ns"], ask["reader"])
+        self.done(pid=self._metronome.pid, ranks=ranks)
 
     def ready(self) -> tuple[Engine, StampBoard]:
         if self.engine is None or self.board is None:

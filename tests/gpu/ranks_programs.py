@@ -77,59 +77,49 @@ def kernels_of(path: Path) -> list[dict[str, Any]]:
 
 
 def bandwidth(rank: int, sizes: list[int]) -> None:
-    """Time of one all-reduce in place, in a CUDA graph of many.
+    """Time of one all-reduce in place, as nccl-tests: launched one after the other, the host
+    synchronises once, time / count.
 
-    As nccl-tests: all ranks begin together, the host synchronises once, time / count. A spinning
-    kernel and one all-reduce go first, so that the whole graph is on the device before the clock
-    starts and no launch is in the time. That time holds the gap between two kernels; the kernel
-    alone is torch.profiler's, also behind a spinning kernel.
+    A spinning kernel and one all-reduce go first, so that all launches are made before the clock
+    starts: a host that takes 20 µs a launch would be measured else. (In a CUDA graph of nothing but
+    all-reduces each one took 40 µs, whatever its size: NCCL's 4 kB of arguments a node.) The time
+    holds the gap between two kernels; the kernel alone is torch.profiler's of the same launches.
     """
     import torch
     import torch.distributed as dist
     from torch.profiler import ProfilerActivity, profile
 
+    def launch(buffer: Any, many: int) -> tuple[Any, Any]:
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda._sleep(80_000_000)  # about 40 ms
+        dist.all_reduce(buffer)
+        begin.record()
+        for _ in range(many):
+            dist.all_reduce(buffer)
+        end.record()
+        torch.cuda.synchronize()
+        return begin, end
+
     for size in sizes:
         buffer = torch.zeros(size // 2, dtype=torch.float16, device=f"cuda:{rank}")
-        many = 400 if size < 1 << 20 else 100 if size < 1 << 24 else 20
-        for _ in range(5):
-            dist.all_reduce(buffer)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            for _ in range(many):
-                dist.all_reduce(buffer)
-        graph.replay()
-        torch.cuda.synchronize()
-        times = []
-        for _ in range(7):
-            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(40_000_000)  # about 20 ms
-            dist.all_reduce(buffer)
-            begin.record()
-            graph.replay()
-            end.record()
-            torch.cuda.synchronize()
-            times.append(begin.elapsed_time(end) / many * 1e3)
-        found = {"bytes": size, "rank": rank, "us": sorted(times)[len(times) // 2]}
-        print(json.dumps(found), flush=True)
-        keep.append(graph)
-    for size in sizes:
-        buffer = torch.zeros(size // 2, dtype=torch.float16, device=f"cuda:{rank}")
+        many = 400 if size < 1 << 24 else 50
+        launch(buffer, 5)
+        times = [
+            a.elapsed_time(b) / many * 1e3 for a, b in (launch(buffer, many) for _ in range(5))
+        ]
         with tempfile.TemporaryDirectory() as folder:
             with profile(activities=[ProfilerActivity.CUDA]) as seen:
-                torch.cuda._sleep(40_000_000)
-                for _ in range(60):
-                    dist.all_reduce(buffer)
-                torch.cuda.synchronize()
+                launch(buffer, 60)
             trace = Path(folder) / "trace.json"
             seen.export_chrome_trace(str(trace))
             durations = sorted(k["dur"] for k in kernels_of(trace)[-40:])
-        middle = durations[len(durations) // 2] if durations else None
-        print(json.dumps({"bytes": size, "rank": rank, "kernel_us": middle}), flush=True)
-
-
-keep: list[Any] = []
-"""Graphs with collectives: taking one down has been seen to hang."""
+        found = {
+            "bytes": size,
+            "rank": rank,
+            "us": sorted(times)[len(times) // 2],
+            "kernel_us": durations[len(durations) // 2] if durations else None,
+        }
+        print(json.dumps(found), flush=True)
 
 
 def profiled(rank: int, folder: Path) -> None:

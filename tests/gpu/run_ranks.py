@@ -126,13 +126,13 @@ def on_the_spot(world: int) -> None:
         for line in start(world, 29611, "bandwidth", ",".join(map(str, sizes)))
         if line.startswith("{")
     ]
-    print("| bytes | µs in a graph | bus GB/s | kernel µs | bus GB/s of the kernel |")
+    print("| bytes | µs each | bus GB/s | kernel µs | bus GB/s of the kernel |")
     print("|---|---|---|---|---|")
     found: dict[int, dict[str, float]] = {}
     for size in sizes:
         mine = [row for row in rows if row["bytes"] == size]
-        us = max(row.get("us", 0.0) for row in mine)
-        kernel = min(row["kernel_us"] or 0.0 for row in mine if "kernel_us" in row)
+        us = max(row["us"] for row in mine)
+        kernel = min(row["kernel_us"] or 0.0 for row in mine)
         factor = 2 * (world - 1) / world / 1e3
         one = {"us": us, "bus_gb_s": size / us * factor, "kernel_us": kernel}
         one["kernel_bus_gb_s"] = size / kernel * factor if kernel else 0.0
@@ -153,12 +153,12 @@ def against_the_spot(group: dict[str, Any], model: str, batch: int) -> None:
     if spot is None:
         return
     seen, kernel = line["bus_gb_s"] or 0.0, spot["kernel_bus_gb_s"]
-    # A size that takes 7 µs is latency, which the kernels before it in a step move a little.
-    near = 1.5 if size < 1 << 20 else 1.2
+    # In a step other kernels have had the caches and the clock; on the spot the same buffer is
+    # reduced again and again.
     check(
-        kernel / near <= seen <= kernel * near,
-        f"bus bandwidth of {size} bytes: {seen:.3f} GB/s in the step, {kernel:.3f} GB/s by the"
-        f" kernel on the spot, {spot['bus_gb_s']:.3f} GB/s by time in a graph",
+        kernel / 1.3 <= seen <= kernel * 1.3,
+        f"bus bandwidth of {size} bytes: {seen:.3f} GB/s in the step; on the spot {kernel:.3f} GB/s"
+        f" by the kernel, {spot['bus_gb_s']:.3f} GB/s by nccl-tests' formula",
     )
     link = group["gpus"][0]["nvlink_gb_s"] if group["gpus"] else None
     check(bool(link) and seen < link, f"NVLink carries {link} GB/s by NVML")

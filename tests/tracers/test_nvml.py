@@ -105,9 +105,20 @@ def second_gpu(name: str = "NVIDIA H100 80GB HBM3") -> str:
     return text.replace("name NVIDIA H100 80GB HBM3", f"name {name}")
 
 
-def test_nvlink_is_active_links_times_the_rate_of_one(trace: Trace) -> None:
-    result = trace(H100 + "gpu 0 nvlinks 12\ngpu 0 nvlink_mbps 26562\n")
-    assert result["devices"][0]["nvlink_gb_s"] == pytest.approx(12 * 26.562)
+@pytest.mark.parametrize(
+    ("said", "each"),
+    [
+        ("nvlink_mbps 26562", 26.562),
+        ("nvlink_common_mbps 25781", 25.781),  # the driver is older
+        ("nvlink_version 6", 25.0),  # it says no rate at all
+    ],
+)
+def test_nvlink_is_the_rate_of_all_active_links(trace: Trace, said: str, each: float) -> None:
+    result = trace(H100 + f"gpu 0 nvlinks 12\ngpu 0 {said}\n")
+    assert result["devices"][0]["nvlink_gb_s"] == pytest.approx(12 * each)
+
+
+def test_an_nvlink_rate_that_is_refused_is_said(trace: Trace) -> None:
     refused = trace(H100 + "gpu 0 nvlinks 12\n")
     assert refused["devices"][0]["nvlink_gb_s"] is None
     assert "device.nvlink_gb_s" in [row[1] for row in refused["missing"]]

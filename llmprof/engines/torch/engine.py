@@ -207,6 +207,14 @@ class TorchEngine:
     def ranks(self) -> Sequence[RankProcess]:
         return self._ranks or [RankProcess(0, os.getpid(), self._info.device)]
 
+    def start_metronomes(self, boards: dict[int, str], tick_ns: int, reader: int) -> dict[int, int]:
+        if self._group is None or not boards:
+            return {}
+        ask = {"do": "metronome", "tick_ns": tick_ns, "reader": reader}
+        with self._whole_group():
+            self._group.tell_each({r: {**ask, "board": boards[r]} for r in self._group.pids})
+            return {r: int(f["pid"]) for r, f in self._group.answers(ANSWER_S).items()}
+
     def start_rank_traces(self, serial: int) -> None:
         if self._group is None:
             return
@@ -278,7 +286,6 @@ class TorchEngine:
             "rendezvous": self._group.rendezvous,
             "trace": request.trace,
             "spool": None if request.spool is None else rank_spool(request.spool, rank),
-            "reader": None if request.trace is None else os.getppid(),
             "board": str(self._group.board_path) if self._on_board else None,
         }
 

@@ -7,6 +7,7 @@ a GPU it comes over the ``StepBoard``, else as a request.
 from __future__ import annotations
 
 import os
+import subprocess
 import time
 import traceback
 from pathlib import Path
@@ -17,7 +18,7 @@ from llmprof.engines.base import LoadRequest
 from llmprof.engines.torch.step_board import StepBoard
 from llmprof.errors import LlmprofError, MissingPackage, ModelError, OutOfMemory, UsageError
 from llmprof.records import Unavailable
-from llmprof.tracers.pyspy.metronome import let_read
+from llmprof.tracers.pyspy import metronome
 
 if TYPE_CHECKING:
     from llmprof.engines.torch.engine import TorchEngine
@@ -48,13 +49,12 @@ class _Rank:
         self.engine: TorchEngine | None = None
         self.tracer: CuptiTracer | None = None
         self.board: StepBoard | None = None
+        self.beat: subprocess.Popen[bytes] | None = None
         self.messages = self.steps = 0
         """Done so far."""
 
     def load(self, ask: dict[str, Any]) -> None:
         facts: dict[str, Any] = {}
-        if ask["reader"] is not None:
-            let_read(ask["reader"])
         if ask["spool"] is not None:
             # Before CUDA: kinds must be on before the context and the first graph.
             from llmprof.tracers.cupti.tracer import LEVELS, CuptiTracer
@@ -111,7 +111,16 @@ class _Rank:
         else:
             self.done(**facts)
 
+    def metronome(self, ask: dict[str, Any]) -> None:
+        """Let py-spy in, and start the child that dates its samples."""
+        metronome.let_read(ask["reader"])
+        self.beat = metronome.spawn(ask["board"], ask["tick_ns"], ask["reader"])
+        self.done(pid=self.beat.pid)
+
     def close(self) -> None:
+        if self.beat is not None:
+            self.beat.kill()
+            self.beat.wait()
         if self.engine is not None:
             self.engine.close()
         if self.tracer is not None:
@@ -173,6 +182,7 @@ def serve(read_fd: int, write_fd: int) -> None:
         "reset": rank.reset,
         "begin_trace": rank.begin_trace,
         "end_trace": rank.end_trace,
+        "metronome": rank.metronome,
     }
     code = 0
     try:

@@ -90,22 +90,48 @@ def _sm_count(nvml: Any, handle: Any) -> int:
 
 
 def _nvlink_gb_s(nvml: Any, handle: Any) -> float | None:
-    """Active links times the rate of one (NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON): 18 of 26.562 GB/s
-    on an H100 SXM. ``None`` where no link is active or NVML knows of none."""
-    links = 0
+    """The rates of all active links added up: 18 of 26.562 GB/s on an H100 SXM. ``None`` where no
+    link is active or NVML knows of none.
+
+    Drivers say the rate of a link as NVLINK_GET_SPEED, older ones one of all as SPEED_MBPS_COMMON
+    (nvml.h); a driver that says neither knows the links' version, and NVIDIA's data sheets have
+    its rate.
+    """
+    active = []
     for link in range(nvml.NVML_NVLINK_MAX_LINKS):
         try:
-            links += bool(nvml.nvmlDeviceGetNvLinkState(handle, link))
+            if nvml.nvmlDeviceGetNvLinkState(handle, link):
+                active.append(link)
         except nvml.NVMLError:
             break  # NVML refuses the number after the last link
-    if not links:
+    if not active:
         return None
-    (found,) = nvml.nvmlDeviceGetFieldValues(handle, [nvml.NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON])
-    if found.nvmlReturn:
-        raise nvml.NVMLError(found.nvmlReturn)
-    return links * int(found.value.uiVal) / 1000 or None
+    wanted = [(nvml.NVML_FI_DEV_NVLINK_GET_SPEED, link) for link in active]
+    speeds = _field_values(nvml, handle, wanted)
+    if not all(speeds):
+        speeds = _field_values(nvml, handle, [(nvml.NVML_FI_DEV_NVLINK_SPEED_MBPS_COMMON, 0)])
+        speeds = speeds * len(active)
+    if all(speeds):
+        return sum(speeds) / 1000
+    versions = [nvml.nvmlDeviceGetNvLinkVersion(handle, link) for link in active]
+    return (
+        sum(_LINK_GB_S[version] for version in versions)
+        if set(versions) <= set(_LINK_GB_S)
+        else None
+    )
 
 
+def _field_values(nvml: Any, handle: Any, fields: list[tuple[int, int]]) -> list[int]:
+    """Unsigned values; 0 where NVML refuses one."""
+    try:
+        found = nvml.nvmlDeviceGetFieldValues(handle, fields)
+    except nvml.NVMLError:
+        return [0] * len(fields)
+    return [0 if one.nvmlReturn else int(one.value.uiVal) for one in found]
+
+
+_LINK_GB_S = {1: 20.0, 2: 25.0, 3: 25.0, 4: 25.0, 5: 25.0, 6: 25.0, 7: 50.0}
+"""GB/s of one link in one direction by NVML_NVLINK_VERSION: 1.0, 2.0, 2.2, 3.0, 3.1, 4.0, 5.0."""
 _CORES_PER_SM = {
     **dict.fromkeys([(7, 0), (7, 2), (7, 5), (8, 0)], 64),
     **dict.fromkeys([(8, 6), (8, 7), (8, 9), (9, 0), (10, 0), (10, 3), (12, 0), (12, 1)], 128),

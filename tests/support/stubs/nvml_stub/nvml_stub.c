@@ -349,6 +349,14 @@ int nvmlDeviceGetNvLinkState(Table *gpu, unsigned link, unsigned *active) {
     if (!result) *active = link < value;
     END;
 }
+int nvmlDeviceGetNvLinkVersion(Table *gpu, unsigned link, unsigned *version) {
+    double value = 0;
+    (void)link;
+    BEGIN(gpu);
+    if (!result) result = take(gpu, "nvlink_version", &value);
+    if (!result) *version = (unsigned)value;
+    END;
+}
 typedef struct {
     unsigned id, scope;
     long long timestamp, latency;
@@ -359,7 +367,8 @@ int nvmlDeviceGetFieldValues(Table *gpu, int count, FieldValue *out) {
     double value = 0;
     BEGIN(gpu);
     for (int i = 0; !result && i < count; i++) {
-        out[i].status = out[i].id == 90 ? take(gpu, "nvlink_mbps", &value) : NOT_SUPPORTED;
+        const char *key = out[i].id == 164 ? "nvlink_mbps" : out[i].id == 90 ? "nvlink_common_mbps" : "";
+        out[i].status = take(gpu, key, &value);
         out[i].value.u = (unsigned)value;
     }
     END;
