@@ -28,7 +28,11 @@ import time
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
+sys.path[:0] = [
+    str(ROOT),
+    str(ROOT / "tests" / "support" / "stubs"),
+    str(ROOT / "tests" / "support"),
+]
 TIMES = (
     "tok_s", "ttft_ms", "step_ms", "itl_p50_ms", "itl_p90_ms", "itl_p99_ms", "prefill_tok_s",
     "slowdown", "busy_ms", "idle_ms", "traced_step_ms", "load_s", "modelled_gb_s", "j_per_token",

@@ -32,7 +32,11 @@ from itertools import pairwise
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "support")]
+sys.path[:0] = [
+    str(ROOT),
+    str(ROOT / "tests" / "support" / "stubs"),
+    str(ROOT / "tests" / "support"),
+]
 BUDGETS = {"local": 0.2, "ray": 1.0, "report": 5.0, "paint": 1.0}
 FAILS = ["--engine", "torch", "--model", "no-such-model"]
 

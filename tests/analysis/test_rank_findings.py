@@ -11,7 +11,7 @@ from ranks_factory import group
 from llmprof.analysis.findings.rank_rules import rank_findings
 from llmprof.analysis.findings.ranked import find
 from llmprof.analysis.findings.subject import Finding
-from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.matched.members import Member
 from llmprof.analysis.ranks.report import report
 from llmprof.analysis.ranks.results import RanksReport
 from llmprof.analysis.view.opening import open_run

@@ -11,10 +11,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks_factory import TRANSFER_NS, group
 
-from llmprof.analysis.ranks.matching import Matched, match
-from llmprof.analysis.ranks.members import Member
-from llmprof.analysis.ranks.operations import bus_factor, operation
-from llmprof.analysis.ranks.parts import split
+from llmprof.analysis.ranks.matched.matching import Matched, match
+from llmprof.analysis.ranks.matched.members import Member
+from llmprof.analysis.ranks.matched.operations import bus_factor, operation
+from llmprof.analysis.ranks.matched.parts import split
 from llmprof.analysis.ranks.report import report
 from llmprof.analysis.ranks.results import RanksReport
 from llmprof.records import Unavailable

@@ -11,7 +11,7 @@ import numpy as np
 import rundata_factory as make
 from numpy.typing import NDArray
 
-from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.matched.members import Member
 from llmprof.records import RoundRecord
 from llmprof.records.processes import RankProcess
 from llmprof.runfile.schema import global_pid

@@ -13,6 +13,7 @@ from pathlib import Path
 HERE = Path(__file__).parent
 if __name__ == "__main__":
     sys.path.insert(0, str(HERE))
+    import rooms  # noqa: F401
 
 import dram_factory  # noqa: E402
 import kineto_factory  # noqa: E402

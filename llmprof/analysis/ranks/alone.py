@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from llmprof.analysis.ranks.lines import collective_line, occupied, payload
-from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.matched.members import Member
 from llmprof.analysis.ranks.results import RankLine, RanksReport
 from llmprof.records import Unavailable
 

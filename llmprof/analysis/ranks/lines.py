@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from llmprof.analysis.device.sweep import covered_ns
-from llmprof.analysis.ranks.members import Member
-from llmprof.analysis.ranks.operations import Sort, bus_factor, operation
+from llmprof.analysis.ranks.matched.members import Member
+from llmprof.analysis.ranks.matched.operations import Sort, bus_factor, operation
 from llmprof.analysis.ranks.results import CollectiveLine
 from llmprof.records import Maybe, Unavailable
 from llmprof.runfile.trace.rows import Ints

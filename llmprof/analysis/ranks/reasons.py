@@ -15,9 +15,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmprof.analysis.device.sweep import Spans, covered_ns
-from llmprof.analysis.ranks.matching import Matched
-from llmprof.analysis.ranks.members import Member
-from llmprof.analysis.ranks.parts import Parts
+from llmprof.analysis.ranks.matched.matching import Matched
+from llmprof.analysis.ranks.matched.members import Member
+from llmprof.analysis.ranks.matched.parts import Parts
 from llmprof.plaintext import one_line
 from llmprof.runfile.trace.rows import Ints
 

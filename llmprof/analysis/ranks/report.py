@@ -9,12 +9,12 @@ from numpy.typing import NDArray
 
 from llmprof.analysis.device.sweep import Spans
 from llmprof.analysis.ranks.alone import alone
-from llmprof.analysis.ranks.clocks import ClockFit
 from llmprof.analysis.ranks.lateness import Lateness, lateness, margin_ns
 from llmprof.analysis.ranks.lines import collective_line, occupied, payload
-from llmprof.analysis.ranks.matching import Matched, match
-from llmprof.analysis.ranks.members import Member
-from llmprof.analysis.ranks.parts import Parts, split
+from llmprof.analysis.ranks.matched.clocks import ClockFit
+from llmprof.analysis.ranks.matched.matching import Matched, match
+from llmprof.analysis.ranks.matched.members import Member
+from llmprof.analysis.ranks.matched.parts import Parts, split
 from llmprof.analysis.ranks.reasons import reason
 from llmprof.analysis.ranks.results import CollectiveLine, RankLine, RanksReport, Verdict
 from llmprof.records import Unavailable

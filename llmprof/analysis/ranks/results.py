@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from llmprof.analysis.device.sweep import Spans
-from llmprof.analysis.ranks.clocks import ClockFit
 from llmprof.analysis.ranks.lateness import Lateness
-from llmprof.analysis.ranks.matching import Matched
-from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.matched.clocks import ClockFit
+from llmprof.analysis.ranks.matched.matching import Matched
+from llmprof.analysis.ranks.matched.members import Member
 from llmprof.analysis.ranks.reasons import Reason
 from llmprof.records import Maybe, Provenance, Unavailable
 from llmprof.runfile.trace.rows import Ints

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.ranks.joins import Joins
+from llmprof.analysis.ranks.matched.joins import Joins
 from llmprof.analysis.timeline.host import HostLane
 from llmprof.analysis.timeline.lod import Curve, LaneWork
 from llmprof.records import PassName, RoundRecord, Unavailable

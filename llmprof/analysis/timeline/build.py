@@ -12,8 +12,8 @@ from llmprof.analysis.bandwidth.reconstruct import Profiles
 from llmprof.analysis.bandwidth.sampled import SampledSteps
 from llmprof.analysis.device.kernels import TracedRound
 from llmprof.analysis.host.stacks import HostTrace
-from llmprof.analysis.ranks.joins import Joins
-from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.matched.joins import Joins
+from llmprof.analysis.ranks.matched.members import Member
 from llmprof.analysis.timeline.axis import (
     Floats,
     Joined,

@@ -11,7 +11,7 @@ import numpy as np
 from llmprof.analysis.bandwidth.pm_steps import weighted_means
 from llmprof.analysis.host.frames import label
 from llmprof.analysis.ranks.gpus import Counted, rank_gpu, with_gpus
-from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.matched.members import Member
 from llmprof.analysis.ranks.results import RanksReport
 from llmprof.analysis.timing.conditions import conditions_of
 from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable

@@ -12,12 +12,12 @@ import numpy as np
 from llmprof.analysis.device.kernels import TracedRound
 from llmprof.analysis.device.naming.categories import Rule
 from llmprof.analysis.device.sweep import Spans
-from llmprof.analysis.ranks.joins import Joins, joins
-from llmprof.analysis.ranks.matching import match
-from llmprof.analysis.ranks.members import Member, member
+from llmprof.analysis.ranks.matched.joins import Joins, joins
+from llmprof.analysis.ranks.matched.matching import match
+from llmprof.analysis.ranks.matched.members import Member, member
+from llmprof.analysis.ranks.matched.twins import SkewReport, twins
 from llmprof.analysis.ranks.report import report
 from llmprof.analysis.ranks.results import RanksReport
-from llmprof.analysis.ranks.twins import SkewReport, twins
 from llmprof.analysis.view.rank_facts import with_facts, with_host
 from llmprof.records import EngineRecord, RoundRecord, RunData, Unavailable
 from llmprof.runfile.foreign.source import TORCH

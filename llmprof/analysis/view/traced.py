@@ -32,10 +32,10 @@ from llmprof.analysis.device.waterfall import (
 )
 from llmprof.analysis.host.causes import GapCauses, GapJudge, judge
 from llmprof.analysis.host.stacks import open_host
-from llmprof.analysis.ranks.joins import Joins
-from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.matched.joins import Joins
+from llmprof.analysis.ranks.matched.members import Member
+from llmprof.analysis.ranks.matched.twins import SkewReport
 from llmprof.analysis.ranks.results import RanksReport
-from llmprof.analysis.ranks.twins import SkewReport
 from llmprof.analysis.timeline.axis import RunLanes
 from llmprof.analysis.timeline.build import build_lane
 from llmprof.analysis.view.falls import Fall, fall_between, timing_step_ns

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import Any
 
-from llmprof.analysis.ranks.clocks import ClockFit
+from llmprof.analysis.ranks.matched.clocks import ClockFit
+from llmprof.analysis.ranks.matched.twins import SkewLine, SkewReport
 from llmprof.analysis.ranks.results import CollectiveLine, RankGpu, RankLine, RanksReport
-from llmprof.analysis.ranks.twins import SkewLine, SkewReport
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable

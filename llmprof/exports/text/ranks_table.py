@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from textwrap import wrap
 
+from llmprof.analysis.ranks.matched.twins import SkewReport
 from llmprof.analysis.ranks.results import RanksReport
-from llmprof.analysis.ranks.twins import SkewReport
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.plaintext import one_line
 from llmprof.records import Maybe, Unavailable

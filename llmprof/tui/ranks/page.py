@@ -8,8 +8,8 @@ from typing import Final
 
 import numpy as np
 
+from llmprof.analysis.ranks.matched.twins import SkewReport
 from llmprof.analysis.ranks.results import CollectiveLine, RankLine, RanksReport
-from llmprof.analysis.ranks.twins import SkewReport
 from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.records import Maybe, Unavailable
 from llmprof.runfile.trace.rows import Ints

@@ -9,7 +9,7 @@ from typing import Final
 import numpy as np
 import rundata_factory as make
 
-from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.matched.members import Member
 from llmprof.ingest.host_stacks import put_rank_samples, put_samples
 from llmprof.records import GpuDevice, GpuSample, PassName, PmRound, RoundRecord
 from llmprof.records.processes import RankProcess

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from llmprof.analysis.device.naming.categories import COMMUNICATION, OTHER, Rule, categorise
 from llmprof.analysis.device.sweep import Spans, Work, collect
-from llmprof.analysis.ranks.operations import Operation, Sort, operation
+from llmprof.analysis.ranks.matched.operations import Operation, Sort, operation
 from llmprof.runfile.trace.rows import ApiRows, Ints, TraceRows
 
 

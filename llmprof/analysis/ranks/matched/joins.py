@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmprof.analysis.device.sweep import Spans
-from llmprof.analysis.ranks.clocks import ClockFit
-from llmprof.analysis.ranks.matching import Matched
+from llmprof.analysis.ranks.matched.clocks import ClockFit
+from llmprof.analysis.ranks.matched.matching import Matched
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmprof.analysis.ranks.clocks import ClockFit, fit
-from llmprof.analysis.ranks.members import Member
-from llmprof.analysis.ranks.operations import WAITS_FOR_ALL, Sort, operation
+from llmprof.analysis.ranks.matched.clocks import ClockFit, fit
+from llmprof.analysis.ranks.matched.members import Member
+from llmprof.analysis.ranks.matched.operations import WAITS_FOR_ALL, Sort, operation
 from llmprof.records import Unavailable
 from llmprof.runfile.trace.rows import Ints
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from llmprof.analysis.ranks.matching import Matched
+from llmprof.analysis.ranks.matched.matching import Matched
 from llmprof.runfile.trace.rows import Ints
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from llmprof.analysis.ranks.members import Member
+from llmprof.analysis.ranks.matched.members import Member
 from llmprof.runfile.trace.rows import Ints
 
 LEAST_KERNELS = 50
