@@ -259,12 +259,15 @@ class Store:
 def _ended(line: bytes) -> Ended | None:
     """``None``: no line that ``put`` wrote, whole and as it was."""
     try:
-        found = Ended(**json.loads(line))
+        text = line.decode()  # strictly: json.loads lets halves of characters in bytes pass
+        found = Ended(**json.loads(text))
     except (ValueError, TypeError, RecursionError):
         return None
+    if "\\u" in text and not is_text(asdict(found)):
+        return None  # nowhere else can half a character come from
     texts = (found.point_id, found.reason, found.node, found.run_file)
     whole = (
-        all(isinstance(text, str) and is_text(text) for text in texts)
+        all(isinstance(text, str) for text in texts)
         and found.state in get_args(State)
         and is_number(found.seconds)
         and isinstance(found.rows, list)

@@ -117,6 +117,7 @@ class RayExecutor:
         self.skipped: dict[str, str] = {}
         self._slots: list[_Slot] = []
         self._told: set[str] = set()
+        self._niced: set[str] = set()
 
     @property
     def words(self) -> str:
@@ -298,6 +299,12 @@ class RayExecutor:
                 return Ended(point.point_id, "failed", reason, node=node.name)
             tell(f"{node.name} was lost ({lost}): {point.words} is run again")
             return None
+        if facts["nice"] and node.node_id not in self._niced:
+            self._niced.add(node.node_id)
+            tell(
+                f"{node.name}: points run at nice +{facts['nice']} and wait for whatever else runs"
+                " there; start that node's Ray with RAY_worker_niceness=0"
+            )
         state: Any = "failed" if facts["reason"] else "done"
         rows, seconds = facts["rows"], facts["seconds"]
         return Ended(point.point_id, state, facts["reason"], rows, seconds, node.name, run_file)

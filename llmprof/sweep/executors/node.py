@@ -71,6 +71,7 @@ class NodeWorker:
 
     def __init__(self, shares: bool) -> None:
         self._folder = OwnFolder("llmprof-sweep-")
+        self._nice = _as_nice_as_the_node()
         # Ray runs an actor's methods on one thread, with which the process would end.
         self._process = PointProcess(shares, _undone(), self._folder.path)
 
@@ -103,6 +104,7 @@ class NodeWorker:
             "seconds": round(ran.seconds, 3),
             "size": size,
             "run_file": kept,
+            "nice": self._nice,
         }
 
     def chunk(self, offset: int) -> bytes:
@@ -115,6 +117,22 @@ class NodeWorker:
         """Remove the run file."""
         for path in self._folder.path.glob("run.sqlite*"):
             path.unlink()
+
+
+def _as_nice_as_the_node() -> int:
+    """Ray gives its workers nice 15, so that a point would wait for whatever else the node does.
+
+    Returns:
+        How much nicer than the node's own process this one stays: 0 where that could be undone,
+        which takes root or CAP_SYS_NICE.
+    """
+    node = os.getpriority(os.PRIO_PROCESS, os.getppid())
+    own = os.getpriority(os.PRIO_PROCESS, 0)
+    try:
+        os.setpriority(os.PRIO_PROCESS, 0, node)
+    except PermissionError:
+        return own - node
+    return 0
 
 
 def _undone() -> dict[str, str | None]:

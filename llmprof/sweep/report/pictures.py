@@ -102,12 +102,12 @@ def _curves(axes: Any, content: Content, metric: str, legend: bool) -> None:
             markersize=4, linewidth=1.4, markevery=max(1, len(places) // 40),
         )  # fmt: skip
         bounds = [(p.x, *b) for p in places if (b := p.interval(metric)) is not None]
-        if bounds:
-            # One collection: an artist an interval makes a thousand places a minute of drawing.
-            axes.vlines(
-                *zip(*bounds, strict=True), alpha=0.5, linewidth=3,
-                color=ENGINES[engines.index(curve.engine) % len(ENGINES)],
-            )  # fmt: skip
+        colour = ENGINES[engines.index(curve.engine) % len(ENGINES)]
+        if len(bounds) > MOST_BARS:
+            # A band: a line an interval is a path each, and a thousand places a minute of drawing.
+            axes.fill_between(*zip(*bounds, strict=True), alpha=0.25, linewidth=0, color=colour)
+        elif bounds:
+            axes.vlines(*zip(*bounds, strict=True), alpha=0.5, linewidth=3, color=colour)
     axes.set_ylabel(METRICS[metric])
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
@@ -216,10 +216,8 @@ def _heat(axes: Any, figure: Any, title: str, axis: str, other: str, lines: list
     xs: dict[float, Place] = {p.x: p for line in lines for p in line.places}
     columns = sorted(xs)
     lines = sorted(lines, key=lambda line: _key(line.held.get(other, "")))
-    cells = [
-        [next((p.value("step_ms") for p in line.places if p.x == x), None) for x in columns]
-        for line in lines
-    ]
+    by_x = [{p.x: p.value("step_ms") for p in line.places} for line in lines]
+    cells = [[steps.get(x) for x in columns] for steps in by_x]
     values = [[float("nan") if v is None else v for v in row] for row in cells]
     image = axes.imshow(values, aspect="auto", cmap="viridis", origin="lower")
     flat = [v for row in cells for v in row if v is not None]
