@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -85,5 +86,18 @@ def test_a_rank_that_dies_is_named_and_ends_the_round() -> None:
         os.kill(victim, signal.SIGKILL)
         with pytest.raises(LlmprofError, match=rf"rank 1 \(process {victim}\) was killed by SIGK"):
             decode(engine, 3)
+    finally:
+        engine.close()
+
+
+def test_a_rank_that_stands_still_ends_the_round_in_bounded_time() -> None:
+    engine = load("tiny", tp="2", timeout="2")
+    try:
+        decode(engine, 1)
+        os.kill(engine.ranks()[1].pid, signal.SIGSTOP)
+        begun = time.monotonic()
+        with pytest.raises(LlmprofError, match=r"did not come to a collective within 2 s"):
+            decode(engine, 3)
+        assert time.monotonic() - begun < 60.0
     finally:
         engine.close()

@@ -10,6 +10,9 @@ from llmprof.engines.pytorch.devices import DTYPES, device_of, dtype_of, threads
 from llmprof.errors import UsageError
 from llmprof.models.presets import LlamaConfig
 
+TIMEOUT_S = 120
+"""After so long in one collective gloo raises, and NCCL's watchdog ends the process."""
+
 
 @dataclass(frozen=True)
 class Choices:
@@ -25,6 +28,8 @@ class Choices:
     synchronous: bool
     world: int
     """Ranks of a tensor-parallel model; 1: none but this."""
+    timeout_s: int
+    """So long a rank waits for the others, in a collective or to meet."""
 
     def check_shape(self, config: LlamaConfig) -> None:
         """Raise ``UsageError`` for a shape that does not divide among the ranks."""
@@ -63,6 +68,7 @@ def choose(options: dict[str, str], torch: Any, rank: int = 0) -> Choices:
     cuda_graph = given.flag("cuda_graph", False)
     if cuda_graph and not on_cuda:
         raise UsageError("torch:cuda_graph=1 needs device=cuda")
+    timeout_s = given.integer("timeout", TIMEOUT_S, 1) or TIMEOUT_S
     threads = threads_of(given, device)
     synchronous = given.flag("sync", True)
     given.done()
@@ -70,4 +76,4 @@ def choose(options: dict[str, str], torch: Any, rank: int = 0) -> Choices:
         # Streams, graphs and the memory pool are those of the current device.
         torch.cuda.set_device(device)
     torch_dtype = getattr(torch, DTYPES[dtype])
-    return Choices(device, dtype, torch_dtype, cuda_graph, threads, synchronous, world)
+    return Choices(device, dtype, torch_dtype, cuda_graph, threads, synchronous, world, timeout_s)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,13 +30,15 @@ if TYPE_CHECKING:
     from llmprof.engines.torch.shards import Shard
 
 
+_TIMED_OUT = re.compile(r"timed? ?out", re.IGNORECASE)
+"""gloo: "Timed out waiting 120000ms for recv operation to complete"; c10d: "wait timeout"."""
 ANSWER_S = 120.0
 """Ranks answer so soon once their device is idle."""
 
 
 class TorchEngine:
     """Options: ``device=cpu|cuda|cuda:N``, ``dtype=fp32|bf16|fp16``, ``cuda_graph=0|1``,
-    ``threads=N``, ``sync=1|0``, ``tp=N``. ``threads`` on a CPU defaults to
+    ``threads=N``, ``sync=1|0``, ``tp=N``, ``timeout=S``. ``threads`` on a CPU defaults to
     ``machine.default_threads`` for all ranks together.
 
     ``sync=0`` lets the host run ahead: the next token is fed back on the device, ``decode_step``
@@ -53,6 +56,7 @@ class TorchEngine:
         self._trace: OpTrace | None = None
         self._group: RankGroup | None = None
         self._on_board = False
+        self._timeout_s = 0
         self._ranks: list[RankProcess] = []
         self._untraced: dict[int, str] = {}
         self._begun: dict[int, str] = {}
@@ -70,6 +74,7 @@ class TorchEngine:
         self._group = group = RankGroup(chosen.world)
         # On a CPU a rank that looks at a board all the time would take the cores of the others.
         self._on_board = chosen.device.type == "cuda"
+        self._timeout_s = chosen.timeout_s
         try:
             progress(f"starting {chosen.world - 1} more ranks", None)
             group.tell_each({rank: self._asked(request, chosen, rank) for rank in group.pids})
@@ -303,7 +308,12 @@ class TorchEngine:
             return why
         from llmprof.engines.torch.group import RankDied
 
-        return RankDied(group.why_dead) if group.wait_for_death() else why
+        if group.wait_for_death():
+            return RankDied(group.why_dead)
+        if _TIMED_OUT.search(str(why)) is None:
+            return why
+        limit = f"{self._timeout_s} s (torch:timeout=)"
+        return RankDied(f"torch: a rank did not come to a collective within {limit}")
 
     def _ready(self) -> EagerLoop:
         if self._loop is None:

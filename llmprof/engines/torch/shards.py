@@ -25,9 +25,6 @@ _ROWS = ("q_proj.weight", "k_proj.weight", "v_proj.weight", "gate_proj.weight", 
 _COLUMNS = ("o_proj.weight", "down_proj.weight")
 _all_gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
 """torch renamed it in 2.13."""
-TIMEOUT = timedelta(seconds=120)
-"""After so long in one collective (or without all ranks at the start) gloo raises, and NCCL's
-watchdog ends the process."""
 PAIR = 4 * 2
 """Bytes of one rank's part of the all-gather for one sequence: a value and a token, fp32 each."""
 
@@ -107,7 +104,7 @@ def meet(chosen: Choices, rank: int, rendezvous: str) -> None:
         init_method=rendezvous,
         rank=rank,
         world_size=chosen.world,
-        timeout=TIMEOUT,
+        timeout=timedelta(seconds=chosen.timeout_s),
         device_id=chosen.device if on_cuda else None,
     )
     # All see each other before any weight is made, and NCCL is set up before a graph is captured.
