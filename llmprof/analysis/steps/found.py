@@ -50,19 +50,29 @@ def stretches(events: Events, found: Detection) -> tuple[tuple[Stretch, ...], ..
     return tuple(tuple(part) for part in rounds if part)
 
 
-def described(found: Detection) -> StepsFound:
+def _other_stream(events: Events, found: Detection, stream: int) -> str:
+    """What a stream does that decodes beside the one whose steps are shown."""
+    mine = found.decode & (found.stream == stream)
+    begin, end = found.begin[mine], found.end[mine]
+    own = np.concatenate([[0], np.cumsum(events.stream == stream)])
+    last = np.minimum(end, len(events) - 1)
+    wall = float(np.median(events.start_ns[last] - events.start_ns[begin])) if len(begin) else 0.0
+    size = float(np.median(own[end] - own[begin])) if len(begin) else 0.0
+    return (
+        f"stream {stream} decodes on its own, {len(begin):,} steps of {size:,.0f} kernels and"
+        f" copies in {wall / 1e6:.3f} ms (medians): its work counts in the steps of stream"
+        f" {found.streams[0]} that it runs in"
+    )
+
+
+def described(events: Events, found: Detection) -> StepsFound:
     """How the steps are known, or why there are none."""
     evidence = found.evidence
     if evidence is None:
         return StepsFound("none", found.reason, candidates=found.candidates)
     rest = int(np.count_nonzero(~found.decode))
     left = [f"{rest:,} other stretches (prefill, change-overs)"] if rest else []
-    if len(found.streams) > 1:
-        names = ", ".join(str(stream) for stream in found.streams[1:])
-        left.append(
-            f"the steps of stream {names}, which decodes on its own: work there counts in the"
-            f" steps of stream {found.streams[0]} that it runs in"
-        )
+    left += [_other_stream(events, found, stream) for stream in found.streams[1:]]
     return StepsFound(
         "detected",
         f"found in the device's own work: {evidence.repeats:,} times {evidence.period:,} kernels"

@@ -257,7 +257,7 @@ class _Opened:
             rows = self._reader.trace_rows(whole, DETECTED, calls=False)
             events = events_of(rows)
             found = detect(events)
-            words = described(found)
+            words = described(events, found)
             if hints:
                 words = replace(words, words=f"{hints['ranges']}; {words.words}")
             words = replace(words, candidates=(*_words(offered), *words.candidates)[:6])

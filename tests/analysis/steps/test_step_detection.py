@@ -15,7 +15,7 @@ from step_factory import Model, Program, requests, step
 
 from llmprof.analysis.steps.detect import Detection, detect, step_of_rows
 from llmprof.analysis.steps.events import Events, events_of
-from llmprof.analysis.steps.found import stretches
+from llmprof.analysis.steps.found import described, stretches
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.records.steps import (
@@ -133,6 +133,12 @@ def test_nothing_repeats() -> None:
         program.run(f"only_once_{n}", 1000)
     assert "repeats" in refusal(program)
     assert detect(Events(*np.empty((8, 0), np.int64), names=())).reason == "there is no device work"
+
+
+def test_a_second_stream_that_decodes_is_told() -> None:
+    events, _ = decode_worlds.make("two threads", 101)
+    left_out = described(events, detect(events)).left_out
+    assert "stream 31 decodes on its own, 70 steps of 364 kernels and copies in" in left_out[-1]
 
 
 def test_a_prefill_is_no_decode_step() -> None:
