@@ -37,6 +37,8 @@ class Machine:
         """(last row of the logits before, first row of the embedding)."""
         self.apart: list[tuple[int, int]] = []
         """First and last row of work that is no step: it may be cut, but not into decode steps."""
+        self.before = -1
+        """The last row of a program that ran before in the same process."""
         self.slow = float(self.random.uniform(1.5, 9.0))
         """µs that the host needs for a launch."""
 
@@ -272,8 +274,9 @@ class Engine:
         if mode == "eager" and self.inputs:
             m.kernel("arange_positions", 1.2, s.rows, self.stream)
         first = m.kernel("embedding_kernel", 1.8, s.rows, self.stream)
-        if border and self.logits >= 0:
-            m.borders.append((self.logits, first))
+        behind = max(self.logits, m.before)
+        if border and behind >= 0:
+            m.borders.append((behind, first))
         if mode == "graph":
             work = [k for _, part in self.net.body(s) for k in part]
             bucket = (s.rows, len(work))

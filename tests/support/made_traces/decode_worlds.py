@@ -323,3 +323,15 @@ def make(name: str, seed: int, hidden: bool = False) -> tuple[Events, Truth]:
     machine = Machine(seed, hidden)
     {**WORLDS, **LATER}[name](machine)
     return machine.made()
+
+
+def make_several(seed: int, hidden: bool = False) -> tuple[Events, Truth]:
+    """Three programs, drawn too, one after the other in one process."""
+    machine = Machine(seed, hidden)
+    able = [name for name in WORLDS if name != "two threads"]
+    for name in machine.random.choice(able, 3, replace=False).tolist():
+        WORLDS[name](machine)
+        machine.wait()
+        machine.think(30_000)
+        machine.before = len(machine.rows) - 1
+    return machine.made()
