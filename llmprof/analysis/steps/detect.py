@@ -326,6 +326,8 @@ def _ambiguous(cycles: Cycles) -> str | None:
     for other in others:
         if level.marked and not other.marked and other.period < level.period:
             continue  # layers, or parts of them
+        if level.coverage + other.coverage <= 1:
+            continue  # of another program, at another time
         ratio = max(other.period, level.period) / min(other.period, level.period)
         # A median times a hundred is not the hundredfold: so many steps are whole ones.
         whole = ratio >= MANY or abs(ratio - round(ratio)) <= 0.1

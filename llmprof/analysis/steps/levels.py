@@ -24,6 +24,10 @@ NEAR = 0.9
 """A level with this share of the best score is as good; of those the finest counts, since every
 second, fourth … step repeats as well as every one."""
 
+EXPLAINED = 0.6
+"""Of the time; where no level explains more, several programs may have run."""
+ALL_ALONG = 0.85
+"""Of the time from its first to its last occurrence, that a level of one of them covers."""
 TURNS = 0.3
 """With this share of the best score a level that something says to be steps is taken before one
 that nothing says it of."""
@@ -43,6 +47,8 @@ class Anchor:
     """Share of its distances within 0.6–1.5 of their median."""
     coverage: float
     """Share of the stretch's time that regular distances span."""
+    extent: float
+    """Share of the stretch's time from its first to its last row."""
 
 
 @dataclass
@@ -54,6 +60,7 @@ class Level:
     count: int
     coverage: float
     regular: float
+    extent: float
     anchors: list[Anchor] = field(default_factory=list)
     score: float = 0.0
     token_copy: bool = False
@@ -80,12 +87,12 @@ def find_levels(events: Events, first: int, last: int) -> list[Level]:
     for period, anchor in found:
         level = next((x for x in reversed(levels[-40:]) if _same(x, period, anchor)), None)
         if level is None:
-            level = Level(period, anchor.count, anchor.coverage, anchor.regular)
+            level = Level(period, anchor.count, anchor.coverage, anchor.regular, anchor.extent)
             levels.append(level)
         level.anchors.append(anchor)
         if anchor.coverage > level.coverage:
             level.coverage, level.count = anchor.coverage, anchor.count
-            level.regular = anchor.regular
+            level.regular, level.extent = anchor.regular, anchor.extent
     wide = [level for level in levels if level.coverage >= LEAST_COVERAGE]
     for level in wide:
         _judge(level, wide, events, first)
@@ -95,6 +102,10 @@ def find_levels(events: Events, first: int, last: int) -> list[Level]:
 def best_of(levels: list[Level]) -> Level | None:
     """The level that is most like a step; ``None`` where none is like one."""
     best = max(levels, key=lambda level: level.score, default=None)
+    if best is not None and best.coverage * best.regular < EXPLAINED:
+        local = _best_nearby(levels)
+        if local is not None:
+            return local
     if best is None or best.score < LEAST_SCORE:
         return None
     if not best.marked:
@@ -117,13 +128,46 @@ def best_of(levels: list[Level]) -> Level | None:
     return min(near, key=lambda x: x.period)
 
 
+def _best_nearby(levels: list[Level]) -> Level | None:
+    """Where programs ran one after the other: a step of the one that is known best, by what it
+    explains from its first to its last."""
+    able = [
+        x
+        for x in levels
+        if x.marked
+        and x.layered
+        and x.coverage >= ALL_ALONG * x.extent >= ALL_ALONG * LEAST_COVERAGE
+    ]
+    if not able:
+        return None
+
+    def worth(level: Level) -> float:
+        worth: float = level.score / level.extent**0.75
+        return worth
+
+    best = max(able, key=worth)
+    near = [
+        x
+        for x in able
+        if x.period <= best.period
+        and (worth(x) >= NEAR * worth(best) or (_is_forward(x) and x.extent >= 0.7 * best.extent))
+    ]
+    return min(near, key=lambda x: x.period)
+
+
+def _is_forward(level: Level) -> bool:
+    """Does a whole forward run each time, and choose a token?"""
+    return level.sampling and level.embedding and level.layered
+
+
 def _as_good(level: Level, best: Level) -> bool:
     """A score near the best one; or a whole forward with its token each time, all of the time:
     tokens of several steps may be copied together."""
     if level.score >= NEAR * best.score:
         return True
-    forward = level.sampling and level.embedding and level.layered
-    return forward and level.coverage * level.regular >= 0.95 * best.coverage * best.regular
+    return (
+        _is_forward(level) and level.coverage * level.regular >= 0.95 * best.coverage * best.regular
+    )
 
 
 def reference(level: Level) -> Anchor:
@@ -196,6 +240,7 @@ def _anchors(alphabet: str, values: Ints, start: Ints, span: int) -> list[tuple[
     fits = (gap >= 0.6 * median[owner]) & (gap <= 1.5 * median[owner])
     regular = np.bincount(owner, fits, len(unique)) / np.maximum(count, 1)
     coverage = np.bincount(owner, np.where(fits, time, 0), len(unique)) / span
+    extent = np.bincount(owner, time, len(unique)) / span
     good = (count >= LEAST_REPEATS) & (median >= 2) & (regular >= 0.5) & (coverage >= 0.05)
     good &= unique != -1
     return [
@@ -208,6 +253,7 @@ def _anchors(alphabet: str, values: Ints, start: Ints, span: int) -> list[tuple[
                 int(count[i]) + 1,
                 float(regular[i]),
                 float(coverage[i]),
+                float(extent[i]),
             ),
         )
         for i in np.flatnonzero(good).tolist()
