@@ -33,6 +33,7 @@ from llmprof.analysis.steps.events import Events, events_of  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
 
 LIMIT_S, LIMIT_SORTS = 5.0, 8.0
+SEVERAL = "three of them in one process"
 
 
 def borders(found: Detection) -> np.ndarray:
@@ -67,10 +68,13 @@ def drawn(first: int, seeds: int) -> dict[bool, tuple[float, float]]:
     print(f"\n{'drawn at random':<34}{'names':>7}{'steps':>7}{'precision':>11}{'recall':>8}")
     for hidden in (False, True):
         sums = np.zeros(3, int)
-        for name in (*decode_worlds.WORLDS, *decode_worlds.LATER):
+        for name in (*decode_worlds.WORLDS, *decode_worlds.LATER, SEVERAL):
             one, why = np.zeros(3, int), ""
             for seed in range(first, first + seeds):
-                events, truth = decode_worlds.make(name, seed, hidden)
+                if name == SEVERAL:
+                    events, truth = decode_worlds.make_several(seed, hidden)
+                else:
+                    events, truth = decode_worlds.make(name, seed, hidden)
                 found = detect(events)
                 one += truth.judge(events, found)
                 why = why or found.reason
