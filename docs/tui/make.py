@@ -20,11 +20,11 @@ from pathlib import Path
 HERE = Path(__file__).parent
 OUT = Path(os.environ.get("LLMPROF_PICTURES", HERE)).resolve()
 ROOT = HERE.parent.parent
-_TESTS = ("support", "support/made_traces", "tui")
-sys.path[:0] = [str(ROOT / "tests" / folder) for folder in _TESTS]
+sys.path[:0] = [str(ROOT / "tests" / folder) for folder in ("support", "tui")]
 os.environ.update(LLMPROF_GLYPHS="unicode", COLORTERM="truecolor", TERM="xterm-256color")
 os.environ.pop("NO_COLOR", None)
 
+import rooms  # noqa: E402, F401
 import task_files  # noqa: E402
 from test_home import RUNS  # noqa: E402
 from test_setup import FACTS  # noqa: E402
