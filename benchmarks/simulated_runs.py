@@ -124,6 +124,8 @@ class _Engine:
         self.rounds: list[RoundRecord] = []
         self._pid = 100 * (number + 1)
 
+    keeps = False
+
     @property
     def alive(self) -> bool:
         return True

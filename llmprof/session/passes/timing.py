@@ -102,7 +102,8 @@ class TimingPass:
                 cost = sum(run.loading_s + run.warmup_s for run in alive)
                 fitting = self._clock.timing_left(self._traces) / max(1e-9, self._seconds(length))
                 many = cost <= CHEAP * goal.max_s and fitting >= MANY_PROCESSES * LEAST_ROUNDS
-                self._auto = many and len(alive) > 1
+                # A worker that is kept for a next run comes back as the same process.
+                self._auto = many and len(alive) > 1 and not any(run.keeps for run in alive)
                 goal = replace(goal, processes=MANY_PROCESSES if self._auto else 1)
                 length = self._length(length, goal.processes or 1)
             for run in self._runs:

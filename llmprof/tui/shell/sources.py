@@ -10,7 +10,7 @@ _NONE: Final = "none: one value"
 _ROUNDS: Final = "95 %, bootstrap over rounds, from 5 rounds on"
 _RATIO: Final = (
     "95 %: Student over batches of rounds (default), over process pairs (--processes),"
-    " or bootstrap (--rounds); 98 % of fewer than 12 batches"
+    " or bootstrap (--rounds)"
 )
 _TIMING: Final = "timing pass: nothing attached; of a recording its untraced second run, else n/a"
 _TRACED: Final = "traced pass: tracers attached, so as traced; decode steps that count"

@@ -6,11 +6,14 @@ import time
 from dataclasses import replace
 
 from llmprof.engines.torch.engine import TorchEngine
-from llmprof_fakes import spin
 
 
 class SlowedTorch(TorchEngine):
-    """``slow_pct``: per cent of each step's own time, added by busy waiting."""
+    """``slow_pct``: per cent of each step's own time on its processor, added by computing nothing.
+
+    Not of its wall time: beside other processes most of that is theirs, and 10 % of it were half of
+    a step.
+    """
 
     def load(self, request, progress):
         options = dict(request.options)
@@ -18,7 +21,10 @@ class SlowedTorch(TorchEngine):
         super().load(replace(request, options=options), progress)
 
     def decode_step(self):
-        begin = time.perf_counter()
+        begin = time.thread_time()
         row = super().decode_step()
-        spin((time.perf_counter() - begin) * self.extra)
+        now = time.thread_time()
+        until = now + (now - begin) * self.extra
+        while time.thread_time() < until:
+            pass
         return row
