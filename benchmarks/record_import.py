@@ -17,6 +17,7 @@ import argparse
 import json
 import resource
 import sqlite3
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -24,6 +25,8 @@ from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from llmprof.recording.spooled.devices import DeviceMap
 from llmprof.recording.spooled.spools import Spools

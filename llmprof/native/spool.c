@@ -19,10 +19,20 @@ static char spool_path[PATH_ROOM];
 static uint64_t size, most; /* bytes written; RLIMIT_FSIZE: beyond it a write raises SIGXFSZ */
 static struct control *control;
 
+/* On the shared page: llmprof would else look for the cause in the program. */
+static void say_lost(int why) {
+  if (!control || __atomic_fetch_add(&control->lost_spools, 1, __ATOMIC_RELAXED)) return;
+  control->lost_errno = why;
+  __atomic_store_n(&control->lost_ns, monotonic_ns(), __ATOMIC_RELEASE);
+}
+
 int spool_open(const char *path) {
   struct rlimit limit;
   int new = open(path, O_RDWR | O_CREAT | O_EXCL | O_APPEND | O_CLOEXEC | O_NOFOLLOW, 0600);
-  if (new < 0) return 0;
+  if (new < 0) {
+    say_lost(errno);
+    return 0;
+  }
   /* Daemons close the low descriptors, and some programs expect the next one to be small. */
   int high = fcntl(new, F_DUPFD_CLOEXEC, 500);
   if (high < 0) high = fcntl(new, F_DUPFD_CLOEXEC, 64);
@@ -66,11 +76,7 @@ static void give_up(int why) {
   if (ftruncate(fd, (off_t)size)) { /* the reader knows torn frames */ }
   close(fd);
   fd = -1;
-  if (!control) return;
-  if (!__atomic_fetch_add(&control->lost_spools, 1, __ATOMIC_RELAXED)) {
-    control->lost_errno = why;
-    __atomic_store_n(&control->lost_ns, monotonic_ns(), __ATOMIC_RELEASE);
-  }
+  say_lost(why);
 }
 
 void write_frame(uint16_t kind, const void *payload, uint64_t length) {

@@ -29,16 +29,18 @@ def close(
     spools: Spools,
     known: Sequence[GpuDevice],
     warn: Warn,
+    cut: str,
 ) -> None:
     """Write engines, processes, GPUs and reasons.
 
     Args:
         known: GPUs that NVML showed.
+        cut: why the recording ended before the program; empty where it did not.
 
     Raises:
         RunFileError: the run file cannot be written.
     """
-    writer.put_missing(_not_measured(plan, spools))
+    writer.put_missing(_not_measured(plan, spools, cut))
     if spools.devices_added:
         writer.put_gpu_devices([*known, *spools.devices_added])
     if not spools.engines:  # NVTX is all there is: on a CPU, or by --trace steps
@@ -76,14 +78,16 @@ def summary(spools: Spools) -> list[str]:
     ]
 
 
-def _not_measured(plan: RecordPlan, spools: Spools) -> list[Missing]:
+def _not_measured(plan: RecordPlan, spools: Spools, cut: str) -> list[Missing]:
     rows = [] if plan.twice else [Missing("run", "timing pass", NO_TIMING)]
     if plan.level != "steps" and not any(r.image.worked for r in spools.all):
-        rows.append(Missing("run", "kernels", _why_no_kernels(plan, spools)))
+        rows.append(Missing("run", "kernels", _why_no_kernels(plan, spools, cut)))
     return rows
 
 
-def _why_no_kernels(plan: RecordPlan, spools: Spools) -> str:
+def _why_no_kernels(plan: RecordPlan, spools: Spools, cut: str) -> str:
+    if cut:
+        return f"the recording ended before anything of it was written: {cut}"
     errors = [e for r in spools.all for e in r.image.errors]
     if errors:
         return error_text(errors[0])
@@ -104,7 +108,7 @@ def _put_process(writer: RunFileWriter, recorded: Recorded, warn: Warn) -> None:
     image, engine = recorded.image, recorded.engine
     for error in image.errors:
         warn(error_text(error), image.name)
-    if not image.worked and not image.range_count:
+    if engine is None and not image.worked and not image.range_count:
         return  # a compile worker that only called cuInit
     label = engine.label if engine is not None else image.name
     for text in image.losses:

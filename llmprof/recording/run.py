@@ -116,6 +116,8 @@ class Recording:
         self._newest: dict[int, GpuSample] = {}
         self._heard: list[tuple[str, str]] = []
         self._full = ""
+        self._cut = ""
+        """Why the recording ended before the program."""
         self._saved_at = 0.0
         self._ended_at: float | None = None
         self.outcome = Outcome(0)
@@ -332,7 +334,7 @@ class Recording:
     def _give_up(self, why: str) -> None:
         if self._full:
             return
-        self._full = why
+        self._full = self._cut = why
         self._spools.drop()  # what was read and not written: there is no place for it
         self.window.close(time.monotonic_ns())
         self._say(f"the recording ends here, the program goes on: {why}")
@@ -343,10 +345,10 @@ class Recording:
         self.window.close(time.monotonic_ns())
         if lost is not None:
             after_s = (lost.when_ns - self._writer.t0_ns) / 1e9
-            self._warn(
-                f"{lost.count} spools ended {after_s:.1f} s after the start:"
-                f" {os.strerror(lost.errno)}; the program went on unrecorded"
-            )
+            count = "a spool" if lost.count == 1 else f"{lost.count} spools"
+            text = f"{count} ended {after_s:.1f} s after the start: {os.strerror(lost.errno)}"
+            self._cut = self._cut or text
+            self._warn(f"{text}; the program went on unrecorded")
         if self._full:
             return
         try:
@@ -430,7 +432,9 @@ class Recording:
             self._save_samples()
             self._writer.put_missing(missing)
             with self._writer.batch():
-                closing.close(self._plan, self._writer, self._spools, self._known, self._warn)
+                closing.close(
+                    self._plan, self._writer, self._spools, self._known, self._warn, self._cut
+                )
             self._writer.set_state(state, full)
             if self._plan.bandwidth and not full:
                 closing.fit_bandwidth(self._writer, self._say)

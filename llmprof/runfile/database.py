@@ -6,10 +6,13 @@ it also lets a process be killed at any time: the next one to open the file undo
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
 import sqlite3
 import stat
+import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -35,6 +38,8 @@ _MAX_PARAMETERS = 999
 _MAX_ROWS = 64
 """Of one statement; more of them gain nothing."""
 _BLOCK_ROWS = 4096
+_PAGE = 16384
+"""The largest that a file has."""
 
 
 @dataclass
@@ -68,14 +73,19 @@ class Written:
 class RunDatabase:
     """An empty SQLite file at ``path``, and the state that must roll back with it."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, unmarked: bool = False) -> None:
         """Create the file.
+
+        Args:
+            unmarked: a large trace without rounds of its own, of a recorded program or of another
+                profiler.
 
         Raises:
             RunFileError: it exists and is not empty, its folder is missing or can't be written.
         """
         self.path = path
         self.written = Written()
+        self._unmarked = unmarked
         self._strings: dict[str, int] = {}
         self._better: dict[str, str] = {}
         self._batch: Written | None = None
@@ -85,8 +95,9 @@ class RunDatabase:
         self._created = _claim(path)
         self.sql = writable(path)
         try:
-            # A row takes 7 % less time than with SQLite's own 4096 (benchmarks/insert_kernels.py).
-            self.sql.execute("PRAGMA page_size = 16384")
+            if unmarked:
+                # A row takes 7 % less time than with SQLite's own 4096; a small file is larger.
+                self.sql.execute("PRAGMA page_size = 16384")
             self.sql.execute("PRAGMA journal_mode = DELETE")
             # Enough for a killed process and a full disk; FULL would add an fsync to each round.
             self.sql.execute("PRAGMA synchronous = NORMAL")
@@ -270,6 +281,21 @@ class RunDatabase:
         (page_size,) = self.sql.execute("PRAGMA page_size").fetchone()
         return int(pages * page_size)
 
+    def _file_size(self) -> int:
+        try:
+            return self.path.stat().st_size
+        except OSError:
+            return 0
+
+    def _over_quota(self) -> bool:
+        """SQLite tells a quota as it tells a full disk; a write of our own tells them apart."""
+        try:
+            with tempfile.TemporaryFile(dir=self.path.parent) as probe:
+                probe.write(bytes(_PAGE))
+        except OSError as why:
+            return why.errno == errno.EDQUOT
+        return False
+
     def _journal_size(self) -> int:
         try:
             return Path(f"{self.path}-journal").stat().st_size
@@ -287,10 +313,23 @@ class RunDatabase:
         """``need``: bytes that file and journal wanted; 0 where it was not known yet."""
         path, rounds = one_line(str(self.path)), self.written.rounds
         kept = "1 round is kept" if rounds == 1 else f"{rounds} rounds are kept"
+        if self._unmarked:
+            kept = "what was written before is kept"
         try:
             free = shutil.disk_usage(self.path.parent).free
         except OSError as lost:
             return RunFileError(f"{path}: cannot be written: {why} ({lost.strerror}); {kept}")
+        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
+        if limit != resource.RLIM_INFINITY and max(self._file_size(), need) + _PAGE > limit:
+            return RunFileError(
+                f"{path} has reached the limit on file sizes of {limit / 1e6:.2f} MB (ulimit -f);"
+                f" {kept}"
+            )
+        if ("full" in str(why) or "I/O" in str(why)) and self._over_quota():
+            return RunFileError(
+                f"no room for {path}: a quota, since the disk has {free / 1e6:.0f} MB free;"
+                f" use -o elsewhere; {kept}"
+            )
         # A file system without room for the journal reports an I/O error, not a full disk.
         if "full" in str(why) or (free < 65536 and "I/O" in str(why)):
             wants = f"need {need / 1e6:.2f} MB, " if need > free else ""

@@ -251,13 +251,18 @@ def window(folder: Path) -> None:
         stamps = np.concatenate([np.asarray(r.stamps_ns) for r in run.data.rounds])
         at = np.searchsorted(stamps, rows.kernels.start_ns) - 1
         counts = np.bincount(at[at >= 0], minlength=len(stamps))[:-1]
+        copied = np.searchsorted(stamps, rows.copies.start_ns) - 1
+        copies = np.bincount(copied[copied >= 0], minlength=len(stamps))[:-1][counts > 0]
         counts = counts[counts > 0]
-        return float(np.median(counts[5:-5])), len(counts)
+        # A copy within a graph is a kernel where CUPTI was not there when the graph was made.
+        print(f"       {np.median(counts):.0f} kernels, {np.median(copies):.0f} copies", flush=True)
+        return float(np.median((counts + copies)[5:-5])), len(counts)
 
     (a, n), (b, m) = per_step(whole), per_step(part)
     say(
         a == b,
-        f"window: kernels a step {b:.0f} in {m} steps of a graph that is older than the window,"
+        f"window: kernels and copies a step {b:.0f} in {m} steps of a graph that is older than"
+        " the window,"
         f" {a:.0f} in {n} steps recorded from the start",
     )
     truth = part.truths()

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -18,8 +21,11 @@ from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import build as build_report
 from llmprof.analysis.view.traced import load_trace
 from llmprof.errors import RunFileError
+from llmprof.recording.plan import RecordPlan
+from llmprof.recording.run import Recording
 from llmprof.records import RunData
 from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.writing.writer import RunFileWriter
 
 
 @pytest.fixture(scope="session")
@@ -331,6 +337,79 @@ def _opens(file: Path) -> bool:
             return reader.run_data().info.source == "recorded"
     except RunFileError:
         return False  # not there yet, or being written
+
+
+NO_INODE = """
+import errno, json, subprocess, sys
+from pathlib import Path
+from llmprof.recording.control import ControlPage
+folder, program = Path(sys.argv[1]), sys.argv[2]
+page = ControlPage(folder, 3)
+code = subprocess.run([program, "exit", "5"]).returncode
+lost = page.lost()
+print(json.dumps([code, lost and lost.count, lost and errno.errorcode[lost.errno]]))
+"""
+
+
+def test_a_spool_that_cannot_be_made_is_told(
+    record: Record, built: recorder_build.Built, tmp_path: Path
+) -> None:
+    """A disk that is full when a process starts: it would seem to have used no GPU."""
+    small = tmp_path / "small"
+    small.mkdir()
+    mount = f"mount -t tmpfs -o nr_inodes=2 tmpfs {small}"
+    unshare = ["unshare", "-rm", "sh", "-c"]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*unshare, mount], capture_output=True).returncode
+    ):
+        pytest.skip("no mounts of one's own here")
+    script = f'{mount} && exec "$@"'
+    command = [sys.executable, "-c", NO_INODE, str(small), record.program]
+    done = subprocess.run(
+        [*unshare, script, "sh", *command],
+        env={**record.environment, **built.environment(small)}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert json.loads(done.stdout) == [7, 1, "ENOSPC"], done.stderr
+
+
+def _kernel_rows(path: Path) -> int:
+    """That are committed."""
+    with closing(sqlite3.connect(path)) as sql:
+        try:
+            return int(sql.execute("SELECT count(*) FROM CUPTI_ACTIVITY_KIND_KERNEL").fetchone()[0])
+        except sqlite3.OperationalError:
+            return 0  # no such table
+
+
+@pytest.mark.parametrize("at_once", [True, False])
+def test_a_recording_without_memory_says_so(
+    record: Record, monkeypatch: pytest.MonkeyPatch, at_once: bool
+) -> None:
+    """Rows that were taken back are not counted, and the program is not blamed."""
+    for name, value in record.environment.items():
+        monkeypatch.setenv(name, value)
+    put, behind = RunFileWriter.bulk, [0]
+
+    def fails(writer: RunFileWriter, table: str, *arguments: object) -> None:
+        # In the second batch, where that already wrote something.
+        behind[0] += _kernel_rows(record.output) > 0
+        if at_once or behind[0] > 1:
+            raise MemoryError
+        put(writer, table, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(RunFileWriter, "bulk", fails)
+    plan = RecordPlan((record.program, "exit", "200", "300", "10000"), record.output)
+    outcome = Recording(plan).run()
+    assert outcome.exit_code == 7 and record.left() == []
+    with RunFileReader(record.output) as reader:
+        data = reader.run_data()
+    rows = _kernel_rows(record.output)
+    assert data.info.state == "failed" and "llmprof is out of memory" in str(data.info)
+    assert sum(p.kernels for p in data.processes) == rows and (rows == 0) == at_once
+    reasons = [m.reason for m in data.missing if m.name == "kernels"]
+    why = "the recording ended before anything of it was written: llmprof is out of memory"
+    assert reasons == ([why] if at_once else [])
 
 
 def test_a_cache_that_cannot_be_written_is_one_line(record: Record, tmp_path: Path) -> None:

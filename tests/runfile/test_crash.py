@@ -206,6 +206,34 @@ def test_full_disk_inside_a_big_transaction_then_room_again(tmp_path: Path) -> N
         assert len(read(file).rounds) == 2
 
 
+LIMITED = """
+import resource, sys
+from llmprof.errors import RunFileError
+from llmprof.runfile.writing.writer import RunFileWriter
+from runfile_factory import sample_info
+limit = int(sys.argv[2])
+with RunFileWriter(sys.argv[1], sample_info()) as writer:
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    rows = {name: range(1, 100_001) for name in ("start", "end", "eventClass", "globalTid",
+            "correlationId", "nameId", "returnValue")}
+    try:
+        writer.bulk("CUPTI_ACTIVITY_KIND_RUNTIME", {n: list(c) for n, c in rows.items()})
+    except RunFileError as why:
+        print(why)
+"""
+
+
+def test_a_limit_on_file_sizes_is_not_called_a_full_disk(tmp_path: Path) -> None:
+    file = tmp_path / "run.sqlite"
+    done = subprocess.run(
+        [sys.executable, "-c", LIMITED, str(file), "2000000"],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")},
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert "has reached the limit on file sizes of 2.00 MB (ulimit -f)" in done.stdout, done.stderr
+    assert "disk full" not in done.stdout and file.exists()
+
+
 def test_a_disk_without_room_for_a_file_leaves_none(tmp_path: Path) -> None:
     with mounted(tmp_path / "mnt", "64k") as folder:
         with pytest.raises(RunFileError, match=r"disk full while writing.*0 rounds are kept"):

@@ -36,6 +36,19 @@ DEVICES_WAIT_NS = 2_000_000_000
 MOST_WAITING = 64 << 20
 
 
+@dataclasses.dataclass(frozen=True)
+class Counts:
+    """What of a process is in the run file. Replaced, never changed: what a batch that failed
+    counted is taken back."""
+
+    kernels: int = 0
+    copies: int = 0
+    calls: int = 0
+    ranges: int = 0
+    first_ns: int | None = None
+    last_ns: int = 0
+
+
 class Image:
     """Grows with each frame; owns no file.
 
@@ -59,14 +72,13 @@ class Image:
         self._times = TimeCheck()
         self.ranges = RangeReader(process)
         self.engine_id: int | None = None
-        self.kernels = self.copies = self.calls = self.range_count = self.dropped = 0
+        self.counts = Counts()
+        self.dropped = 0
         self.ended = False
         self.devices: set[int] = set()
         """GPU numbers that it worked on."""
         self.kernel_names: dict[int, str] = {}
         self.api_names: dict[tuple[int, int], str] = {}
-        self.first_ns: int | None = None
-        self.last_ns = 0
         self._writer = writer
         self._device_map = devices
         self._gpus = gpus
@@ -161,7 +173,7 @@ class Image:
             if final or (due and not unknown) or self._raw_bytes >= MOST_WAITING:
                 self._decode()
         if self._events:
-            self.range_count += len(self._events)
+            self._add(ranges=len(self._events))
             self._saw(self._events[0].start_ns, max(e.end_ns for e in self._events))
             self._writer.put_nvtx(self._events)
             self._events = []
@@ -206,9 +218,11 @@ class Image:
                 seen = [least] if least == most else np.unique(device).tolist()
                 self.devices.update(seen)
         self._rows.put(self, self, records)
-        self.kernels += len(records.kernels)
-        self.copies += len(records.memcpy) + len(records.memset)
-        self.calls += len(records.api)
+        self._add(
+            kernels=len(records.kernels),
+            copies=len(records.memcpy) + len(records.memset),
+            calls=len(records.api),
+        )
 
     def _on_gpus(self, records: Records) -> Records:
         """With the run's numbers of GPUs, and without work on GPUs that are not wanted."""
@@ -230,10 +244,34 @@ class Image:
 
     def _saw(self, start_ns: int, end_ns: int) -> None:
         start_ns, end_ns = start_ns + self._offset_ns, end_ns + self._offset_ns
-        self.first_ns = start_ns if self.first_ns is None else min(self.first_ns, start_ns)
-        self.last_ns = max(self.last_ns, end_ns)
+        first_ns, last_ns = self.counts.first_ns, self.counts.last_ns
+        self.counts = dataclasses.replace(
+            self.counts,
+            first_ns=start_ns if first_ns is None else min(first_ns, start_ns),
+            last_ns=max(last_ns, end_ns),
+        )
+
+    def _add(self, **more: int) -> None:
+        found = {name: getattr(self.counts, name) + count for name, count in more.items()}
+        self.counts = dataclasses.replace(self.counts, **found)
 
     # -- what is known of it -----------------------------------------------------------------
+
+    @property
+    def kernels(self) -> int:
+        return self.counts.kernels
+
+    @property
+    def copies(self) -> int:
+        return self.counts.copies
+
+    @property
+    def calls(self) -> int:
+        return self.counts.calls
+
+    @property
+    def range_count(self) -> int:
+        return self.counts.ranges
 
     @property
     def worked(self) -> bool:
@@ -269,7 +307,7 @@ class Image:
 
     def record(self, label: str) -> RecordedProcess:
         started = _integer(self.facts.get("monotonic_ns"))
-        first = self.first_ns if self.first_ns is not None else started
+        first = self.counts.first_ns if self.counts.first_ns is not None else started
         named = self.facts.get("devices")
         uuids = {
             str(row.get("ordinal")): one_line(str(row.get("uuid", "")), 40)
@@ -289,7 +327,7 @@ class Image:
             world_size=self._number("WORLD_SIZE"),
             started_ns=started,
             first_ns=first,
-            last_ns=max(first, self.last_ns),
+            last_ns=max(first, self.counts.last_ns),
             kernels=self.kernels,
             copies=self.copies,
             calls=self.calls,

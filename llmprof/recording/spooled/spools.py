@@ -64,13 +64,19 @@ class Spools:
         pieces = self._pieces(final)
         while more:
             taken, more = 0, False
-            with self._writer.batch():
-                for size in pieces:
-                    taken += size
-                    any_new = any_new or size > 0
-                    if taken >= BATCH_BYTES:
-                        more = True
-                        break
+            before = [(recorded.image, recorded.image.counts) for recorded in self.all]
+            try:
+                with self._writer.batch():
+                    for size in pieces:
+                        taken += size
+                        any_new = any_new or size > 0
+                        if taken >= BATCH_BYTES:
+                            more = True
+                            break
+            except BaseException:
+                for image, counts in before:
+                    image.counts = counts  # the rows of this batch are not in the file
+                raise
         return any_new
 
     def _pieces(self, final: bool) -> Iterator[int]:

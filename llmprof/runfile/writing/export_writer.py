@@ -64,7 +64,7 @@ class ExportWriter:
         Raises:
             RunFileError: it exists and is not empty, its folder is missing or can't be written.
         """
-        self._db = RunDatabase(path)
+        self._db = RunDatabase(path, unmarked=True)
         # Nobody sees the file before it is finished, so nothing has to be undone.
         self._db.sql.execute("PRAGMA journal_mode = OFF").fetchall()
         self._db.sql.execute("PRAGMA synchronous = OFF")

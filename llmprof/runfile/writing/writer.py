@@ -70,7 +70,7 @@ class RunFileWriter(AbstractContextManager["RunFileWriter"]):
         self._domains: dict[str, int] = {"": 0}  # domain 0 is NVTX' default and has no row
         self._engines: dict[int, EngineRecord] = {}
         self._devices: list[GpuDevice] = []
-        self._db = RunDatabase(self.path)
+        self._db = RunDatabase(self.path, unmarked=info.source == "recorded")
         try:
             with self._db.transaction():
                 self._db.check_ours()

@@ -66,6 +66,7 @@ int main(int argc, char **argv) {
   unsigned pause_us = argc > 4 ? (unsigned)atoi(argv[4]) : 1000;
   nvtx();
   if (!strcmp(end, "fork-cuda")) {
+    usleep(200000); /* ASan deadlocks in a child that is forked while another thread starts */
     if (fork()) return wait(NULL) < 0;
     end = "exit";
   }
