@@ -24,6 +24,7 @@ from llmprof.analysis.bandwidth.rounds import (
     device_work,
     samples_of,
     traced,
+    until,
 )
 from llmprof.analysis.device.naming.categories import COPY, Rule, categorise
 from llmprof.analysis.device.naming.kernel_names import short_name
@@ -143,15 +144,16 @@ def kernel_bandwidth(
         if record.steps and (pm := reader.pm_samples(record.round_id)) is not None
     ]
     work, until_ns = traced(reader, [r for r, *_ in found])
-    found = [f for f in found if f[0].start_ns < until_ns]
-    if not any(len(rows.kernels) for rows in work):
+    found = [(until(record, until_ns), facts, pm) for record, facts, pm in found]
+    found = [f for f in found if f[0].steps]
+    if not found or not any(len(rows.kernels) for rows in work):
         return missing
     facts = found[0][1]
     peak = next((d.peak_bandwidth_gb_s for d in data.gpu_devices if d.index == facts.device), None)
     if peak is None:
         return Unavailable("the GPU's peak bandwidth is not known: counters are a share of it")
     device = device_work(work, facts.device)
-    samples, counted = samples_of([(r, pm) for r, _, pm in found], until_ns)
+    samples, counted = samples_of([(r, pm) for r, _, pm in found])
     if not len(samples.dram_pct):
         return Unavailable("no sample lies inside a decode step")
     near = (device.end > samples.start_ns[0] - REACH_NS) & (

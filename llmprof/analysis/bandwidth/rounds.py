@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -97,11 +98,18 @@ def device_work(rounds: Sequence[TraceRows], index: int) -> DeviceWork:
     )
 
 
-def samples_of(
-    rounds: Sequence[tuple[RoundRecord, PmColumns]], until_ns: int
-) -> tuple[Samples, tuple[str, ...]]:
-    """Samples that lie inside decode steps and end by ``until_ns``, and the further counters that
-    every round has."""
+def until(record: RoundRecord, end_ns: int) -> RoundRecord:
+    """With the steps that end by then."""
+    stamps = [t for t in record.stamps_ns if t <= end_ns]
+    return (
+        record
+        if len(stamps) == len(record.stamps_ns)
+        else replace(record, stamps_ns=array("q", stamps))
+    )
+
+
+def samples_of(rounds: Sequence[tuple[RoundRecord, PmColumns]]) -> tuple[Samples, tuple[str, ...]]:
+    """Samples that lie inside decode steps, and the further counters that every round has."""
     tables = []
     for _, pm in rounds:
         further = {READ: pm.dram_read_pct, "sm_active_pct": pm.sm_active_pct, **pm.further}
@@ -113,8 +121,7 @@ def samples_of(
     numbers: list[Ints] = []
     others: list[NDArray[np.float64]] = []
     for (record, pm), table in zip(rounds, tables, strict=True):
-        last = min(record.stamps_ns[-1], until_ns)
-        inside = (pm.start_ns >= record.stamps_ns[0]) & (pm.end_ns <= last)
+        inside = (pm.start_ns >= record.stamps_ns[0]) & (pm.end_ns <= record.stamps_ns[-1])
         inside &= ~np.isnan(pm.dram_pct)
         if not inside.any():
             continue
