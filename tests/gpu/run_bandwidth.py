@@ -2,6 +2,7 @@
 
     python3 tests/gpu/run_bandwidth.py [--wheels DIR] [--mlc-library LIB.so] [--keep DIR]
                                        [--only planted|torch|quantised|ncu]
+    python3 tests/gpu/run_bandwidth.py --tables RUN.sqlite …    # the tables once more, anywhere
 
 Needs torch for CUDA, numpy, nvcc; ncu for the comparison. ``--wheels`` is a folder of wheels that
 the interpreter lacks (nvtx, platformdirs, nvidia-ml-py, threadpoolctl; exllama, exllamav2, ninja,
@@ -57,7 +58,17 @@ def main() -> int:
     parser.add_argument("--mlc-library", type=Path)
     parser.add_argument("--only", choices=PARTS, action="append")
     parser.add_argument("--keep", type=Path)
+    parser.add_argument("--tables", type=Path, nargs="+", metavar="RUN.sqlite",
+                        help="only the tables of runs that are there; needs no GPU")  # fmt: skip
+    parser.add_argument("--layers", type=int, default=32, help="of the engines of --tables")
     given = parser.parse_args()
+    if given.tables:
+        for file in given.tables:
+            if file.stem == "planted":
+                planted_kernels.tables(file)
+            else:
+                engine_products.again(file.resolve(), given.layers)
+        return 1 if failed else 0
     chosen = given.only or PARTS
     paths = [str(ROOT), *map(unpacked, given.wheels)]
     sys.path += paths[1:]

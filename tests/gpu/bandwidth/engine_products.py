@@ -125,35 +125,73 @@ def products(label: str, engine: dict[str, Any], layers: int) -> None:
     for name, (_, _, n_bytes) in (engine["info"]["projections"] or {}).items():
         sizes.setdefault(round(n_bytes / 1e6, 3), []).append(name.rpartition(".")[2])
     print(
-        "| kernel | after | a step | µs | share | weights | weights, MB | measured, MB | 95 % |"
-        " error | of the copy | GB/s along it |\n|" + "---|" * 12
+        "| kernel | share | µs | a step | weights | weights, MB | read, MB | 95 % | error |"
+        " written, MB | of a copy | GB/s along it |\n|" + "---|" * 12
     )
     launches: Counter[float] = Counter()
-    for kernel in found["kernels"][:24]:
-        measured = kernel["mb_per_launch"]
-        large = (measured or 0) > SMALLEST_MB and kernel["category"] in PRODUCTS
-        size = min(sizes, key=lambda s: abs(s - measured)) if large and sizes else None
-        error = None if size is None else measured / size - 1
-        known = "n/a | " + str(kernel.get("note", "")) if measured is None else (
-            f"{measured:.2f} | {kernel['low_mb']:.2f}–{kernel['high_mb']:.2f}")  # fmt: skip
+    for kernel in found["kernels"]:
+        measured = moved(kernel, found)
+        if measured is None or kernel["category"] not in PRODUCTS or not sizes:
+            continue
+        read, half, written = measured
+        if read < SMALLEST_MB:
+            continue
+        size = min(sizes, key=lambda s: abs(s - read))
+        alike = next(c for c in clusters(sorted(sizes)) if size in c)
+        name = ", ".join(n for s in alike for n in sizes[s])
+        error = read / size - 1
         print(
-            f"| {kernel['short_name'][:44]} {kernel['grid']} | {kernel['after'][:20]} |"
-            f" {kernel['launches_per_step']:.1f} | {kernel['median_ns'] / 1e3:.1f} |"
-            f" {kernel['share']:.1%} | {'' if size is None else ', '.join(sizes[size])} |"
-            f" {'' if size is None else format(size, '.2f')} | {known} |"
-            f" {'' if error is None else f'{error:+.2%}'} |"
+            f"| {kernel['short_name'][:44]} {kernel['grid']} | {kernel['share']:.1%} |"
+            f" {kernel['median_ns'] / 1e3:.1f} | {kernel['launches_per_step']:.1f} | {name} |"
+            f" {size:.2f} | {read:.2f} | {read - half:.2f}–{read + half:.2f} | {error:+.2%} |"
+            f" {'n/a' if written is None else format(written, '.2f')} |"
             f" {'n/a' if kernel['of_ceiling'] is None else format(kernel['of_ceiling'], '.0%')} |"
             f" {' '.join(f'{v:.0f}' for v in kernel['profile_gb_s'])} |"
         )
-        if size is None:
-            continue
         launches[size] += kernel["launches_per_step"]
         if kernel["share"] > OVER:
-            name = ", ".join(sizes[size])
             say(abs(error) <= AIM, f"{label}: {name}: {error:+.2%} of {size:.2f} MB")
-            held = kernel["low_mb"] <= size <= kernel["high_mb"]
+            held = abs(size - read) <= half
             say(held, f"{label}: {name}: the interval holds the weights")
-    for size, names in sizes.items():
-        due = sum(1 if name == "lm_head" else layers for name in names)
-        met = launches[size]
-        say(abs(met / due - 1) < 0.1, f"{label}: {size:.2f} MB: {met:.1f} of {due} launches a step")
+    for alike in clusters(sorted(sizes)):
+        due = sum(1 if n == "lm_head" else layers for size in alike for n in sizes[size])
+        met = sum(launches[size] for size in alike)
+        text = " or ".join(f"{size:.2f}" for size in alike)
+        say(abs(met / due - 1) < 0.1, f"{label}: {text} MB: {met:.1f} of {due} launches a step")
+
+
+def moved(
+    kernel: dict[str, Any], found: dict[str, Any]
+) -> tuple[float, float, float | None] | None:
+    """MB that a launch reads, half of the interval, MB that it writes (``None``: not counted).
+
+    Weights are read. Where reads are not counted apart, all traffic is taken for them.
+    """
+    if kernel["mb_per_launch"] is None:
+        return None
+    half = (kernel["high_mb"] - kernel["low_mb"]) / 2
+    scale = found["spec_gb_s"] / 100 * kernel["median_ns"] / 1e6
+    further = kernel["further_pct"]
+    read, written = (further.get(f"dram_{kind}_pct") for kind in ("read", "write"))
+    if read is None:
+        return kernel["mb_per_launch"], half, None
+    return read * scale, half, None if written is None else written * scale
+
+
+def clusters(sizes: list[float]) -> list[list[float]]:
+    """Sizes that no measurement tells apart together."""
+    found: list[list[float]] = []
+    for size in sizes:
+        if found and size < found[-1][-1] * (1 + AIM):
+            found[-1].append(size)
+        else:
+            found.append([size])
+    return found
+
+
+def again(file: Path, layers: int) -> None:
+    """Tables of a run that is there, fitted by this version."""
+    command = [sys.executable, "-m", "llmprof", "--json", "--from", str(file)]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=True)
+    for engine in json.loads(done.stdout)["engines"]:
+        products(f"{file.stem}: {engine['label']}", engine, layers)

@@ -88,11 +88,8 @@ def child(library: str, spool: str, steps: int) -> None:
 
 
 def planted(folder: Path) -> None:
-    from llmprof.analysis.bandwidth.kernels import KernelBandwidth, kernel_bandwidth
-    from llmprof.analysis.device.naming.categories import shipped_rules
     from llmprof.ingest.traced_round import TraceImport
     from llmprof.records import EngineInfo, EngineRecord, PmRound, RoundRecord, RunInfo, Unavailable
-    from llmprof.runfile.reader import RunFileReader
     from llmprof.runfile.writing.writer import RunFileWriter
     from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
     from llmprof.tracers.nvml.tracer import NvmlTracer
@@ -162,6 +159,16 @@ def planted(folder: Path) -> None:
                 **samples.further,
             },
         )  # fmt: skip
+    tables(path)
+
+
+def tables(path: Path) -> None:
+    """Fit and print."""
+    from llmprof.analysis.bandwidth.kernels import KernelBandwidth, kernel_bandwidth
+    from llmprof.analysis.device.naming.categories import shipped_rules
+    from llmprof.records import Unavailable
+    from llmprof.runfile.reader import RunFileReader
+
     begin = time.monotonic()
     with RunFileReader(path) as reader:
         data = reader.run_data()
