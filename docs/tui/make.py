@@ -165,6 +165,9 @@ async def main() -> None:
         for name, (file, keys) in SCREENS.items():
             await shot(replay(ROOT / "tests" / "fixtures" / file), keys, size, name)
         for run in given:
+            if run.stem == "planted":
+                await shot(replay(run), "8", size, "memory-streams")
+                continue
             await shot(replay(run), "8", size, "memory")
             await shot(replay(run), "3 n enter", size, "memory-step")
         await shot(LlmprofApp(FixedSource(LIVE)), "1", size, "live")
