@@ -34,6 +34,8 @@ _SETTINGS = {
 MOST_CURVES = 12
 MOST_PANELS = 6
 MOST_BARS = 40
+STACK = "stack"
+"""Label of the axes that show categories."""
 
 
 def picture(content: Content, to: str) -> bytes:
@@ -60,12 +62,13 @@ def picture(content: Content, to: str) -> bytes:
             _curves(axes, content, metric, legend=number == 0)
         at = 1
         for number, curve in enumerate(stacks):
-            axes = figure.add_subplot(grid[_cell(at, number, len(stacks))])
-            _stack(axes, curve, content.axis, legend=number == 0)
+            axes = figure.add_subplot(grid[_cell(at, number, len(stacks))], label=STACK)
+            _stack(axes, curve, content.axis)
         at += _rows(len(stacks))
         for number, found in enumerate(maps):
             axes = figure.add_subplot(grid[_cell(at, number, len(maps))])
             _heat(axes, figure, *found)
+        _legend_of_stacks(figure, [axes for axes in figure.axes if axes.get_label() == STACK])
         out = io.BytesIO()
         metadata = {"Date": None} if to == "svg" else {}
         figure.savefig(out, format=to, dpi=160, metadata=metadata)
@@ -143,7 +146,18 @@ def _stacked(found: Sequence[Curve]) -> list[Curve]:
     return chosen[:MOST_PANELS]
 
 
-def _stack(axes: Any, curve: Curve, axis: str, legend: bool) -> None:
+def _legend_of_stacks(figure: Any, stacks: Sequence[Any]) -> None:
+    """One below all: in a narrow panel it would hide the axis."""
+    found: dict[str, Any] = {}
+    for axes in stacks:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            found.setdefault(label, handle)
+    if found:
+        place = {"loc": "outside lower center", "ncols": 6, "fontsize": 7}
+        figure.legend(list(found.values()), list(found), title="categories", **place)
+
+
+def _stack(axes: Any, curve: Curve, axis: str) -> None:
     """Bars at equal distances, since a bar's width means nothing."""
     places = [place for place in curve.places if place.categories()]
     parts = [place.categories() for place in places]
@@ -166,9 +180,7 @@ def _stack(axes: Any, curve: Curve, axis: str, legend: bool) -> None:
     axes.set_xlabel(axis)
     axes.set_ylabel("ms a step, as traced")
     axes.set_title(shortened(curve.label, 44), fontsize=8)
-    axes.set_ylim(0, max(sum(p.values()) for p in parts) * (1.35 if legend else 1.05))
-    if legend:
-        axes.legend(fontsize=6, ncols=3, loc="upper center", framealpha=0.9)
+    axes.set_ylim(0, max(sum(p.values()) for p in parts) * 1.05)
 
 
 def _bars(

@@ -31,7 +31,11 @@ class RayNodes:
     """
 
     def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
-        self._environment = {**environment, "RAY_USAGE_STATS_ENABLED": "0"}
+        self._environment = {
+            **environment,
+            "RAY_USAGE_STATS_ENABLED": "0",
+            "RAY_raylet_start_wait_time_s": str(int(START_S)),  # 30 are too few on a busy machine
+        }
         self._folder = folder
         self._nodes: list[subprocess.Popen[bytes]] = []
         self.port, self.client_port = free_port(), free_port()
