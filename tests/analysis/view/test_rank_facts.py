@@ -87,7 +87,7 @@ def test_a_power_cap_is_the_reason_of_slow_kernels(tmp_path: Path) -> None:
 
 
 def test_the_late_host_is_named_by_its_stack(tmp_path: Path) -> None:
-    members = ranks_factory.group(2, 12, host_ns={1: 400_000})
+    members = ranks_factory.group(2, 12, host_ns={1: ranks_facts.SLEEP_NS})
     path = run_of(
         tmp_path / "run.sqlite", members, lambda w, r: ranks_facts.put_host(w, members, r)
     )
@@ -95,6 +95,25 @@ def test_the_late_host_is_named_by_its_stack(tmp_path: Path) -> None:
     assert group.reason is not None
     assert group.reason.why == "host"
     assert "its host was in planted (plant.py) in 9" in group.words
+
+
+@pytest.mark.parametrize("early_ns", [-800_000, 800_000])
+def test_samples_that_are_dated_badly_name_no_wrong_function(tmp_path: Path, early_ns: int) -> None:
+    """A long sleep is named all the same; of one that is shorter than the error nothing is said."""
+    for number, sleep_ns in enumerate((ranks_facts.SLEEP_NS, 900_000)):
+        members = ranks_factory.group(2, 12, host_ns={1: sleep_ns})
+        path = run_of(
+            tmp_path / f"{number}.sqlite",
+            members,
+            lambda w, r, m=members, ns=sleep_ns: ranks_facts.put_host(w, m, r, ns, early_ns),
+        )
+        group = group_of(path)
+        assert group.reason is not None
+        assert group.reason.why == "host"
+        if number == 0:
+            assert "its host was in planted (plant.py)" in group.words
+        else:
+            assert "replay" not in group.words
 
 
 def test_json_and_text_have_them(tmp_path: Path) -> None:

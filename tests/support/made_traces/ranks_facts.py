@@ -19,6 +19,7 @@ from llmprof.tracers.pyspy.chrome import HostSample, HostSamples
 from llmprof.tracers.pyspy.tracer import HostPlan
 
 NUMBERS: Final[dict[int, PassName]] = {90: "timing", 91: "sampled"}
+SLEEP_NS = 8_000_000
 SLEEPING = (("planted", "/srv/plant.py", 7), ("serve", "/srv/rank.py", 3))
 WORKING = (("replay", "/srv/graphs.py", 9), ("serve", "/srv/rank.py", 3))
 
@@ -63,15 +64,22 @@ def put_gpus(
         writer.put_pm_round(facts, {**columns, **full})
 
 
-def put_host(writer: RunFileWriter, members: list[Member], record: RoundRecord) -> None:
-    """Samples every 50 µs; a host sleeps for the first 0.4 ms of each step of the late rank."""
+def put_host(
+    writer: RunFileWriter,
+    members: list[Member],
+    record: RoundRecord,
+    sleep_ns: int = SLEEP_NS,
+    early_ns: int = 0,
+) -> None:
+    """Samples every 50 µs; rank 1's host sleeps at the begin of each step. Those of rank 1 are
+    dated so much too early."""
     bounds = members[0].bounds_ns
     for m in members:
         samples = []
         for at in range(int(bounds[0]), int(bounds[-1]), 50_000):
             since = at - int(bounds[np.searchsorted(bounds, at, "right") - 1])
-            stack = SLEEPING if m.rank == 1 and since < 400_000 else WORKING
-            samples.append(HostSample(at, ((m.pid, stack),)))
+            stack = SLEEPING if m.rank == 1 and since < sleep_ns else WORKING
+            samples.append(HostSample(at - early_ns * m.rank, ((m.pid, stack),)))
         found = HostSamples(samples=samples, thread_names={m.pid: "MainThread"}, tick_ns=200_000)
         if m.rank == 0:
             put_samples(writer, record, HostPlan(rate_hz=1000), found, {}, 0)
