@@ -23,8 +23,8 @@ from llmprof.runfile.trace.rows import Ints
 LEAST_SAMPLES = 5
 """Of the late rank's host, before a function is named."""
 DATED_NS = 1_000_000
-"""Samples of a rank may be off by so much: on two H100s those of rank 1 were dated 0.8 ms before the
-launches that CUPTI saw, by one py-spy for all ranks, and still too early by one of its own. A
+"""Samples of a rank may be off by so much: on two H100s those of rank 1 were dated 0.8 ms before
+the launches that CUPTI saw, by one py-spy for all ranks, and still too early by one of its own. A
 function is named if it leads however they are moved."""
 
 
