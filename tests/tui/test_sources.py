@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from test_timeline_page import app, settled
+from tui_pilot import app, settled
 from textual.widgets import Static
 from tui_snapshots_data import LIVE, FixedSource
 
