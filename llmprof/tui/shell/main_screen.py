@@ -23,7 +23,6 @@ from llmprof.tui.frame import body, header
 from llmprof.tui.live import rounds
 from llmprof.tui.opening import TraceRead, read
 from llmprof.tui.shell.dialogs import Ask, HelpScreen
-from llmprof.tui.shell.sources_screen import SourcesScreen
 from llmprof.tui.timeline import nav
 from llmprof.tui.timeline.page import layout
 from llmprof.tui.view import (
@@ -423,6 +422,8 @@ class MainScreen(Screen[None], inherit_bindings=False):
 
     def action_sources(self) -> None:
         """Where the numbers of the page are from."""
+        from llmprof.tui.shell.sources_screen import SourcesScreen
+
         self.app.push_screen(SourcesScreen(self.view.glyphs, self.view.page, self._shown))
 
     @classmethod
