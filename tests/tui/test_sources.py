@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from tui_pilot import app, settled
 from textual.widgets import Static
+from tui_pilot import app, settled
 from tui_snapshots_data import LIVE, FixedSource
 
 from llmprof.analysis.host.stacks import LEAST_SAMPLES

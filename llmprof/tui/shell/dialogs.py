@@ -55,6 +55,12 @@ _PAGES: Final[Mapping[str, Sequence[tuple[tuple[str, ...], str]]]] = {
         (("basis",), "timing pass, as traced, or the selected step"),
         (("engine", "baseline"), "engine compared; it becomes the baseline"),
     ),
+    "sweep": (
+        (("point",), "the run of the point under the cursor"),
+        (("curve-up", "curve-down", "left", "right"), "curve and place (arrows too)"),
+        (("tab",), "curves, categories, map, fits (1 to 4 too)"),
+        (("axis", "metric"), "another axis; another metric"),
+    ),
     "memory": (
         (("sort",), "order: share; distance from the ceiling; µs a step to be won"),
         (("engine",), "engine on show, where there is no room for all"),
@@ -134,12 +140,12 @@ class HelpScreen(Dialog[None]):
         text = Text(no_wrap=True, overflow="crop")
         own = _PAGES.get(self._page, ())
         sections = [
-            (title, [(self._names(ids), meaning) for ids, meaning in rows])
+            (title, [(names, said) for ids, said in rows if (names := self._names(ids))])
             for title, rows in ((f"Keys of {self._page}", own),
                                 ("Everywhere" if own else "Keys", _GENERAL))
             if rows
         ]  # fmt: skip
-        if self._page != "timeline":
+        if self._page not in ("timeline", "sweep"):
             sections.append(("Words", [(self._glyphs.text(name), said) for name, said in _WORDS]))
         wide = 2 + max(len(left) for _, rows in sections for left, _ in rows)
         for title, rows in sections:

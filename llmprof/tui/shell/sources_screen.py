@@ -31,7 +31,7 @@ class SourcesScreen(Dialog[None]):
         Binding("up,k,shift+tab", "move(-1)", show=False, priority=True),
     ]
 
-    def __init__(self, glyphs: Glyphs, page: str, snapshot: Snapshot) -> None:
+    def __init__(self, glyphs: Glyphs, page: str, snapshot: Snapshot | None) -> None:
         super().__init__(glyphs)
         self._page = page
         self._numbers = SOURCES[page]
@@ -67,7 +67,7 @@ class SourcesScreen(Dialog[None]):
         return text
 
 
-def said(one: Number, snapshot: Snapshot) -> list[tuple[str, str]]:
+def said(one: Number, snapshot: Snapshot | None) -> list[tuple[str, str]]:
     """(field, line): what is shown of one number, with its values now."""
     parts = [
         ("source", one.source), ("pass", one.taken), ("interval", one.interval),
@@ -80,9 +80,9 @@ def said(one: Number, snapshot: Snapshot) -> list[tuple[str, str]]:
     return out
 
 
-def _now(one: Number, snapshot: Snapshot) -> list[tuple[str, str]]:
+def _now(one: Number, snapshot: Snapshot | None) -> list[tuple[str, str]]:
     """The value of each engine, or why there is none."""
-    if not one.field:
+    if not one.field or snapshot is None:
         return []
     found: list[tuple[str, str]] = []
     for engine in snapshot.engines[:_MOST_ENGINES]:

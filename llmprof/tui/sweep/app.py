@@ -38,16 +38,18 @@ class Read(Message):
 
 class SweepScreen(Screen[None], inherit_bindings=False):
     BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("enter", "open", "Run of the point", key_display="enter"),
-        Binding("tab", "tab(1)", "Page", priority=True),
+        Binding("q,escape", "app.leave", "Quit", key_display="q", id="quit"),
+        Binding("question_mark", "help", "Help", key_display="?", id="help"),
+        Binding("i", "sources", show=False, id="sources"),
+        Binding("enter", "open", "Run of the point", key_display="enter", id="point"),
+        Binding("tab", "tab(1)", "Page", priority=True, id="tab"),
         *(Binding(str(n), f"page({n - 1})", show=False) for n in range(1, len(TABS) + 1)),
-        Binding("a", "axis", "Axis"),
-        Binding("m", "metric", "Metric"),
-        Binding("up,k", "move(-1, 0)", "Curve", show=False, priority=True),
-        Binding("down,j", "move(1, 0)", "Curve", show=False, priority=True),
-        Binding("left,h", "move(0, -1)", "Place", show=False, priority=True),
-        Binding("right,l", "move(0, 1)", "Place", show=False, priority=True),
-        Binding("q,escape", "app.leave", "Quit", key_display="q"),
+        Binding("a", "axis", "Axis", id="axis"),
+        Binding("m", "metric", "Metric", id="metric"),
+        Binding("up,k", "move(-1, 0)", "Curve", show=False, priority=True, id="curve-up"),
+        Binding("down,j", "move(1, 0)", "Curve", show=False, priority=True, id="curve-down"),
+        Binding("left,h", "move(0, -1)", "Place", show=False, priority=True, id="left"),
+        Binding("right,l", "move(0, 1)", "Place", show=False, priority=True, id="right"),
     ]
 
     def __init__(self, app: SweepApp, view: SweepView) -> None:
@@ -115,6 +117,18 @@ class SweepScreen(Screen[None], inherit_bindings=False):
     def action_move(self, curve: int, place: int) -> None:
         if self.known is not None:
             self.set_view(self.view.moved(self.known, curve, place))
+
+    def action_help(self) -> None:
+        from llmprof.tui.shell.dialogs import HelpScreen
+
+        keys = {b.id: b.key for b in self.BINDINGS if isinstance(b, Binding) and b.id}
+        self.app.push_screen(HelpScreen(self.glyphs, "sweep", keys))
+
+    def action_sources(self) -> None:
+        """Where the numbers are from."""
+        from llmprof.tui.shell.sources_screen import SourcesScreen
+
+        self.app.push_screen(SourcesScreen(self.glyphs, "sweep", None))
 
     def action_open(self) -> None:
         chosen = None if self.known is None else self.view.chosen(self.known)

@@ -30,6 +30,8 @@ from llmprof.tui.sweep.plot import Dot, Series, plot
 TABS: Final = ("curves", "categories", "map", "fits")
 MARKS: Final = "ox+*#@%&"
 MOST_SERIES: Final = 12
+_WITH_SHARE: Final = 13
+"""Cells of a column that hold ms and a share."""
 
 
 @dataclass(frozen=True)
@@ -234,18 +236,26 @@ def _categories(
                 used = end
         out.append(fit(row(*spans), width))
     out.append(())
-    head = f"  {'category':<26}" + "".join(f"{p.shown:>16}" for p in curve.places)
+    wide = 18 if width < 100 else 26
+    each = max(9, min(16, (width - wide - 2) // len(parts)))
+    head = f"  {'category':<{wide}}" + "".join(f"{p.shown:>{each}}" for p in curve.places)
     out.append(fit(row(Span(head, "dim")), width))
     for name in names:
         cells = "".join(
-            f"{found[name]:9.3f} {found[name] / sum(found.values()):5.1%}".rjust(16)
-            if name in found else "n/a".rjust(16)
-            for found in parts
+            _amount(found.get(name), sum(found.values()), each) for found in parts
         )  # fmt: skip
         mark = Span(f"{category_letter(name) if name != IDLE else glyphs.track} ",
                     category_role(name))  # fmt: skip
-        out.append(fit(row(mark, Span(fit_text(clean(name), 26)), Span(cells)), width))
+        out.append(fit(row(mark, Span(fit_text(clean(name), wide)), Span(cells)), width))
     return out
+
+
+def _amount(ms: float | None, total: float, cells: int) -> str:
+    """ms, and its share where there is room."""
+    if ms is None:
+        return "n/a".rjust(cells)
+    share = f" {ms / total:5.1%}" if cells >= _WITH_SHARE else ""
+    return f"{ms:.3f}{share}".rjust(cells)
 
 
 def _map(known: Known, view: SweepView, glyphs: Glyphs, width: int) -> list[Row]:
