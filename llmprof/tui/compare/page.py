@@ -23,7 +23,7 @@ from llmprof.analysis.view.frames.snapshot import PairView, Snapshot
 from llmprof.analysis.view.traced import EngineTrace, RunTrace
 from llmprof.records import Unavailable
 from llmprof.tui.compare import roles
-from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, wrap
+from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, width_of, wrap
 from llmprof.tui.drawing.marks import category_letter, category_role
 from llmprof.tui.view import CompareView, Lane, View, trace_or_why
 
@@ -344,7 +344,7 @@ def _table(
     operators = bool(found) and found[0].category.startswith("operator")
     kind = ("operator" if operators else "kernel") + "s" * (len(found) != 1)
     if found and found[0].grouped:
-        kind = "groups of kernels that do the same" if len(found) != 1 else "group of kernels"
+        kind = "groups of like kernels" if len(found) != 1 else "group of kernels"
     note = f"by purpose (u) · sorted by {compare.sort} (o) · filter (/)"
     if compare.filter:
         note = f"sorted by {compare.sort} (o) · {clean(compare.filter)!r} (/)"
@@ -359,7 +359,10 @@ def _table(
         text = f"no {kind} of {clean(lacking.engine.label)} were recorded: nothing to compare with"
         out += [row(Span(t, "dim")) for t in wrap(text, width)]
     side = 18
-    room = max(12, min(140, width - 2 - (2 * side + 10 if a is not None else side)))
+    # Numbers stand beside the names, however wide the terminal is.
+    longest = 1 + max((width_of(row(Span(e.name))) for e in found), default=0)
+    room = min(longest, 140, width - 2 - (2 * side + 10 if a is not None else side))
+    room = max(12, room)
     head = f"  {'':<{room}}"
     per = [_per(trace, lane, step) for lane in (a, b)]
     if a is not None:

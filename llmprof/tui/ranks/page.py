@@ -13,7 +13,7 @@ from llmprof.analysis.ranks.results import CollectiveLine, RankLine, RanksReport
 from llmprof.analysis.view.frames.snapshot import Snapshot
 from llmprof.records import Maybe, Unavailable
 from llmprof.runfile.trace.rows import Ints
-from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, wrap
+from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, width_of, wrap
 from llmprof.tui.view import View, trace_or_why
 
 _NAME: Final = 16
@@ -163,7 +163,8 @@ def _number(value: Maybe, form: str, unit: str = "", factor: float = 1.0) -> str
 
 
 def _collectives(group: RanksReport, width: int) -> list[Row]:
-    name, link = max(16, width - 62), group.nvlink_gb_s
+    longest = 2 + max((width_of(row(Span(clean(c.name)))) for c in group.collectives), default=0)
+    name, link = max(16, min(longest, width - 62)), group.nvlink_gb_s
     head = (
         f"{'collective':<{name}}{'a step':>8}{'bytes':>10}{'transfer':>11}{'wait':>10}"
         f"{'bus GB/s':>10}{'NVLink':>8}"

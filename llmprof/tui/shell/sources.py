@@ -182,6 +182,9 @@ SOURCES: Final[Mapping[str, Sequence[Number]]] = {
                "no rank ends a collective before all have started it"),
         Number("bus GB/s", "bytes of the model's shape", _TRACED, "none: medians",
                "bytes × 2 (n − 1) / n / transfer, as nccl-tests has it"),
+        Number("NVLink", "NVML: speed of the active links", _TRACED, "none",
+               "bus GB/s / what all links carry in one direction; GPU rows: that sum"),
+        Number("GPU rows", _NVML, _TRACED, "none: means", "as read; DRAM, SM: PM counters"),
     ),
     "findings": (
         replace(_RATIO_OF, name="verdict"), _COST, _PARTS,
