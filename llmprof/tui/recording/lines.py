@@ -150,12 +150,14 @@ class LiveLines:
 
 
 def _gpu(sample: GpuSample) -> str:
+    used = sample.memory_used_mib
+    gib = None if used is None else used / 1024
     parts = [
         (sample.gpu_util_pct, "{:3.0f} % busy"),
         (sample.sm_clock_mhz, "{:5d} MHz"),
         (sample.power_w, "{:4.0f} W"),
         (sample.temperature_c, "{:3d} °C"),
-        (sample.memory_used_mib, "{:7,.0f} MiB"),
+        (gib, "{:5.1f} GiB"),
         (sample.gpm_dram_bw_pct, "DRAM {:3.0f} %"),
     ]
     shown = [text.format(value) for value, text in parts if value is not None]
