@@ -31,6 +31,17 @@ class Composition:
     """Sum over the requests of query tokens × KV positions."""
 
     @property
+    def words(self) -> str:
+        """``batch 33, 1 prompt, KV 55,086``; empty where the name does not say."""
+        requests = [n for n in (self.context_requests, self.generation_requests) if n is not None]
+        parts = [f"batch {sum(requests):,}"] if requests else []
+        if self.context_requests:
+            parts.append(f"{self.context_requests:,} prompt{'s' * (self.context_requests > 1)}")
+        if self.kv_tokens:
+            parts.append(f"KV {self.kv_tokens:,}")
+        return ", ".join(parts)
+
+    @property
     def new_tokens(self) -> int | None:
         """Tokens that the step decodes: one a request; of drafts, how many hold is not known."""
         return None if self.phase == "verify" else self.generation_requests

@@ -60,7 +60,8 @@ def _vllm(steps: int = 16, kernels: int = 60) -> list:
     event = kineto_factory.event
     for n in range(steps):
         late = 6_000.0 if n + 1 == SLOW else 0.0
-        text = f"execute_context_0(0)_generation_4({4 * (n + 100)})"
+        kv = 4 * (n + 100)
+        text = f"execute_4_context_0(sq0sk0sqsq0sqsk0)_generation_4(sq4sk{kv}sqsq4sqsk{kv})"
         found.append(event("user_annotation", text, at, 3_900.0 + late, host, host))
         if late:
             found.append(event("cuda_runtime", "cudaMalloc", at + 40, late, host, host,

@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 import re
 import shlex
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import recorder_build
-import task_files
 from test_terminal import ROOT, Terminal, until
 
 KEYS = {"enter": "\r", "tab": "\t", "esc": "\x1b", "down": "\x1b[B", "up": "\x1b[A"}
@@ -38,7 +38,10 @@ def tasks() -> list[Task]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return task_files.make(tmp_path_factory.mktemp("tasks"))
+    made = tmp_path_factory.mktemp("tasks")
+    script = ROOT / "tests" / "support" / "task_files.py"  # as the page says
+    subprocess.run([sys.executable, script, made], check=True, capture_output=True)
+    return made
 
 
 @pytest.fixture

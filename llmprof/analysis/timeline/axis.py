@@ -40,6 +40,8 @@ class Track:
     """Of the decode steps that count; NaN without any."""
     kinds: tuple[str, ...] = ()
     """Of every decode step (``step_kinds.StepKind``), where they are known and worth a word."""
+    loads: tuple[str, ...] = ()
+    """Of every decode step its batch and KV length, in words; empty where no step says it."""
     whole: bool = False
     """Nobody knows its steps: the whole recording stands as one."""
 
@@ -83,7 +85,10 @@ def track_of(
     counts = np.array(counted(record.labels, record.steps), bool)
     if len(counts) == len(wall) and counts.any():
         wall = wall[counts]
-    return Track((record.pass_name, record.index), bounds, float(np.median(wall)), kinds)
+    loads = tuple(label.composition.words if label.composition else "" for label in record.labels)
+    if not any(loads) or len(loads) != record.steps:
+        loads = ()
+    return Track((record.pass_name, record.index), bounds, float(np.median(wall)), kinds, loads)
 
 
 def whole_track(record: RoundRecord, start_ns: int, end_ns: int) -> Track:

@@ -345,6 +345,8 @@ def _step(
         head.append(Span(f" · {nth(rank)}slowest of {track.steps} traced{noun}", "dim"))
         if step <= len(track.kinds):
             head.append(Span(f" · {track.kinds[step - 1]}", "dim"))
+        if step <= len(track.loads) and (load := track.loads[step - 1]):
+            head.append(Span(f" · {load}", "dim"))
     facts = _means(now, track.bounds_ns[step : step + 2])
     known = " · ".join(facts)
     if work is None:

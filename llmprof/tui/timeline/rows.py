@@ -193,6 +193,8 @@ def _label(
     parts = [name, duration(wall)]
     if 0 < number <= len(track.kinds):
         parts.insert(1, track.kinds[number - 1])
+    if 0 < number <= len(track.loads) and (load := track.loads[number - 1]):
+        parts.append(load)
     if number and track.steps > 2:
         parts.append(f"{ratio:.2f}× median")
         if ratio > _OUTLIER:
