@@ -176,6 +176,11 @@ def _truncated(name: str, missing: str) -> str:
 def _sniff(path: Path, name: str) -> None:
     try:
         if stat.S_ISDIR(path.stat().st_mode):
+            if (path / "sweep.json").is_file():
+                raise RunFileError(
+                    f"{name}: a sweep, not a run: llmprof open shows it alone; runs of its points are"
+                    f" in {name}/runs"
+                )
             raise RunFileError(f"{name}: is a folder, not a run file")
         if not stat.S_ISREG(path.stat().st_mode):
             raise RunFileError(f"{name}: is not a regular file")

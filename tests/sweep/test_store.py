@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 from sweep_factory import grid, made_store, row
 
-from llmprof.errors import LlmprofError, UsageError
+from llmprof.errors import LlmprofError, RunFileError, UsageError
+from llmprof.runfile.reader import RunFileReader
 from llmprof.sweep import columns
 from llmprof.sweep.run import sweep
 from llmprof.sweep.store import Ended, Store
@@ -51,6 +52,12 @@ def test_half_done_work_is_removed_and_nobody_else_writes(tmp_path: Path) -> Non
         assert not list((tmp_path / "s" / "work").iterdir())
         with pytest.raises(LlmprofError, match="another llmprof"), store.writing():
             pass
+
+
+def test_a_sweep_that_is_named_as_a_run_says_what_it_is(tmp_path: Path) -> None:
+    Store.create(tmp_path / "s", grid())
+    with pytest.raises(RunFileError, match="a sweep, not a run: llmprof open shows it alone"):
+        RunFileReader(tmp_path / "s")
 
 
 def test_a_folder_with_something_else_is_refused(tmp_path: Path) -> None:
