@@ -178,8 +178,8 @@ def _sniff(path: Path, name: str) -> None:
         if stat.S_ISDIR(path.stat().st_mode):
             if (path / "sweep.json").is_file():
                 raise RunFileError(
-                    f"{name}: a sweep, not a run: llmprof open shows it alone; runs of its points are"
-                    f" in {name}/runs"
+                    f"{name}: a sweep, not a run: llmprof open shows it alone; its runs are in"
+                    f" {name}/runs"
                 )
             raise RunFileError(f"{name}: is a folder, not a run file")
         if not stat.S_ISREG(path.stat().st_mode):
