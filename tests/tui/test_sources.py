@@ -8,7 +8,7 @@ from tui_pilot import app, settled
 from tui_snapshots_data import LIVE, FixedSource
 
 from llmprof.analysis.host.stacks import LEAST_SAMPLES
-from llmprof.analysis.timing.observed import LEAST_VALUES
+from llmprof.analysis.timing.stats import CONFIDENCE
 from llmprof.records import Unavailable
 from llmprof.tui.drawing.glyphs import UNICODE
 from llmprof.tui.live import columns
@@ -66,7 +66,7 @@ def test_the_words_have_the_numbers_of_the_code() -> None:
     frames = next(one for one in SOURCES["host"] if one.name == "ms of a frame")
     assert f"under {LEAST_SAMPLES} samples" in frames.interval
     ratio = next(one for one in SOURCES["summary"] if one.name == "ratio")
-    assert f"fewer than {LEAST_VALUES} batches" in ratio.interval
+    assert ratio.interval.startswith(f"{CONFIDENCE:.0%}".replace("%", " %"))
 
 
 def test_values_are_those_of_the_page_and_reasons_those_of_the_run() -> None:

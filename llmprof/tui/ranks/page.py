@@ -16,7 +16,7 @@ from llmprof.runfile.trace.rows import Ints
 from llmprof.tui.drawing.cells import Row, Span, clean, fit, fit_text, row, rule, width_of, wrap
 from llmprof.tui.view import View, trace_or_why
 
-_NAME: Final = 16
+_NAME: Final = 15
 _NUMBER: Final = 9
 _HEADS: Final = ("wait", "transfer", "exposed", "compute", "idle", "late", "critical")
 _NONE: Final = (

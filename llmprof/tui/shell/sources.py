@@ -184,6 +184,8 @@ SOURCES: Final[Mapping[str, Sequence[Number]]] = {
                "bytes × 2 (n − 1) / n / transfer, as nccl-tests has it"),
         Number("NVLink", "NVML: speed of the active links", _TRACED, "none",
                "bus GB/s / what all links carry in one direction; GPU rows: that sum"),
+        Number("behind", _CUPTI, "traced pass, kernels that all processes run", "95 % of kernels",
+               "start of the k-th like kernel − its earliest start among the GPUs"),
         Number("GPU rows", _NVML, _TRACED, "none: means", "as read; DRAM, SM: PM counters"),
     ),
     "findings": (

@@ -67,8 +67,8 @@ def test_the_strip_says_who_was_late_without_colour(
         found = lines(opened, 80, glyphs)
         first = next(i for i, line in enumerate(found) if line.startswith("rank 0"))
         full = glyphs.bars[-1]
-        assert full not in found[first][16:]
-        assert found[first + 1][16:28] == full * 12
+        assert full not in found[first][15:]
+        assert found[first + 1][15:27] == full * 12
 
 
 def test_the_timeline_has_a_row_for_the_other_rank(
