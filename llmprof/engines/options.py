@@ -48,6 +48,12 @@ class Options:
     def done(self) -> None:
         """Raise for the first option that was never read (a typo, mostly)."""
         for key in self._values:
+            if key == "tp" and key not in self._known:
+                raise UsageError(
+                    f"{self.engine}: tp={self._values[key]}: llmprof runs this engine on one GPU;"
+                    " give tp=N to the engines that are split over several (torch, vllm), in place"
+                    " of --tp"
+                )
             if key not in self._known:
                 near = difflib.get_close_matches(key, self._known, 1)
                 hint = (

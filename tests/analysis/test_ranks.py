@@ -151,6 +151,18 @@ def test_recordings_of_different_lengths_are_matched_where_both_have_them() -> N
     assert any("not on every rank" in note for note in found.notes)
 
 
+def test_ranks_that_trace_different_numbers_of_steps_say_so() -> None:
+    """Each process of a file has steps of its own; one of them ended sooner."""
+    members = group(3, 20, only_steps={2: (1, 14)}, host_ns={1: 300_000})
+    bounds = members[0].bounds_ns
+    own = [replace(members[0]), replace(members[1], bounds_ns=bounds)]
+    found = made([*own, replace(members[2], bounds_ns=bounds[:15])])
+    assert "ranks trace different numbers of steps" in " ".join(found.notes)
+    assert "rank 2 · GPU 2 14" in " ".join(found.notes)
+    assert found.reason is not None
+    assert found.reason.rank == 1
+
+
 def test_ranks_of_unlike_programs_are_no_group() -> None:
     one, two = group(2)
     other = replace(two, names=("a", "b", "ncclDevKernel_Broadcast_RING_LL(x)", "c"))
