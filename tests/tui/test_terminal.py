@@ -54,11 +54,12 @@ class Terminal:
             env = {
                 k: v
                 for k, v in os.environ.items()
-                if k not in ("NO_COLOR", "COLORTERM", "LLMPROF_GLYPHS")
+                if k not in ("NO_COLOR", "COLORTERM", "LLMPROF_GLYPHS", "COLUMNS", "LINES")
             }
             env.update({"TERM": "xterm-256color", "LANG": "C.UTF-8", "LC_ALL": "", **environ})
             ioctl(0, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
             os.execvpe(command[0], command, env)
+        ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, cols, 0, 0))
         self.before = termios.tcgetattr(self.master)
 
     def read(self) -> str:
