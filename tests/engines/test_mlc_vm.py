@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlc_files
@@ -15,6 +16,7 @@ import small_models
 from mlc_files import decode, load
 
 from llmprof.engines.base import Engine
+from llmprof.engines.mlc import engine as mlc_engine
 from llmprof.errors import ModelError, OutOfMemory, UsageError
 
 pytest.importorskip("tvm", reason="apache-tvm is not installed")
@@ -164,9 +166,27 @@ def test_limits(made: Made) -> None:
         ("choose from auto, cpu, cuda", {"device": "tpu"}),
         ("did you mean phases", {"phase": "1"}),
         ("compiled for another device than CUDA", {"device": "cuda"}),
+        (r"is compiled for 1 GPU; .* tensor_parallel_shards=2", {"tp": "2"}),
     ):
         with pytest.raises(UsageError, match=wanted):
             load(made["mlc"], **options, **more)  # type: ignore[arg-type]
+
+
+def test_a_library_for_several_gpus_wants_them_all() -> None:
+    def seen(count: int) -> Any:
+        return SimpleNamespace(device=lambda kind, n: SimpleNamespace(exist=n < count))
+
+    check = mlc_engine._check_split
+    check(2, 2, "lib.so", seen(2), "cuda", 0)
+    check(None, 2, "lib.so", seen(4), "cuda", 0)
+    with pytest.raises(UsageError, match="compiled for 4 GPUs, TVM sees 2"):
+        check(4, 4, "lib.so", seen(2), "cuda", 0)
+    with pytest.raises(UsageError, match=r"compiled for 2 GPUs; .* tensor_parallel_shards=4"):
+        check(4, 2, "lib.so", seen(4), "cuda", 0)
+    with pytest.raises(UsageError, match="takes GPU 0 to 1"):
+        check(2, 2, "lib.so", seen(4), "cuda", 1)
+    assert mlc_engine._devices("cuda:0", 2) == "cuda:0,1"
+    assert mlc_engine._devices("cuda:1", 1) == "cuda:1"
 
 
 def test_a_kv_cache_that_does_not_fit(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:

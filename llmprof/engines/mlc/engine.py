@@ -14,7 +14,7 @@ from llmprof.engines.driven import ClosedByDrive, Drive
 from llmprof.engines.host_memory import MIB
 from llmprof.engines.mlc.model import MlcModel, find_model
 from llmprof.engines.mlc.opening import Opening
-from llmprof.engines.mlc.tvm import choose_device, load_library, open_device, open_tvm
+from llmprof.engines.mlc.tvm import Tvm, choose_device, load_library, open_device, open_tvm
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
 from llmprof.errors import MissingPackage, ModelError, OutOfMemory, UsageError
@@ -35,7 +35,8 @@ _WRONG_GPU = ("no kernel image", "no_binary_for_gpu", "invalid_ptx", "unsupporte
 class MlcEngine(ClosedByDrive[Drive]):
     """Options: ``lib=FILE.so``, ``drive=serve|vm``, ``device=auto|cpu|cuda[:N]``, ``kv_tokens=N``,
     and for ``drive=vm``: ``weights=random``, ``vocab=N``, ``kv=auto|flashinfer|tir``, ``phases=1``
-    (NVTX ranges embed, forward, logits, sample inside each step).
+    (NVTX ranges embed, forward, logits, sample inside each step). ``tp=N`` asks for a library that
+    is compiled for N GPUs: MLC splits a model when it is compiled, and takes GPU 0 to N - 1.
     """
 
     name = "mlc"
@@ -54,6 +55,7 @@ class MlcEngine(ClosedByDrive[Drive]):
         kv_kind = given.text("kv", "auto", ("auto", "flashinfer", "tir"))
         kv_tokens = given.integer("kv_tokens", None, 1)
         phases = given.flag("phases", False)
+        split = given.integer("tp", None, 1)
         given.done()
         model = find_model(request.model, lib, random, vocab)
         library = inspect_library(model.library)
@@ -62,6 +64,7 @@ class MlcEngine(ClosedByDrive[Drive]):
         device = open_device(tvm, library, kind, index)
         progress("loading the library", None)
         module, metadata = load_library(tvm, library)
+        _check_split(split, metadata.tensor_parallel_shards, library.shown, tvm, kind, index)
         model = model.fitted(metadata, library.shown)
         drive, why_vm = _choose_drive(asked, model, phases or kv_kind != "auto")
         opening = Opening(
@@ -163,6 +166,26 @@ def _choose_drive(asked: str, model: MlcModel, vm_only: bool) -> tuple[str, str]
     return "vm", f"drive=vm: {one_line(why, 120)}"
 
 
+def _check_split(
+    asked: int | None, shards: int, shown: str, tvm: Tvm, kind: str, index: int
+) -> None:
+    """Raise ``UsageError`` where the library is for another number of GPUs than were asked for, or
+    than there are."""
+    if asked is not None and asked != shards:
+        made = "1 GPU" if shards == 1 else f"{shards} GPUs"
+        raise UsageError(
+            f"mlc:tp={asked}: {shown} is compiled for {made}; compile it with: --overrides"
+            f" tensor_parallel_shards={asked}"
+        )
+    if shards == 1 or kind == "cpu":
+        return
+    if index:
+        raise UsageError(f"mlc:device={kind}:{index}: {shown} takes GPU 0 to {shards - 1}")
+    have = next((n for n in range(shards) if not tvm.device(kind, n).exist), shards)
+    if have < shards:
+        raise UsageError(f"mlc: {shown} is compiled for {shards} GPUs, TVM sees {have}")
+
+
 def _kv_tokens(request: LoadRequest, asked: int | None, drive: str) -> int:
     """Positions of the KV cache for all sequences.
 
@@ -232,6 +255,14 @@ def _free_bytes(device: Any, kind: str) -> int | None:
     return None if free is None else int(free)
 
 
+def _devices(name: str, shards: int) -> str:
+    """``cuda:0,1`` of a library for two GPUs."""
+    kind, _, first = name.partition(":")
+    if shards == 1 or kind == "cpu":
+        return name
+    return f"{kind}:{','.join(str(int(first) + n) for n in range(shards))}"
+
+
 def _describe(opening: Opening, drive: str, facts: dict[str, Any], why_vm: str) -> EngineInfo:
     metadata, model = opening.metadata, opening.model
     step_bytes, bits, unknown = metadata.step_bytes(opening.vocab_size)
@@ -259,7 +290,8 @@ def _describe(opening: Opening, drive: str, facts: dict[str, Any], why_vm: str) 
         kv_bytes_per_token=metadata.kv_bytes_per_token,
         context_limit=metadata.context_window_size,
         vocab_size=opening.vocab_size,
-        device=opening.device_name,
+        device=_devices(opening.device_name, metadata.tensor_parallel_shards),
+        ranks=metadata.tensor_parallel_shards,
         dtype={"float16": "fp16", "float32": "fp32", "bfloat16": "bf16"}.get(
             str(metadata.dtype), str(metadata.dtype)
         ),
