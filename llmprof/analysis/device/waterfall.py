@@ -147,12 +147,16 @@ def part_name(fall: Waterfall, part: WaterfallPart) -> str:
     return f"{part.category} (modelled)" if modelled else part.category
 
 
+def names(fall: Waterfall) -> tuple[str, str]:
+    """Both sides' labels, told apart where they are one: of a program that was recorded twice."""
+    return (f"{fall.a} (A)", f"{fall.b} (B)") if fall.a == fall.b else (fall.a, fall.b)
+
+
 def verdict_words(fall: Waterfall, limit: int = 3, smallest_ms: float = 0.005) -> str:
     """Who takes how much longer, and the largest parts of that: ``exllama takes 5.20 ms more a
     step: 3.77 ms quantised GEMV/GEMM, 1.24 ms idle (modelled), −0.18 ms attention``. Labels as
     recorded."""
-    # One program recorded twice: both have its name.
-    a, b = (f"{fall.a} (A)", f"{fall.b} (B)") if fall.a == fall.b else (fall.a, fall.b)
+    a, b = names(fall)
     slower, faster = (b, a) if fall.delta_ns >= 0 else (a, b)
     way = 1 if fall.delta_ns >= 0 else -1
     seen = [p for p in fall.parts if abs(p.delta_ms) >= smallest_ms][:limit]

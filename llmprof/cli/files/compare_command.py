@@ -217,6 +217,8 @@ def _print_text(found: list[Found]) -> None:
         if number:
             print()
         print(one_line(pair.verdict))
+        if said := _sides(item):
+            print(f"  {one_line(said)}")
         for warning in pair.warnings:
             print(f"  ! {one_line(warning)}")
         for line in (
@@ -225,6 +227,15 @@ def _print_text(found: list[Found]) -> None:
             *pairing_table.render(fall.kernels),
         ):
             print(line)
+
+
+def _sides(item: Found) -> str:
+    """Which file is A and which B, where both engines have one label."""
+    a, b = Path(str(item.a.data.shown_path)), Path(str(item.b.data.shown_path))
+    if item.a.engine.label != item.b.engine.label or a == b:
+        return ""
+    one, two = (a.name, b.name) if a.name != b.name else (str(a), str(b))
+    return f"A is {item.a.engine.label} of {one}, B that of {two}"
 
 
 def _print_json(found: list[Found], judged: list[Judgement]) -> None:

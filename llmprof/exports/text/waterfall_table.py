@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from llmprof.analysis.device.waterfall import Waterfall, part_name, verdict_words
+from llmprof.analysis.device.waterfall import Waterfall, names, part_name, verdict_words
 from llmprof.analysis.view.falls import Fall
 from llmprof.plaintext import one_line, told_apart
 from llmprof.records import Unavailable
@@ -19,7 +19,7 @@ def render(fall: Fall) -> list[str]:
 
 
 def _table(fall: Waterfall) -> list[str]:
-    a, b = told_apart([fall.a, fall.b], 18)
+    a, b = told_apart(names(fall), 18)
     width_a, width_b = max(9, len(a)), max(9, len(b))
     head = f"  {'ms a step':<24} {a:>{width_a}} {b:>{width_b}} {'change':>9}"
     largest = max((abs(p.delta_ns) for p in fall.parts), default=0) or 1
