@@ -45,7 +45,12 @@ def write_twin(path: Path, kind: str) -> None:
         at += int(step["step_ns"] * random.uniform(1.0, 1.03))
     with RunFileWriter(path, info) as writer:
         device = GpuDevice(
-            0, "NVIDIA H100 80GB HBM3", uuid="GPU-0", bus_width_bits=5120, max_mem_clock_mhz=2619, sm_count=132
+            0,
+            "NVIDIA H100 80GB HBM3",
+            uuid="GPU-0",
+            bus_width_bits=5120,
+            max_mem_clock_mhz=2619,
+            sm_count=132,
         )
         writer.put_gpu_devices([device])
         engine = EngineRecord(
