@@ -13,7 +13,10 @@ import pytest
 
 from llmprof.records import Unavailable
 from llmprof.tracers.copy_bandwidth import CopyBandwidth, measure_copy_bandwidth
+from llmprof.tracers.pm import library as pm
 from llmprof.tracers.pm.clock import HostReadings, place
+from llmprof.tracers.pm.library import PmError
+from llmprof.tracers.pm.sampler import explain
 from llmprof.tracers.pm.tracer import PmSamples, PmTracer, permission, usable
 
 MS = 1_000_000
@@ -126,6 +129,22 @@ def test_why_it_cannot_work(
     assert said in reason(tracer.probe())
     assert said in reason(tracer.start_round(1.0))
     assert said in reason(tracer.stop_round())
+
+
+@pytest.mark.parametrize(
+    ("code", "said"),
+    [
+        (pm.MIG, "no PM sampling on a MIG device: it needs a whole GPU"),
+        (pm.WSL, "no PM sampling on WSL: it needs a whole GPU"),
+        (pm.VIRTUALIZED, "no PM sampling on a vGPU: it needs a whole GPU"),
+        (pm.HARDWARE_BUSY, "another profiler holds this GPU's performance counters"),
+        (pm.PRIVILEGES, "--cap-add SYS_ADMIN"),
+    ],
+)
+def test_what_to_do_where_counters_cannot_be_had(code: int, said: str) -> None:
+    text = explain(PmError("cuptiPmSamplingEnable", code, "refused"), "GH100")
+    assert said in text
+    assert "\n" not in text
 
 
 def test_a_crash_while_sampling_ends_only_the_tracer(

@@ -27,7 +27,7 @@ from llmprof.plaintext import one_line
 from llmprof.records import EngineRecord, RunData, Unavailable
 from llmprof.runfile.reader import RunFileReader
 
-VERSION = 2
+VERSION = 3
 """Of document and estimator: raised with each change of what is fitted, or of a field."""
 TEXT = 1000
 """Characters of a name that are kept."""

@@ -29,7 +29,7 @@ from llmprof.analysis.bandwidth.rounds import (
 from llmprof.analysis.device.naming.categories import COPY, Rule, categorise
 from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.plaintext import one_line
-from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable
+from llmprof.records import LOST_RECORDS, EngineRecord, Maybe, RoundRecord, RunData, Unavailable
 from llmprof.runfile.reader import RunFileReader
 
 Ints = NDArray[np.int64]
@@ -138,6 +138,9 @@ def kernel_bandwidth(
         RunFileError: the file is damaged.
     """
     missing = Unavailable(data.why_missing(engine.label, "pm") or "no sampled round with kernels")
+    lost = data.why_missing(engine.label, LOST_RECORDS)
+    if lost and data.rounds_of(engine.engine_id, "sampled"):
+        return Unavailable(f"kernels are missing in the trace, their traffic is not: {lost}")
     found = [
         (record, *pm)
         for record in data.rounds_of(engine.engine_id, "sampled")

@@ -82,7 +82,7 @@ def explain(why: PmError, chip: str) -> str:
         return f"libnvperf_host.so, which belongs beside libcupti, could not be loaded ({why})"
     for code, what in ((pm.MIG, "a MIG device"), (pm.WSL, "WSL"), (pm.VIRTUALIZED, "a vGPU")):
         if why.code == code:
-            return f"no PM sampling on {what} ({why})"
+            return f"no PM sampling on {what}: it needs a whole GPU ({why})"
     if why.code in (pm.NOT_SUPPORTED, pm.INVALID_CHIP_NAME, pm.INVALID_METRIC_NAME):
         return f"no PM sampling of DRAM and SM activity on {chip or 'this GPU'} ({why})"
     return f"PM sampling: {why}"

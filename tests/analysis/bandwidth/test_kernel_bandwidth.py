@@ -29,7 +29,7 @@ from llmprof.analysis.bandwidth.fit.kernel_fit import KernelFit, Samples, fit, w
 from llmprof.analysis.bandwidth.fit.nonnegative import solve
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram, kernel_bandwidth
 from llmprof.analysis.device.naming.categories import shipped_rules
-from llmprof.records import Unavailable
+from llmprof.records import LOST_RECORDS, Missing, Unavailable
 from llmprof.runfile.reader import RunFileReader
 
 
@@ -341,3 +341,13 @@ def test_of_too_many_kernels_only_their_samples_count(
     for kind in (READ_FIRST, SPIN_FIRST, EVEN):
         kernel = kernels[kind.name.partition("(")[0]]
         assert kernel.mb_per_launch == pytest.approx(kind.mb, rel=0.03), kind.name
+
+
+def test_lost_records_of_kernels_are_a_reason(tmp_path: Path) -> None:
+    path = tmp_path / "run.sqlite"
+    lost = Missing("torch", LOST_RECORDS, "CUPTI dropped 12 records")
+    dram_run(path, strobe(steps=100), then=lambda writer, engine: writer.put_missing([lost]))
+    found = read(path)
+    assert isinstance(found, Unavailable)
+    assert found.reason.startswith("kernels are missing in the trace")
+    assert "dropped 12 records" in found.reason
