@@ -22,7 +22,7 @@ the disk."""
 
 @dataclass
 class Recorded:
-    """A spool and what came of it."""
+    """A spool and the rows made of it."""
 
     tail: SpoolTail
     image: Image

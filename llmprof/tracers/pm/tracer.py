@@ -72,7 +72,7 @@ class PmTracer:
 
     Args:
         device_index: CUDA ordinal, as an engine's process with the same environment sees it.
-        interval_ns: what to ask for; ``PmSamples.interval_ns`` is what came of it.
+        interval_ns: what to ask for; ``PmSamples.interval_ns`` is what was got.
         libraries: libcupti paths to try, best first; found by themselves if not given.
         further: also count writes, L2 and the tensor pipe, where one pass holds them.
     """
