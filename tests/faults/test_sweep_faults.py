@@ -64,7 +64,7 @@ def test_a_sweep_with_the_clock_set_back(
 
 
 def test_a_sweep_on_a_full_disk_goes_on_with_it(tmp_path: Path, clean_env: Environment) -> None:
-    with small_disk(tmp_path / "small", "900k") as disk:
+    with small_disk(tmp_path / "small", "300k") as disk:
         code, _, said = ended(sweep(clean_env, disk, *POINTS))
         assert code != 0 and "disk" in said.lower(), said
         done = [line for line in journal(disk / "s") if line["state"] == "done"]

@@ -14,6 +14,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 START_S = 120.0
+TRIES = 3
+"""Ray gives a node 30 s to come up, which a busy machine does not always make."""
 
 
 def free_port() -> int:
@@ -31,11 +33,7 @@ class RayNodes:
     """
 
     def __init__(self, environment: Mapping[str, str], folder: Path) -> None:
-        self._environment = {
-            **environment,
-            "RAY_USAGE_STATS_ENABLED": "0",
-            "RAY_raylet_start_wait_time_s": str(int(START_S)),  # 30 are too few on a busy machine
-        }
+        self._environment = {**environment, "RAY_USAGE_STATS_ENABLED": "0"}
         self._folder = folder
         self._nodes: list[subprocess.Popen[bytes]] = []
         self.port, self.client_port = free_port(), free_port()
@@ -74,11 +72,23 @@ class RayNodes:
             "--num-gpus", str(gpus), "--resources", json.dumps(resources or {}),
             "--object-store-memory", str(100 << 20), "--block", "--disable-usage-stats",
         ]  # fmt: skip
+        for attempt in range(TRIES):
+            said = self._started(command, environment or {})
+            if not said:
+                return len(self._nodes) - 1
+            self.kill(len(self._nodes) - 1)
+            self._nodes.pop()
+            if "timed out during startup" not in said or attempt == TRIES - 1:
+                raise RuntimeError(said)
+        raise AssertionError("no try was made")
+
+    def _started(self, command: list[str], environment: Mapping[str, str]) -> str:
+        """Start and wait; what it said where it did not come up, else nothing."""
         log = (self._folder.parent / f"{self._folder.name}-{len(self._nodes)}.log").open("wb")
         with log:
             process = subprocess.Popen(
                 command,
-                env={**self._environment, **(environment or {})},
+                env={**self._environment, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -88,9 +98,9 @@ class RayNodes:
         end = time.monotonic() + START_S
         while b"Ray runtime started" not in Path(log.name).read_bytes():
             if process.poll() is not None or time.monotonic() > end:
-                raise RuntimeError(Path(log.name).read_text(errors="replace")[-2000:])
+                return Path(log.name).read_text(errors="replace")[-2000:] or "it said nothing"
             time.sleep(0.2)
-        return len(self._nodes) - 1
+        return ""
 
     def kill(self, number: int) -> None:
         """kill -9 of a node and of everything that it has started."""
