@@ -7,13 +7,14 @@ kernels and without: precision and recall of the borders of their steps, and wha
 same for programs drawn at random (``decode_worlds.py`` there), for seeds from ``--first`` on. Then
 the recordings of an H100 in ``tests/fixtures`` with their stamps hidden, then any ``--file``: its
 ranges are hidden, and what is found is shown. Last the time for many events, beside the time in
-which numpy sorts as many numbers: the limit is 5 s on two cores, or 8 such sorts; of servers that
-change programs, and the slowest of all made-up programs where each is repeated exactly.
+which numpy sorts as many numbers: of servers that change programs, and the slowest of all made-up
+programs where each is repeated exactly. The limit is 5 s of CPU time.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import resource
 import sys
 import time
@@ -32,7 +33,7 @@ from llmprof.analysis.steps.detect import Detection, detect  # noqa: E402
 from llmprof.analysis.steps.events import Events, events_of  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
 
-LIMIT_S, LIMIT_SORTS = 5.0, 8.0
+LIMIT_S = 5.0
 SEVERAL = "three of them in one process"
 
 
@@ -167,14 +168,19 @@ def repeated(part: Events, count: int) -> Events:
     return Events(names=part.names, **columns)
 
 
+def timed(events: Events) -> tuple[Detection, float, float]:
+    """What is found, wall s, CPU s: one thread, and others may use the machine."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = detect(events)
+    return found, time.perf_counter() - wall, time.process_time() - cpu
+
+
 def slowest(count: int) -> tuple[float, str]:
-    """(s, program) over all made-up programs repeated exactly."""
+    """(CPU s, program) over all made-up programs repeated exactly."""
     worst = (0.0, "")
     for name in step_factory.SCENARIOS:
         events = repeated(step_factory.make(name)[0], count)
-        begin = time.perf_counter()
-        found = detect(events)
-        took = time.perf_counter() - begin
+        found, _, took = timed(events)
         if found.reason:
             print(f"{name}, repeated: refused: {found.reason}")
         worst = max(worst, (took, name))
@@ -197,24 +203,20 @@ def main() -> int:
     for path in arguments.file:
         show(path)
     events = many(arguments.events)
-    begin = time.perf_counter()
-    found = detect(events)
-    took = time.perf_counter() - begin
+    found, took, cpu = timed(events)
     begin = time.perf_counter()
     np.sort(np.random.default_rng(0).integers(0, 2**62, len(events)))
     sort = time.perf_counter() - begin
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
-        f"\n{len(events):,} events: {len(found):,} cycles in {took:.1f} s (limit {LIMIT_S:g} s),"
-        f" {took / sort:.1f} sorts (limit {LIMIT_SORTS:g}), peak {memory:.1f} GiB; {found.reason}"
+        f"\n{len(events):,} events: {len(found):,} cycles in {cpu:.1f} s of CPU time"
+        f" (limit {LIMIT_S:g} s), {took:.1f} s in all, {took / sort:.1f} sorts, peak {memory:.1f} GiB,"
+        f" load {os.getloadavg()[0]:.1f}; {found.reason}"
     )
     worst, name = slowest(arguments.events)
-    print(
-        f"repeated exactly, the slowest program ({name}): {worst:.1f} s, {worst / sort:.1f} sorts"
-    )
+    print(f"repeated exactly, the slowest program ({name}): {worst:.1f} s of CPU time")
     good = precision >= 0.99 and recall >= 0.99 and exact and len(found) > 0
-    took = max(took, worst)
-    return 0 if good and (took <= LIMIT_S or took <= LIMIT_SORTS * sort) else 1
+    return 0 if good and max(cpu, worst) <= LIMIT_S else 1
 
 
 if __name__ == "__main__":
