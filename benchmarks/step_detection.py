@@ -210,8 +210,8 @@ def main() -> int:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
     print(
         f"\n{len(events):,} events: {len(found):,} cycles in {cpu:.1f} s of CPU time"
-        f" (limit {LIMIT_S:g} s), {took:.1f} s in all, {took / sort:.1f} sorts, peak {memory:.1f} GiB,"
-        f" load {os.getloadavg()[0]:.1f}; {found.reason}"
+        f" (limit {LIMIT_S:g} s), {took:.1f} s in all, {took / sort:.1f} sorts, peak"
+        f" {memory:.1f} GiB, load {os.getloadavg()[0]:.1f}; {found.reason}"
     )
     worst, name = slowest(arguments.events)
     print(f"repeated exactly, the slowest program ({name}): {worst:.1f} s of CPU time")
