@@ -30,6 +30,7 @@ from llmprof.tui.sweep.plot import Dot, Series, plot
 TABS: Final = ("curves", "categories", "map", "fits")
 MARKS: Final = "ox+*#@%&"
 MOST_SERIES: Final = 12
+MOST_DOUBTS: Final = 3
 _WITH_SHARE: Final = 13
 """Cells of a column that hold ms and a share."""
 
@@ -92,6 +93,15 @@ class SweepView:
         return replace(self, curve=number, place=min(max(0, min(self.place, last) + place), last))
 
 
+def _doubts(found: Sequence[Curve], whole: bool, width: int) -> list[Row]:
+    """What makes curves doubtful, above them; many are in one line but for the page with words."""
+    texts = doubts(found)
+    if len(texts) > MOST_DOUBTS and not whole:
+        rest = len(texts) - MOST_DOUBTS + 1
+        texts = [*texts[: MOST_DOUBTS - 1], f"{rest} more about clocks and drivers: page fits"]
+    return [fit(row(Span(f"! {t}", "warn")), width) for d in texts for t in wrap(d, width - 2)]
+
+
 def metrics_of(known: Known) -> list[str]:
     """Those that some row has."""
     found = [m for m in METRICS if any(r.get(m) is not None for r in known.rows)]
@@ -124,7 +134,7 @@ def body(
     found = view.curves_of(known)
     if not found:
         return [row(Span("no point has ended well yet", "dim")), *_failed(known, width)]
-    lines = [fit(row(Span(f"! {t}", "warn")), width) for d in doubts(found) for t in wrap(d, width)]
+    lines = _doubts(found, view.tab == "fits", width)
     room = max(6, height - len(lines))
     if view.tab == "categories":
         return [*lines, *_categories(known, view, glyphs, width, room)]
