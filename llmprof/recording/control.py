@@ -9,6 +9,8 @@ import struct
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmprof.newfiles import OwnFolder
+
 ACTIVITY, RANGES = 1, 2
 _WANTED = struct.Struct("<I")
 _LOST = struct.Struct("<IiIQ")
@@ -23,6 +25,15 @@ class LostSpools:
     """Why the first one was."""
     when_ns: int
     """CLOCK_MONOTONIC."""
+
+
+def spool_folder(output: Path) -> OwnFolder:
+    """Hidden, beside the run file; made when it is called.
+
+    Raises:
+        OSError: it cannot be made.
+    """
+    return OwnFolder(".llmprof-record-", output.resolve().parent)
 
 
 class ControlPage:

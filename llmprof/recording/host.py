@@ -2,8 +2,9 @@
 
 py-spy dates its samples by a process that ticks (``tracers.pyspy.metronome``) and must see it
 beside the program, in one tree: so the tree is llmprof's own. It begins when the window is open
-and the first kernel was seen, since before there is nothing to explain. py-spy keeps all in memory
-until it ends, so it runs in stretches (``Stretches``), each a py-spy and a metronome of its own.
+and the first kernel was seen, since before there is nothing to explain; of a program that uses no
+GPU after ``ALONE_S``. py-spy keeps all in memory until it ends, so it runs in stretches
+(``Stretches``), each a py-spy and a metronome of its own.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import os
 import subprocess
 import threading
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmprof.ingest.host_stacks import put_samples
@@ -25,6 +26,8 @@ from llmprof.tracers.pyspy.metronome import spawn
 from llmprof.tracers.pyspy.tracer import HostPlan, PySpyTracer
 
 SPREAD = Spread(first_s=60, each_s=20, every_s=60, most_s=600)
+ALONE_S = 3.0
+"""Loading torch takes longer, and is sampled then: it is what the program does."""
 NO_SAMPLE = "py-spy took no sample of it: no Python, or it ended too soon"
 
 
@@ -102,9 +105,15 @@ class HostStacks:
     """``follow`` while the program runs, ``stop`` at the end; what fails is a reason, never the
     recording's end."""
 
-    def __init__(self, plan: HostPlan, folder: Path) -> None:
+    def __init__(self, plan: HostPlan, folder: Path, adopt: Callable[[], None]) -> None:
+        """
+        Args:
+            adopt: called where samples of a program without an engine are to be kept: makes one.
+        """
         self._plan = plan
         self._folder = folder
+        self._adopt = adopt
+        self._first_s: float | None = None
         self._stretches = Stretches(SPREAD)
         self._now: Stretch | None = None
         self._number = 0
@@ -124,12 +133,14 @@ class HostStacks:
         now_s: float,
         writer: RunFileWriter,
         engines: Sequence[EngineRecord],
+        program: int,
     ) -> str:
         """Begin and end stretches, write what one brought.
 
         Args:
             now_s: ``time.monotonic()``.
             engines: processes that launched, so far.
+            program: process id of the command.
 
         Returns:
             What is to be told, or nothing.
@@ -137,20 +148,28 @@ class HostStacks:
         Raises:
             RunFileError: the run file cannot be written.
         """
-        if not engines or self._failed is not None:
+        if self._first_s is None:
+            self._first_s = now_s
+        is_early = not engines and now_s - self._first_s < ALONE_S
+        if is_early or self._failed is not None:
             return ""
         told = self._stretches.thinned
         wanted = self._stretches.wanted(window_open, now_s)
         if self._now is None:
             if wanted:
-                self._begin(_pid(engines[0]))
+                self._begin(_pid(engines[0]) if engines else program)
         elif not self._now.ending:
             if not wanted or self._now.done:  # done before it was ended: it failed
-                self._now.end([_pid(engine) for engine in engines])
+                self._end(self._now, engines)
         elif self._now.done:
             self._collect(writer, engines)
         is_thinned = self._stretches.thinned and not told
         return f"host stacks are sampled in {SPREAD.words}" if is_thinned else ""
+
+    def _end(self, stretch: Stretch, engines: Sequence[EngineRecord]) -> None:
+        if not engines:
+            self._adopt()
+        stretch.end([_pid(engine) for engine in engines])
 
     def _begin(self, pid: int) -> None:
         folder = self._folder / f"host{self._number}"
@@ -202,7 +221,7 @@ class HostStacks:
             RunFileError: the run file cannot be written.
         """
         if self._now is not None and not self._now.ending:
-            self._now.end([_pid(engine) for engine in engines])
+            self._end(self._now, engines)
         try:
             self._collect(writer, engines)
         finally:

@@ -14,11 +14,10 @@ from pathlib import Path
 from llmprof import __version__, environment
 from llmprof.errors import RunFileError, UsageError
 from llmprof.native.build import BuildError, library
-from llmprof.newfiles import OwnFolder
 from llmprof.plaintext import one_line
 from llmprof.recording import closing
 from llmprof.recording.bandwidth import BandwidthSampling
-from llmprof.recording.control import ACTIVITY, RANGES, ControlPage
+from llmprof.recording.control import ACTIVITY, RANGES, ControlPage, spool_folder
 from llmprof.recording.host import HostStacks
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.program import Program
@@ -80,15 +79,6 @@ def cache_folder() -> Path:
         home = Path("/")
     base = os.environ.get("XDG_CACHE_HOME") or home / ".cache"
     return Path(base) / "llmprof"
-
-
-def spool_folder(output: Path) -> OwnFolder:
-    """Hidden, beside the run file; made when it is called.
-
-    Raises:
-        OSError: it cannot be made.
-    """
-    return OwnFolder(".llmprof-record-", output.resolve().parent)
 
 
 class Recording:
@@ -221,7 +211,7 @@ class Recording:
         self._sampling = sampling
         if sampling is not None:
             sampling.open()
-        host = HostStacks(plan.host, folder) if plan.host is not None else None
+        host = HostStacks(plan.host, folder, self._adopt) if plan.host else None
         self._host = host
         program = self._program = Program(plan.command, variables, self._terminal)
         started_ns = time.monotonic_ns()
@@ -312,7 +302,8 @@ class Recording:
         try:
             if self._host is not None:
                 engines = self._spools.engines
-                said.append(self._host.follow(is_open, now_s, self._writer, engines))
+                pid = self._program.pid if self._program is not None else 0
+                said.append(self._host.follow(is_open, now_s, self._writer, engines, pid))
             if self._sampling is not None:
                 said.append(self._sampling.follow(is_open, now_s, self._writer))
         except (RunFileError, MemoryError) as why:
@@ -320,6 +311,10 @@ class Recording:
         for text in filter(None, said):
             self._say(text)
             self._warn(text)
+
+    def _adopt(self) -> None:
+        if self._program is not None:
+            self._spools.adopt(self._program.pid, list(self._plan.command))
 
     def _read(self) -> bool:
         """A full disk, or no memory, ends the recording, never the program."""

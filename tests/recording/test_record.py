@@ -156,6 +156,34 @@ def test_host_stacks_of_a_process_that_launches(record: Record) -> None:
     assert "thinks_hard" in {frame.function for frame in rows.frames.values()}
 
 
+ON_A_CPU = """
+import time
+def thinks_hard(until):
+    while time.monotonic() < until:
+        sum(range(3000))
+thinks_hard(time.monotonic() + 9)
+"""
+
+
+def test_host_stacks_of_a_program_that_uses_no_gpu(record: Record) -> None:
+    """No driver is loaded, so no recorder either: the stacks are all that there is."""
+    code, said = record.run(sys.executable, "-c", ON_A_CPU, options=("--host", "100"))
+    assert code == 0 and record.left() == []
+    data = record.data()
+    assert any("no process of the program loaded the CUDA driver" in m.reason for m in data.missing)
+    (engine,) = data.engines
+    denied = data.why_missing(engine.label, "host")
+    if denied:
+        assert "ptrace" in denied or "py-spy" in denied
+        pytest.skip(denied)
+    (traced,) = data.rounds
+    with RunFileReader(record.output) as reader:
+        rows = reader.host_rows(traced)
+    assert rows is not None and len(rows.samples) > 20
+    assert "thinks_hard" in {frame.function for frame in rows.frames.values()}
+    assert code == 0 and "Traceback" not in said
+
+
 def test_levels(record: Record) -> None:
     record.run(record.program, "exit", "10", "5", "0", options=("--trace", "steps"))
     (process,) = record.data().processes

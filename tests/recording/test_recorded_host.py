@@ -43,10 +43,10 @@ def test_stacks_of_two_stretches_are_one_reading(
     try:
         with RunFileWriter(path, info) as writer:
             writer.put_engine(engine)
-            stacks = HostStacks(HostPlan(rate_hz=100), tmp_path)
+            stacks = HostStacks(HostPlan(rate_hz=100), tmp_path, lambda: None)
             deadline = time.monotonic() + 60
             while stacks._number < 2 and stacks._failed is None and time.monotonic() < deadline:
-                said.append(stacks.follow(True, time.monotonic(), writer, [engine]))
+                said.append(stacks.follow(True, time.monotonic(), writer, [engine], 0))
                 time.sleep(0.05)
             stacks.stop(writer, [engine])
             if stacks._failed is not None:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from llmprof.plaintext import one_line
 from llmprof.recording.spooled.devices import DeviceMap
-from llmprof.recording.spooled.image import Image
+from llmprof.recording.spooled.image import Image, command_name
 from llmprof.recording.spooled.tail import SpoolTail
-from llmprof.records import EngineRecord, GpuDevice
+from llmprof.records import EngineInfo, EngineRecord, GpuDevice
+from llmprof.records.processes import RecordedProcess
 from llmprof.runfile.schema import process_number
 from llmprof.runfile.writing.writer import RunFileWriter
 
@@ -127,13 +130,42 @@ class Spools:
             state="running",
             traced_pid=image.process,
         )
-        self.engines.append(engine)
+        # It was adopted before it used a GPU.
+        known = next((e for e in self.engines if e.traced_pid == image.process), None)
+        if known is None:
+            self.engines.append(engine)
+        else:
+            engine = known
         for recorded in self.all:
             if recorded.image is image:
                 recorded.engine = engine
         self._writer.put_engine(engine)
         self._changed(engine)
         return engine.engine_id
+
+    def adopt(self, pid: int, command: list[str]) -> None:
+        """Make an engine of a program that no recorder was loaded into: it used no GPU so far.
+
+        Raises:
+            RunFileError: the run file cannot be written.
+        """
+        self.adopt_marked()
+        if self.engines:
+            return
+        process, now = process_number(pid, self._images_of.get(pid, 0)), time.monotonic_ns()
+        name = command_name(command) or "?"
+        engine = EngineRecord(
+            engine_id=0, label=name, name=name, python="", options={}, state="finished",
+            info=EngineInfo(device="cpu"), traced_pid=process,
+        )  # fmt: skip
+        self.engines.append(engine)
+        self._writer.put_engine(engine)
+        self._writer.put_process(
+            RecordedProcess(
+                process, 0, pid, 0, name, "", [one_line(word, 400) for word in command[:200]], None,
+                self._writer.t0_ns, self._writer.t0_ns, now, 0, 0, 0, 0, 0, True, "",
+            )
+        )  # fmt: skip
 
     def adopt_marked(self) -> None:
         """Make an engine of each process that marked NVTX ranges and has no GPU that is recorded.
