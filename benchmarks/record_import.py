@@ -132,9 +132,11 @@ def main() -> None:
         with RunFileWriter(folder / "run.sqlite", info) as run:
             spools = Spools(folder, run, DeviceMap([]), None, lambda engine: None)
             begin, processor = time.perf_counter(), time.process_time()
+            usage = resource.getrusage(resource.RUSAGE_SELF)
             spools.read(final=True)
             took = time.perf_counter() - begin
             processor = time.process_time() - processor
+            used = resource.getrusage(resource.RUSAGE_SELF)
             spools.close()
         kernels = sum(one.image.kernels for one in spools.all)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -145,6 +147,8 @@ def main() -> None:
         "kernels_s": round(kernels / took),
         "per_processor_second": round(kernels / processor),
         "decoding_kernels_s": round(kernels / decoding),
+        "system_share": round((used.ru_stime - usage.ru_stime) / processor, 2),
+        "page_faults_a_kernel": round((used.ru_minflt - usage.ru_minflt) / kernels, 3),
         "to_plain_insert": round(plain / processor, 2),
         "more_memory_mib": round((after - before) / 1024),
     }

@@ -36,7 +36,7 @@ class Program:
         environment: Mapping[str, str],
         terminal: OwnTerminal | None = None,
     ) -> None:
-        """Start it.
+        """Start it. Signals to us wait from here on until ``pass_signals``.
 
         Args:
             terminal: the program's, instead of ours.
@@ -50,20 +50,27 @@ class Program:
         self._before: dict[signal.Signals, object] = {}
         self.signalled = False
         self.returncode: int | None = None
+        self._mask = signal.pthread_sigmask(signal.SIG_BLOCK, PASSED_ON)
         try:
             self._process = subprocess.Popen(
                 list(command), env=dict(environment), preexec_fn=self._in_child, close_fds=True
             )
         except OSError as why:
+            self._unblock()
             _take_terminal(self._tty)
             name = one_line(command[0])
             raise UsageError(f"cannot run {name}: {why.strerror or why}") from None
         except subprocess.SubprocessError as why:
+            self._unblock()
             _take_terminal(self._tty)
             raise UsageError(f"cannot run {one_line(command[0])}: {why}") from None
         self.pid = self._process.pid
 
+    def _unblock(self) -> None:
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._mask)
+
     def _in_child(self) -> None:
+        self._unblock()
         if self._own is not None:
             self._own.in_child()
             return
@@ -76,10 +83,10 @@ class Program:
     def pass_signals(self) -> None:
         """From now on signals to us go to the program's group. In another thread than the main
         one nothing changes: who has that thread passes them on."""
-        if threading.current_thread() is not threading.main_thread():
-            return
-        for number in PASSED_ON:
-            self._before[number] = signal.signal(number, self._pass_on)
+        if threading.current_thread() is threading.main_thread():
+            for number in PASSED_ON:
+                self._before[number] = signal.signal(number, self._pass_on)
+        self._unblock()
 
     def keep_signals(self) -> None:
         for number, handler in self._before.items():

@@ -216,12 +216,15 @@ def generate(folder: Path, *words: str) -> None:
         ranges = reader.ranges()
     texts = Counter(ranges.texts[int(n)][1] for n in ranges.text)
     kinds = Counter(text.split(" ")[0] for text in texts.elements())
-    marked, twice = truths[0]["marked"], [t for t, n in texts.items() if n > 1 and "decode" in t]
+    marked = truths[0]["marked"]
+    decode = [text for text in texts if text.startswith("decode ")]
+    # torch.compile runs range_push once more while it traces: it is a function of its graphs.
+    twice = [text for text in decode if texts[text] > 1]
     say(
-        kinds["decode"] == marked,
-        f"{name}: forwards marked {kinds['decode']}, of {marked} that the program counted in"
-        f" {3 + len(truths[0]['phases'])} calls of 40 tokens; more than once: {twice[:5]}; all"
-        f" ranges: {dict(kinds)}",
+        len(decode) == marked,
+        f"{name}: forwards marked {len(decode)}, of {marked} that the program counted in"
+        f" {3 + len(truths[0]['phases'])} calls of 40 tokens; marked again while it was compiled:"
+        f" {twice[:5]}; all ranges: {dict(kinds)}",
     )
     rows = run.rows(process)
     say(
