@@ -15,6 +15,7 @@ from pathlib import Path
 
 START_S = 120.0
 TRIES = 3
+SLOW = "timed out during startup", "Deadline Exceeded"
 """Ray gives a node 30 s to come up, which a busy machine does not always make."""
 
 
@@ -78,7 +79,7 @@ class RayNodes:
                 return len(self._nodes) - 1
             self.kill(len(self._nodes) - 1)
             self._nodes.pop()
-            if "timed out during startup" not in said or attempt == TRIES - 1:
+            if not any(words in said for words in SLOW) or attempt == TRIES - 1:
                 raise RuntimeError(said)
         raise AssertionError("no try was made")
 
