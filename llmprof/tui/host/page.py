@@ -166,9 +166,11 @@ def _difference(trace: RunTrace, view: View, width: int) -> list[Row]:
         {f.label: f.self_ms_per_step for f in frame_times(stacks, ms)}
         for stacks, ms in ((a_stacks, a_ms), (b_stacks, b_ms))
     ]
-    names = f"{clean(a.label)} → {clean(b.label)}"
+    names = f"A {clean(a.label)} → B {clean(b.label)}"
     right = row(Span("ms a step", "dim"))
     out = [rule(row(Span(names, "strong")), right, width, view.glyphs.track)]
+    head = f"{'':<{_names(width)}}{'A':>9}{'B':>9}{'change':>10}"
+    out.append(fit(row(Span(head, "dim")), width))
     out += _changes(_by_kind(a, view), _by_kind(b, view), width, both=False)
     same = _changes(times[0], times[1], width, both=True)
     head = "self time of functions of both" if same else "no function has self time in both engines"
@@ -189,13 +191,18 @@ def _of_causes(causes: GapCauses) -> dict[str, float]:
     return {str(c.cause): c.ms_per_step for c in causes.causes}
 
 
+def _names(width: int) -> int:
+    """Cells of a name; the numbers stand beside it, however wide the terminal is."""
+    return max(12, min(72, width - 29))
+
+
 def _changes(
     before: Mapping[str, float], after: Mapping[str, float], width: int, *, both: bool
 ) -> list[Row]:
     """Lines of what changed most; ``both``: only what the two have."""
     labels = before.keys() & after.keys() if both else before.keys() | after.keys()
     ranked = sorted(labels, key=lambda n: (-abs(after.get(n, 0.0) - before.get(n, 0.0)), n))
-    room = max(12, width - 29)
+    room = _names(width)
     out = []
     for name in ranked:
         a, b = before.get(name, 0.0), after.get(name, 0.0)
