@@ -113,7 +113,11 @@ def best_of(levels: list[Level]) -> Level | None:
         outer = [
             x
             for x in levels
-            if x.layered and x.marked and x.period > best.period and x.score >= TURNS * best.score
+            if x.layered
+            and x.marked
+            and not _of_forwards(x, levels)
+            and x.period > best.period
+            and x.score >= TURNS * best.score
         ]
         if outer:
             return max(outer, key=lambda level: level.score)
@@ -128,6 +132,17 @@ def best_of(levels: list[Level]) -> Level | None:
     return min(near, key=lambda x: x.period)
 
 
+def _of_forwards(level: Level, levels: list[Level]) -> bool:
+    """Is it a request: so many times something with an embedding each, which a layer has not?"""
+    return any(
+        x.embedding
+        and x.period * MANY <= level.period
+        and x.regular >= NEAR
+        and x.coverage >= NEAR * level.coverage
+        for x in levels
+    )
+
+
 def _best_nearby(levels: list[Level]) -> Level | None:
     """Where programs ran one after the other: a step of the one that is known best, by what it
     explains from its first to its last."""
@@ -137,6 +152,7 @@ def _best_nearby(levels: list[Level]) -> Level | None:
         if x.marked
         and x.layered
         and x.coverage >= ALL_ALONG * x.extent >= ALL_ALONG * LEAST_COVERAGE
+        and not _of_forwards(x, levels)
     ]
     if not able:
         return None
