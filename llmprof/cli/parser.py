@@ -11,7 +11,6 @@ import argparse
 from llmprof import __version__
 from llmprof.cli.examples import epilog
 from llmprof.cli.frame import Formatter, Parser, add_config, add_step_range, late
-from llmprof.cli.subcommands import SUBCOMMANDS, subcommand
 
 EPILOG = """\
 commands:
@@ -158,6 +157,8 @@ def run_parser() -> argparse.ArgumentParser:
 
 def _record(argv: list[str]) -> argparse.Namespace:
     """Everything behind the first ``--`` is the command, whatever it looks like."""
+    from llmprof.cli.subcommands import subcommand
+
     cut = argv.index("--") if "--" in argv else len(argv)
     parser = subcommand("record")
     arguments = parser.parse_args(argv[:cut])
@@ -169,17 +170,24 @@ def _record(argv: list[str]) -> argparse.Namespace:
 
 def parse(argv: list[str]) -> argparse.Namespace:
     """Arguments with ``command`` set to what to call. Exits with 2 on a mistake."""
-    if argv and argv[0] == "record":
-        return _record(argv[1:])
-    if argv[:1] == ["sweep"] and argv[1:2] in (["report"], ["view"]):
-        return subcommand(f"sweep {argv[1]}").parse_args(argv[2:])
-    if argv and argv[0] in SUBCOMMANDS:
-        return subcommand(argv[0]).parse_args(argv[1:])
     if argv and not argv[0].startswith("-"):
-        run_parser().error(_no_command(argv[0]))
+        return _parse_command(argv)
     arguments = run_parser().parse_args(argv)
     arguments.argv = argv
     return arguments
+
+
+def _parse_command(argv: list[str]) -> argparse.Namespace:
+    # Not for ``llmprof --help``: the parsers of the commands are none of its time.
+    from llmprof.cli.subcommands import SUBCOMMANDS, subcommand
+
+    if argv[0] == "record":
+        return _record(argv[1:])
+    if argv[:1] == ["sweep"] and argv[1:2] in (["report"], ["view"]):
+        return subcommand(f"sweep {argv[1]}").parse_args(argv[2:])
+    if argv[0] not in SUBCOMMANDS:
+        run_parser().error(_no_command(argv[0]))
+    return subcommand(argv[0]).parse_args(argv[1:])
 
 
 _MEANT = {"diff": "compare", "show": "open", "view": "open", "replay": "open", "report": "open",
@@ -189,6 +197,8 @@ _MEANT = {"diff": "compare", "show": "open", "view": "open", "replay": "open", "
 def _no_command(word: str) -> str:
     """What is wrong with a first word that is no command, and what was meant."""
     from difflib import get_close_matches
+
+    from llmprof.cli.subcommands import SUBCOMMANDS
 
     if word.endswith((".sqlite", ".nsys-rep")):
         return f"{word!r} is a file: llmprof open {word}, or llmprof --headless --from {word}"
