@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
 
 from llmprof.errors import EXIT_INTERRUPTED, EXIT_NOTHING_RAN, EXIT_USAGE, LlmprofError
 
+TYPE_CHECKING = False  # as type checkers read it; importing typing is a tenth of `llmprof --help`
 if TYPE_CHECKING:
     import argparse
 
