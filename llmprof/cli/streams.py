@@ -11,10 +11,13 @@ import codecs
 import io
 import os
 import sys
-from typing import Any, TextIO, cast
 
 from llmprof.errors import EXIT_ENGINE_FAILED, LlmprofError
 from llmprof.plaintext import ascii_for
+
+TYPE_CHECKING = False  # as type checkers read it: see llmprof.cli
+if TYPE_CHECKING:
+    from typing import Any, TextIO
 
 HANDLER = "llmprof"
 """Name of the codec error handler."""
@@ -123,7 +126,7 @@ def _occupy() -> set[int]:
 def _nowhere(mode: str) -> TextIO:
     """For the rest of the process."""
     # pathlib is a sixth of the time of `llmprof --help`.
-    return cast(TextIO, open(os.devnull, mode, encoding="utf-8"))  # noqa: PTH123
+    return open(os.devnull, mode, encoding="utf-8")  # type: ignore[return-value]  # noqa: PTH123
 
 
 def _text(raw: Any, like: io.TextIOWrapper, errors: str) -> io.TextIOWrapper:
