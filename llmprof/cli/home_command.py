@@ -53,7 +53,9 @@ def ask(folders: list[Path], doors: tuple[str, ...]) -> tuple[str, str] | None:
     prepare(os.environ)  # before textual is imported
     from llmprof.sweep.recent import everything
     from llmprof.tui.home.screen import HomeApp
+    from llmprof.tui.shell.hangup import watch_terminal
 
+    watch_terminal()
     named = " and ".join(str(folder) for folder in folders)
     app = HomeApp(lambda: everything(folders), doors, named)  # type: ignore[arg-type]
     wish = app.run()

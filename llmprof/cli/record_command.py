@@ -90,6 +90,7 @@ def _in_view(plan: RecordPlan) -> Outcome:
 
     prepare(os.environ)
     from llmprof.tui.recording.app import RecordApp
+    from llmprof.tui.shell.hangup import watch_terminal
 
     size = os.get_terminal_size()
     terminal = OwnTerminal(max(4, size.lines - 8), size.columns)
@@ -124,6 +125,8 @@ def _in_view(plan: RecordPlan) -> Outcome:
     )
     before = {n: signal.signal(n, pass_on) for n in (signal.SIGTERM, signal.SIGHUP)}
     thread.start()
+    # Its SIGTERM goes to the program. What was recorded is then written, however long that takes.
+    watch_terminal(closing=thread.join)
     try:
         app.run()
     finally:

@@ -68,10 +68,27 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self.master, keys.encode())
 
+    def hang_up(self) -> int:
+        """The terminal goes away, as at the end of an ssh session, and no SIGHUP comes of it."""
+        os.close(self.master)
+        _, status = os.waitpid(self.pid, 0)
+        return os.waitstatus_to_exitcode(status)
+
     def end(self) -> int:
         _, status = os.waitpid(self.pid, 0)
         os.close(self.master)
         return os.waitstatus_to_exitcode(status)
+
+
+def test_a_terminal_that_goes_away_ends_the_program_and_keeps_what_came(
+    built: recorder_build.Built, tmp_path: Path
+) -> None:
+    script = f"trap '' HUP; exec {built.program} wait 20000 1 1000"
+    terminal = Terminal(built, tmp_path, "--", "sh", "-c", script)
+    terminal.until("● recording", "recorded_program")
+    assert terminal.hang_up() in (129, 143)  # ours for a lost terminal, or the program's
+    with RunFileReader(terminal.run) as reader:
+        assert reader.run_data().processes
 
 
 def test_the_live_view_beside_the_program(built: recorder_build.Built, tmp_path: Path) -> None:

@@ -12,6 +12,7 @@ from llmprof.cli.run.planning import Prepared, prepare
 from llmprof.errors import LlmprofError
 from llmprof.newfiles import write_whole
 from llmprof.tui.setup.screen import FIELDS, Choice, Facts, Offer, SetupApp
+from llmprof.tui.shell.hangup import watch_terminal
 
 _DEFAULTS = {
     "prompt_len": "text",
@@ -38,6 +39,7 @@ def set_up(arguments: argparse.Namespace) -> Prepared | None:
             return str(why)
         return ""
 
+    watch_terminal()
     choice = SetupApp(look, check, _merged(recall(), arguments), _DEFAULTS).run()
     if choice is None or not prepared:
         return None
