@@ -41,7 +41,8 @@ def a_known_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm-256color")
     monkeypatch.setenv("COLORTERM", "truecolor")
     monkeypatch.setenv("LLMPROF_GLYPHS", "unicode")
-    for name in ("NO_COLOR", "FORCE_COLOR", "TEXTUAL_THEME"):
+    # pytest-xdist gives its workers a terminal of 80 columns.
+    for name in ("NO_COLOR", "FORCE_COLOR", "TEXTUAL_THEME", "COLUMNS", "LINES"):
         monkeypatch.delenv(name, raising=False)
 
 
