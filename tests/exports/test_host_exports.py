@@ -78,7 +78,7 @@ def test_exports_and_page(run: Path, llmprof, tmp_path: Path) -> None:
         text = "\n".join(text_of(line) for line in rows)
         assert all(width_of(line) <= width for line in rows)
         assert "HostEngine._sleep" in text and "all traced steps" in text
-        assert "hosts:what=sleep → hosts:what=sync" in text
+        assert "A hosts:what=sleep → B hosts:what=sync" in text
         assert ("Stream.synchronize" in text) == (width == 120)  # one engine's lane where narrow
     gaps = host_page.page(snapshot, View(UNICODE, page="host", trace=trace, host="gaps"), 120)
     assert "CPU" in "\n".join(text_of(line) for line in gaps)
