@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from cupti_synthetic import (
     make_buffer,
     write_spool,
 )
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from llmprof.records import Unavailable
@@ -158,6 +159,24 @@ def test_unknown_kinds_and_records_without_times_are_named_not_guessed() -> None
     assert decode_buffer(strange, layout).lost == [
         "72 bytes of a buffer not decoded, after a record of unknown kind 900"
     ]
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    kinds=st.lists(st.sampled_from(KINDS), min_size=1, max_size=60),
+    without=st.sampled_from(KINDS),
+)
+@example(kinds=[RUNTIME, CONCURRENT_KERNEL, MEMCPY], without=MEMCPY)
+def test_a_kind_whose_size_is_not_known_ends_the_buffer(kinds: list[int], without: int) -> None:
+    """A spool whose sizes are damaged: what comes before is kept, the rest is named."""
+    layout = layout_of(CUDA_13_0)
+    data = make_buffer(kinds, layout)
+    sizes = {kind: size for kind, size in layout.sizes.items() if kind != without}
+    wanted, end_wanted = reference_offsets(data, sizes)
+    offsets, _, end = record_offsets(data, sizes)
+    assert offsets.tolist() == wanted and end == end_wanted
+    found = decode_buffer(data, replace(layout, sizes=sizes))
+    assert bool(found.lost) == (without in kinds)
 
 
 def test_a_spool_gives_records_names_and_clock(tmp_path: Path) -> None:

@@ -149,9 +149,11 @@ def _by_times(words: Array, step_of: Array) -> tuple[Array, int]:
         before = timed[timed >= word] - word
         is_start[before[_START_WORD[np.minimum(kinds[before], last)] == word]] = True
     starts = np.flatnonzero(is_start)
+    step = step_of[np.minimum(kinds[starts], last)]
+    starts, step = starts[step > 0], step[step > 0]  # a kind without a size ends the chain
     if not len(starts) or starts[0]:
         return none, 0
-    after = starts + step_of[np.minimum(kinds[starts], last)]
+    after = starts + step
     # Each leads to the next one: then these are the records, whatever the words in between hold.
     torn = np.flatnonzero((starts[1:] != after[:-1]) | (after[1:] > len(words)))
     count = int(torn[0]) + 1 if len(torn) else len(starts)
