@@ -17,11 +17,10 @@ from textual.widgets import Footer
 from llmprof.errors import LlmprofError
 from llmprof.plaintext import one_line
 from llmprof.sweep.store import Store
-from llmprof.tui.drawing import palette
 from llmprof.tui.drawing.canvas import Canvas
 from llmprof.tui.drawing.cells import Row, clean
-from llmprof.tui.drawing.compositor import CellApp
 from llmprof.tui.drawing.glyphs import choose
+from llmprof.tui.drawing.one_screen import OneScreenApp
 from llmprof.tui.sweep.page import TABS, Known, SweepView, body, header
 
 POLL_S = 2.0
@@ -143,21 +142,11 @@ class SweepScreen(Screen[None], inherit_bindings=False):
         self._sweep.exit((path, self.view))
 
 
-class SweepApp(CellApp[tuple[Path | None, SweepView]]):
+class SweepApp(OneScreenApp[tuple[Path | None, SweepView]]):
     """Returns the run file that is to be opened, if any, and the view to come back to."""
 
-    CSS_PATH = "../llmprof.tcss"
-    TITLE = "llmprof"
-    ENABLE_COMMAND_PALETTE = False
-    ALLOW_SELECT = False
-    BINDINGS: ClassVar[list[BindingType]] = [
-        Binding("ctrl+c,ctrl+q", "leave", show=False, priority=True, system=True),
-    ]
-
     def __init__(self, store: Store, view: SweepView) -> None:
-        depth = palette.choose(os.environ)
-        palette.use(depth)
-        super().__init__(ansi_color=depth != "full")
+        super().__init__()
         self.store = store
         self.page = SweepScreen(self, view)
 
