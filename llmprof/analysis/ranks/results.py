@@ -64,6 +64,19 @@ class CollectiveLine:
     fused: bool
     """Arithmetic is in the kernel: wait and transfer are bounds, not measurements."""
 
+    @property
+    def bus_text(self) -> str:
+        """Bus bandwidth, GB/s."""
+        bus = self.bus_gb_s
+        return "n/a" if isinstance(bus, Unavailable) else f"{bus:.2f}"
+
+    def link_text(self, nvlink_gb_s: Maybe) -> str:
+        """Bus bandwidth as a share of what NVLink carries."""
+        bus = self.bus_gb_s
+        if isinstance(bus, Unavailable) or isinstance(nvlink_gb_s, Unavailable):
+            return "n/a"
+        return f"{bus / nvlink_gb_s:.1%}"
+
 
 @dataclass(frozen=True)
 class RankGpu:

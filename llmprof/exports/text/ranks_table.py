@@ -8,7 +8,7 @@ from llmprof.analysis.ranks.matched.twins import SkewReport
 from llmprof.analysis.ranks.results import RanksReport
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.plaintext import one_line
-from llmprof.records import Maybe, Unavailable
+from llmprof.records import Unavailable
 
 LABEL = 24
 LINE = 15
@@ -68,7 +68,7 @@ def _group(group: RanksReport, width: int) -> list[str]:
         lines.append(
             f"  {one_line(one.name, name - 1):<{name}}{one.per_step:>7.1f}{size:>10}"
             f"{f'{bound}{one.transfer_us:.2f}':>10}{f'{bound}{one.wait_us:.2f}':>10}"
-            f"{_rate(one.bus_gb_s):>10}{_share(one.bus_gb_s, link):>8}"
+            f"{one.bus_text:>10}{one.link_text(link):>8}"
         )
     if group.gpus:
         lines += _gpus(group)
@@ -100,17 +100,6 @@ def _gpus(group: RanksReport) -> list[str]:
             held = ", ".join(f"{one_line(name)} {share:.0%}" for name, share in gpu.throttle)
             lines.append(f"    GPU {gpu.device} was held back: {held} of the samples")
     return lines
-
-
-def _share(bus: Maybe, link: Maybe) -> str:
-    """Of what NVLink carries."""
-    if isinstance(bus, Unavailable) or isinstance(link, Unavailable):
-        return "n/a"
-    return f"{bus / link:.1%}"
-
-
-def _rate(value: Maybe) -> str:
-    return "n/a" if isinstance(value, Unavailable) else f"{value:.2f}"
 
 
 def _wrapped(text: str, width: int) -> list[str]:

@@ -174,8 +174,8 @@ def _collectives(group: RanksReport, width: int) -> list[Row]:
         bound = "≤" if one.fused else ""
         text = (
             f"{one.per_step:>8.1f}{_bytes(one):>10}{f'{bound}{one.transfer_us:.1f} µs':>11}"
-            f"{f'{bound}{one.wait_us:.1f} µs':>10}{_rate(one.bus_gb_s):>10}"
-            f"{_share(one.bus_gb_s, link):>8}"
+            f"{f'{bound}{one.wait_us:.1f} µs':>10}{one.bus_text:>10}"
+            f"{one.link_text(link):>8}"
         )
         line = row(Span(fit_text(clean(one.name), name - 1)), Span(" "), Span(text))
         out.append(fit(line, width))
@@ -186,14 +186,3 @@ def _bytes(one: CollectiveLine) -> str:
     if isinstance(one.bytes, Unavailable):
         return "n/a"
     return f"{one.bytes} B" if one.bytes < 1 << 20 else f"{one.bytes / 2**20:.1f} MiB"
-
-
-def _share(bus: Maybe, link: Maybe) -> str:
-    """Of what NVLink carries."""
-    if isinstance(bus, Unavailable) or isinstance(link, Unavailable):
-        return "n/a"
-    return f"{bus / link:.1%}"
-
-
-def _rate(value: Maybe) -> str:
-    return "n/a" if isinstance(value, Unavailable) else f"{value:.2f}"
