@@ -5,8 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Sequence
 
+from llmprof.ingest.pm_samples import put_pm_samples
 from llmprof.recording.stretches import Spread, Stretches
-from llmprof.records import GpuDevice, Missing, PmRound, Unavailable
+from llmprof.records import GpuDevice, Missing, Unavailable
 from llmprof.runfile.schema import PM_ROUNDS, PM_STRETCH
 from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.pm.tracer import PmSamples, PmTracer
@@ -102,7 +103,7 @@ class BandwidthSampling:
             if isinstance(samples, Unavailable):
                 self.missing.append(Missing(f"gpu{index}", "pm", samples.reason))
             elif writer is not None:
-                _put(writer, PM_ROUNDS + PM_STRETCH * number + index, index, samples)
+                put_pm_samples(writer, PM_ROUNDS + PM_STRETCH * number + index, index, samples)
 
     def _note(self, index: int, why: Unavailable | None) -> None:
         if why is not None:
@@ -127,24 +128,3 @@ class BandwidthSampling:
         finally:
             for tracer in self._tracers.values():
                 tracer.close()
-
-
-def _put(writer: RunFileWriter, round_id: int, index: int, samples: PmSamples) -> None:
-    sampled = PmRound(
-        round_id=round_id,
-        device=index,
-        interval_ns=samples.interval_ns,
-        clock=samples.clock.method,
-        clock_error_ns=samples.clock.error_ns,
-        dropped=samples.dropped,
-        overflow=samples.overflow,
-    )
-    columns = {
-        "start": samples.start_ns,
-        "end": samples.end_ns,
-        "dram_pct": samples.dram_pct,
-        "dram_read_pct": samples.dram_read_pct,
-        "sm_active_pct": samples.sm_active_pct,
-        **samples.further,
-    }
-    writer.put_pm_round(sampled, columns)

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmprof.ingest.pm_samples import put_pm_samples
 from llmprof.records import (
     EngineRecord,
     GpuDevice,
@@ -15,7 +16,6 @@ from llmprof.records import (
     Missing,
     NvtxEvent,
     PassName,
-    PmRound,
     RoundRecord,
     RunInfo,
     RunState,
@@ -94,25 +94,8 @@ class Recorder:
         self, record: RoundRecord, device: int, primary: int, samples: PmSamples
     ) -> None:
         """What was sampled of one GPU during a round of pass ``sampled``."""
-        self._writer.put_pm_round(
-            PmRound(
-                round_id=pm_round(record.round_id, device, primary),
-                device=device,
-                interval_ns=samples.interval_ns,
-                clock=samples.clock.method,
-                clock_error_ns=samples.clock.error_ns,
-                dropped=samples.dropped,
-                overflow=samples.overflow,
-            ),
-            {
-                "start": samples.start_ns,
-                "end": samples.end_ns,
-                "dram_pct": samples.dram_pct,
-                "dram_read_pct": samples.dram_read_pct,
-                "sm_active_pct": samples.sm_active_pct,
-                **samples.further,
-            },
-        )
+        round_id = pm_round(record.round_id, device, primary)
+        put_pm_samples(self._writer, round_id, device, samples)
 
     def dram_fit(self, engine: EngineRecord) -> None:
         """Fit the engine's sampled rounds once, so that whoever opens the file need not."""
