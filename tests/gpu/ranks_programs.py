@@ -112,12 +112,14 @@ def bandwidth(rank: int, sizes: list[int]) -> None:
                 launch(buffer, 60)
             trace = Path(folder) / "trace.json"
             seen.export_chrome_trace(str(trace))
-            durations = sorted(k["dur"] for k in kernels_of(trace)[-40:])
+            kernels = kernels_of(trace)[-40:]
+            durations = sorted(k["dur"] for k in kernels)
         found = {
             "bytes": size,
             "rank": rank,
             "us": sorted(times)[len(times) // 2],
             "kernel_us": durations[len(durations) // 2] if durations else None,
+            "kernel": kernels[-1]["name"].split("(")[0] if kernels else None,
         }
         print(json.dumps(found), flush=True)
 

@@ -1,11 +1,12 @@
 """Tensor parallel torch on 2 or 4 GPUs: rates, exposed communication, bus bandwidth, who is late.
 
-    python3 tests/gpu/run_ranks.py [--ranks N] [--budget 235] [--only rates,plants] [--cap WATT]
+    python3 tests/gpu/run_ranks.py [--ranks N] [--budget 235] [--only rates,host] [--cap WATT]
 
-Needs llmprof importable and torch with NCCL. Takes as many GPUs as there are (2, 4 or 8). Prints
-markdown and writes ranks.json to $OUT; exits 1 where a claim fails. About 4 minutes on two H100s;
-a part that would not end within the budget is left out, and said. ``--cap`` sets the power limit of
-the last GPU for one part and puts it back: only where the settings are yours to change.
+Needs llmprof importable and torch with NCCL. Takes as many GPUs as there are (2, 4 or 8) and plants
+into the last rank. Prints markdown and writes ranks.json to $OUT; exits 1 where a claim fails. About
+4 minutes on two H100s, 5 on four; a part that would not end within the budget is left out, and said.
+``--cap`` sets the power limit of the last GPU for one part and puts it back: only where the settings
+are yours to change.
 """
 
 from __future__ import annotations
@@ -119,37 +120,40 @@ def show(group: dict[str, Any]) -> None:
 
 
 def on_the_spot(world: int) -> None:
-    heading("All-reduce on the spot, by nccl-tests' formula")
     sizes = [2 * HIDDEN[m] for m in HIDDEN] + [2 * BATCH * HIDDEN["llama2-7b"], 64 << 20]
-    rows = [
-        json.loads(line)
-        for line in start(world, 29611, "bandwidth", ",".join(map(str, sizes)))
-        if line.startswith("{")
-    ]
-    print("| bytes | µs each | bus GB/s | kernel µs | bus GB/s of the kernel |")
-    print("|---|---|---|---|---|")
-    found: dict[int, dict[str, float]] = {}
-    for size in sizes:
-        mine = [row for row in rows if row["bytes"] == size]
-        us = max(row["us"] for row in mine)
-        kernel = min(row["kernel_us"] or 0.0 for row in mine)
-        factor = 2 * (world - 1) / world / 1e3
-        one = {"us": us, "bus_gb_s": size / us * factor, "kernel_us": kernel}
-        one["kernel_bus_gb_s"] = size / kernel * factor if kernel else 0.0
-        found[size] = one
-        print(
-            f"| {size} | {us:.2f} | {one['bus_gb_s']:.3f} | {kernel:.2f}"
-            f" | {one['kernel_bus_gb_s']:.3f} |"
-        )
-    kept["on_the_spot"] = {str(size): one for size, one in found.items()}
+    for ranks in [n for n in (2, 4, 8) if n <= world]:
+        heading(f"All-reduce of {ranks} ranks on the spot, by nccl-tests' formula")
+        rows = [
+            json.loads(line)
+            for line in start(ranks, 29610 + ranks, "bandwidth", ",".join(map(str, sizes)))
+            if line.startswith("{")
+        ]
+        print("| bytes | µs each | bus GB/s | kernel | kernel µs | bus GB/s of the kernel |")
+        print("|---|---|---|---|---|---|")
+        found: dict[str, dict[str, Any]] = {}
+        for size in sizes:
+            mine = [row for row in rows if row["bytes"] == size]
+            us = max(row["us"] for row in mine)
+            kernel = min(row["kernel_us"] or 0.0 for row in mine)
+            factor = 2 * (ranks - 1) / ranks / 1e3
+            one = {"us": us, "bus_gb_s": size / us * factor, "kernel_us": kernel}
+            one["kernel_bus_gb_s"] = size / kernel * factor if kernel else 0.0
+            one["kernel"] = mine[0]["kernel"]
+            found[str(size)] = one
+            print(
+                f"| {size} | {us:.2f} | {one['bus_gb_s']:.3f} | {one['kernel']} | {kernel:.2f}"
+                f" | {one['kernel_bus_gb_s']:.3f} |"
+            )
+        kept[f"on_the_spot {ranks}"] = found
 
 
 def against_the_spot(group: dict[str, Any], model: str, batch: int) -> None:
-    """The engine's all-reduce against the same size on the spot."""
+    """The engine's all-reduce against the same size and as many ranks on the spot."""
     line = next(one for one in group["collectives"] if one["kind"] == "AllReduce")
     size = 2 * batch * HIDDEN[model]
     check(line["bytes"] == size, f"bytes of an all-reduce: {line['bytes']}, {size} by the model")
-    spot = kept.get("on_the_spot", {}).get(str(size))
+    ranks = len(group["ranks"])
+    spot = kept.get(f"on_the_spot {ranks}", {}).get(str(size))
     if spot is None:
         return
     seen, kernel = line["bus_gb_s"] or 0.0, spot["kernel_bus_gb_s"]
@@ -157,7 +161,7 @@ def against_the_spot(group: dict[str, Any], model: str, batch: int) -> None:
     # reduced again and again.
     check(
         kernel / 1.3 <= seen <= kernel * 1.3,
-        f"bus bandwidth of {size} bytes: {seen:.3f} GB/s in the step; on the spot {kernel:.3f} GB/s"
+        f"bus bandwidth of {size} bytes, {ranks} ranks: {seen:.3f} GB/s in the step; on the spot {kernel:.3f} GB/s"
         f" by the kernel, {spot['bus_gb_s']:.3f} GB/s by nccl-tests' formula",
     )
     link = group["gpus"][0]["nvlink_gb_s"] if group["gpus"] else None
@@ -389,8 +393,8 @@ def main() -> int:
     world = given.ranks or max(n for n in (1, 2, 4, 8) if n <= gpu_count())
     counts = [n for n in (1, 2, 4, 8) if n <= world]
     parts: dict[str, tuple[float, Callable[[], None]]] = {
-        "spot": (25, lambda: on_the_spot(world)),
-        "rates": (70, lambda: rates(world, "llama2-13b", counts)),
+        "spot": (25 if world == 2 else 40, lambda: on_the_spot(world)),
+        "rates": (70 if world == 2 else 100, lambda: rates(world, "llama2-13b", counts)),
         "host": (30, lambda: plant(world, "host", "host")),
         "kernel": (30, lambda: plant(world, "kernel", "kernels")),
         "profiler": (20, lambda: same_totals(world)),
