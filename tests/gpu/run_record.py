@@ -1,6 +1,6 @@
-"""``llmprof record`` on a real GPU. About three minutes, with vLLM and ``--static`` five.
+"""``llmprof record`` on a real GPU. About five minutes on one with 16 cores.
 
-    python3 tests/gpu/run_record.py [--only toy,deaths,loop,vllm,…] [--keep DIR] [--static]
+    python3 tests/gpu/run_record.py [--only toy,deaths,loop,vllm,…] [--keep DIR]
 
 Programs (record_toy.cu, record_targets.py, record_vllm.py) that know nothing of llmprof are
 recorded by one and the same command, and the recording is compared with what they know themselves
@@ -9,8 +9,8 @@ deaths and of kernels, and exits 1 where a check failed.
 
 The interpreter needs torch for CUDA and numpy; transformers for ``generate``; vLLM 0.24 for
 ``vllm``; nvcc for ``toy`` and ``deaths``; a C compiler for the recorder. textual is not needed.
-``ranks`` needs two GPUs; where there are two, vLLM runs on the second one while the other checks
-run on the first.
+``ranks`` needs two GPUs. Programs whose kernels are compared start at once and take turns on the
+GPU (``recorded/turns.py``).
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -39,8 +40,9 @@ sys.path[:0] = [str(HERE.parents[1]), str(PROGRAMS)]
 
 import record_vllm_checks  # noqa: E402
 from recorded_truth import (  # noqa: E402
+    Ahead,
+    Launches,
     Recorded,
-    Totals,
     agree,
     clock,
     failed,
@@ -51,9 +53,12 @@ from recorded_truth import (  # noqa: E402
     told,
 )
 
+from llmprof.analysis.bandwidth.kept import kept_bandwidth  # noqa: E402
+from llmprof.analysis.bandwidth.kernels import KernelBandwidth  # noqa: E402
 from llmprof.analysis.view.opening import open_run  # noqa: E402
 from llmprof.records.steps import StepChoice  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
+from llmprof.runfile.trace.rows import TraceRows  # noqa: E402
 
 TARGETS = str(PROGRAMS / "record_targets.py")
 # -- the C++ program ---------------------------------------------------------------------------
@@ -84,7 +89,7 @@ def build_toy(folder: Path, *flags: str) -> Path | None:
     return out
 
 
-def toy(folder: Path) -> None:
+def toy(folder: Path, ahead: Ahead) -> None:
     for kind, flags in (("static", ()), ("shared", ("-cudart=shared",))):
         program = build_toy(folder, *flags)
         if program is None:
@@ -125,7 +130,7 @@ def toy(folder: Path) -> None:
         )
 
 
-def deaths(folder: Path) -> None:
+def deaths(folder: Path, ahead: Ahead) -> None:
     program = build_toy(folder)
     if program is None:
         return
@@ -161,30 +166,42 @@ def deaths(folder: Path) -> None:
 # -- torch -------------------------------------------------------------------------------------
 
 
-def profiled(target: str, folder: Path, *words: str) -> dict[str, Any] | None:
-    """The truth of a target under torch.profiler: phase → a ``Totals`` a repeat."""
-    out = folder / f"profile-{target}"
-    return told([sys.executable, TARGETS, target, *words, "--profile", str(out)])
+def profiled(
+    target: str, folder: Path, number: int, *words: str, **turn: str
+) -> dict[str, Any] | None:
+    """The truth of a target under torch.profiler: phase → its kernels in each repeat."""
+    out = folder / "-".join(["profile", target, *words, str(number)])
+    return told([sys.executable, TARGETS, target, *words, "--profile", str(out)], **turn)
 
 
 PROCESSES = 2
-"""Of each tool, in turns, for the loop: a process has its own clocks and its own memory."""
+"""Of each tool, in turns: a process has its own clocks and its own memory."""
 
 
-def loop(folder: Path) -> None:
-    recorded: dict[str, list[list[Totals]]] = defaultdict(list)
-    seen: dict[str, list[list[Totals]]] = defaultdict(list)
+def start(ahead: Ahead, folder: Path, target: str, *words: str) -> None:
+    """A torch program, recorded and under torch.profiler, ``PROCESSES`` times each."""
+    name = "-".join([target, *words])
     for number in range(PROCESSES):
-        run = Recorded(folder, "loop", sys.executable, TARGETS, "loop")
-        truths = run.truths()
-        other = profiled("loop", folder)
-        if not truths or not run.processes or run.data is None or other is None:
-            return
+        label = f"{name}-{number}" if number else name
+        ahead.start(
+            name,
+            partial(
+                Recorded, folder, label, sys.executable, TARGETS, target, *words, **ahead.turn
+            ),
+        )
+        seen = partial(profiled, target, folder, number, *words, **ahead.turn)
+        ahead.start(f"{name} seen", seen)
+
+
+def loop(folder: Path, ahead: Ahead) -> None:
+    runs = [run for run in ahead.of("loop") if run.truths() and run.processes and run.data]
+    seen = ahead.of("loop seen")
+    recorded: dict[str, list[list[Launches]]] = defaultdict(list)
+    for number, run in enumerate(runs):
         (process,) = run.processes
         rows = run.rows(process)
         for phase in ("eager", "graph"):
-            recorded[phase].append(phases_of(run, rows, truths[0], phase))
-            seen[phase].append(other[phase])
+            recorded[phase].append(phases_of(run, rows, run.truths()[0], phase))
         if number:
             continue
         say(process.ranges >= 410, f"loop: NVTX ranges {process.ranges}, of 400 steps, 10 phases")
@@ -195,46 +212,112 @@ def loop(folder: Path) -> None:
         )
         clock(rows, "loop")
         steps = sum(r.steps for r in run.data.rounds)
-        say(steps >= 400, f"loop: steps from the ranges {steps}, rounds {len(run.data.rounds)}")
+        print(f"       loop: steps from the ranges {steps}, rounds {len(run.data.rounds)}")
         detected = open_run(run.path, StepChoice("detect"))
         count = sum(r.steps for r in detected.rounds)
-        print(f"       without its ranges: {count} steps detected, of 406 and more", flush=True)
+        say(count >= 400, f"loop: without its ranges {count} steps detected, of 406 and more")
     for phase in recorded:
-        agree(f"loop {phase}", recorded[phase], seen[phase])
+        agree(f"loop {phase}", recorded[phase], [truth[phase] for truth in seen])
 
 
-def generate(folder: Path, *words: str) -> None:
+def generate(folder: Path, ahead: Ahead, *words: str) -> None:
     name = "-".join(["generate", *words])
-    run = Recorded(folder, name, sys.executable, TARGETS, "generate", *words)
-    truths = run.truths()
-    seen = profiled("generate", folder, *words)
-    if not truths or not run.processes or run.data is None or seen is None:
-        return
-    process = max(run.processes, key=lambda p: p.kernels)
+    runs = [run for run in ahead.of(name) if run.truths() and run.processes and run.data]
+    ours: list[list[Launches]] = []
+    for number, run in enumerate(runs):
+        truth = run.truths()[0]
+        process = max(run.processes, key=lambda p: p.kernels)
+        rows = run.rows(process)
+        ours.append(phases_of(run, rows, truth, "generate"))
+        if number == 0:
+            generated(name, run, truth, rows, process.kernels)
+    agree(name, ours, [truth["generate"] for truth in ahead.of(f"{name} seen")])
+
+
+def generated(
+    name: str, run: Recorded, truth: dict[str, Any], rows: TraceRows, kernels: int
+) -> None:
+    """Ranges, steps and calls of one recording of transformers' generate."""
     say(len(run.processes) == 1, f"{name}: processes with kernels {len(run.processes)}")
     with RunFileReader(run.path) as reader:
         ranges = reader.ranges()
     texts = Counter(ranges.texts[int(n)][1] for n in ranges.text)
     kinds = Counter(text.split(" ")[0] for text in texts.elements())
-    marked = truths[0]["marked"]
+    marked = truth["marked"]
     decode = [text for text in texts if text.startswith("decode ")]
     # torch.compile runs range_push once more while it traces: it is a function of its graphs.
     twice = [text for text in decode if texts[text] > 1]
     say(
         len(decode) == marked,
         f"{name}: forwards marked {len(decode)}, of {marked} that the program counted in"
-        f" {3 + len(truths[0]['phases'])} calls of 40 tokens; marked again while it was compiled:"
+        f" {3 + len(truth['phases'])} calls of 40 tokens; marked again while it was compiled:"
         f" {twice[:5]}; all ranges: {dict(kinds)}",
     )
-    rows = run.rows(process)
     say(
         matched_share(rows) == 1.0,
-        f"{name}: kernels with their launching call {matched_share(rows):.4f} of {process.kernels}",
+        f"{name}: kernels with their launching call {matched_share(rows):.4f} of {kernels}",
     )
-    agree(name, [phases_of(run, rows, truths[0], "generate")], [seen["generate"]])
 
 
-def window(folder: Path) -> None:
+SUM_MB, PRODUCT_MB = 268.44, 90.18
+"""What a launch reads in the target ``bandwidth``; its other kernels move less than 1 MB."""
+
+
+def bandwidth(folder: Path, ahead: Ahead) -> None:
+    """``--bandwidth`` on a program of its own, against the bytes that it says it moves."""
+    run = Recorded(
+        folder, "bandwidth", sys.executable, TARGETS, "bandwidth", options=("--bandwidth",)
+    )
+    if run.data is None or not run.truths() or not run.data.engines:
+        say(False, f"bandwidth: nothing recorded: {run.said[-400:]}")
+        return
+    print("       " + "; ".join(line[:200] for line in run.said.splitlines()), flush=True)
+    for missing in run.data.missing:
+        if missing.name in ("pm", "dram"):
+            say(False, f"bandwidth: {missing.scope}: {missing.reason}")
+    (engine,) = run.data.engines
+    with RunFileReader(run.path) as reader:
+        kept = kept_bandwidth(reader, run.data, engine)
+    if not isinstance(kept, KernelBandwidth):
+        say(False, f"bandwidth: no fit is kept: {kept}")
+        return
+    print(
+        f"       {kept.samples} samples of {kept.interval_ns / 1e3:.0f} µs over {kept.steps} steps;"
+        f" R² {kept.r2:.5f}; step {kept.step_ns / 1e6:.3f} ms; sampled {kept.mean_gb_s:.1f},"
+        f" fitted {kept.fitted_gb_s:.1f}, idle {kept.idle_gb_s:.1f} GB/s;"
+        f" copy {kept.ceiling_gb_s}",
+        flush=True,
+    )
+    known_mb = run.truths()[0]["mb_a_step"]
+    launches: Counter[float] = Counter()
+    for kernel in kept.kernels:
+        mb = SUM_MB if "reduce_kernel" in kernel.name else PRODUCT_MB
+        if not isinstance(kernel.mb_per_launch, float) or kernel.mb_per_launch < 10:
+            print(f"       {kernel.short_name[:60]}: {kernel.mb_per_launch}", flush=True)
+            continue
+        launches[mb] += kernel.launches_per_step
+        off = kernel.mb_per_launch / mb - 1
+        say(
+            abs(off) < 0.02,
+            f"bandwidth: {kernel.short_name[:40]}: {kernel.mb_per_launch:.2f} MB a launch"
+            f" ({kernel.low_mb:.2f} to {kernel.high_mb:.2f}), known {mb:.2f}: {off:+.2%};"
+            f" {kernel.dram_gb_s:.0f} GB/s, {kernel.launches_per_step:.1f} a step",
+        )
+    say(
+        launches == {SUM_MB: 2, PRODUCT_MB: 16},
+        f"bandwidth: kernels with a value, by MB and launches a step: {dict(launches)}",
+    )
+    total_mb = kept.mean_gb_s * kept.step_ns / 1e6
+    off = total_mb / known_mb - 1
+    say(
+        abs(off) < 0.02,
+        f"bandwidth: {total_mb:.1f} MB a step by the counters, {known_mb:.1f} known: {off:+.2%}",
+    )
+    apart = kept.fitted_gb_s / kept.mean_gb_s - 1
+    say(abs(apart) < 0.01, f"bandwidth: kernels and idle against the samples: {apart:+.3%}")
+
+
+def window(folder: Path, ahead: Ahead) -> None:
     whole = Recorded(folder, "window-all", sys.executable, TARGETS, "window", TARGET_SECONDS="2")
     part = Recorded(
         folder,
@@ -276,7 +359,7 @@ def window(folder: Path) -> None:
 LATE = 6
 
 
-def late(folder: Path) -> None:
+def late(folder: Path, ahead: Ahead) -> None:
     """CUPTI is attached in the middle of two busy threads, of several processes at once."""
 
     def one(number: int) -> Recorded:
@@ -312,7 +395,7 @@ def late(folder: Path) -> None:
     )
 
 
-def profiler(folder: Path) -> None:
+def profiler(folder: Path, ahead: Ahead) -> None:
     run = Recorded(folder, "profiler", sys.executable, TARGETS, "profiler")
     truths = run.truths()
     if not truths or not run.processes or run.data is None:
@@ -326,7 +409,7 @@ def profiler(folder: Path) -> None:
     )
 
 
-def spawned(folder: Path) -> None:
+def spawned(folder: Path, ahead: Ahead) -> None:
     run = Recorded(folder, "spawned", sys.executable, TARGETS, "spawned")
     truths = run.truths()
     if not truths or not run.processes:
@@ -339,7 +422,7 @@ def spawned(folder: Path) -> None:
     )
 
 
-def ranks(folder: Path) -> None:
+def ranks(folder: Path, ahead: Ahead) -> None:
     import torch
 
     if torch.cuda.device_count() < 2:
@@ -370,16 +453,26 @@ def ranks(folder: Path) -> None:
         )
 
 
-CHECKS: dict[str, Callable[[Path], None]] = {
-    "toy": toy, "deaths": deaths, "loop": loop, "window": window, "late": late,
-    "profiler": profiler, "spawned": spawned, "generate": generate,
-    "ranks": ranks, "static": lambda folder: generate(folder, "static"),
+def static(folder: Path, ahead: Ahead) -> None:
+    generate(folder, ahead, "static")
+
+
+def vllm(folder: Path, ahead: Ahead) -> None:
+    record_vllm_checks.judge(ahead, folder)
+
+
+CHECKS: dict[str, Callable[[Path, Ahead], None]] = {
+    "bandwidth": bandwidth, "loop": loop, "generate": generate, "static": static, "vllm": vllm,
+    "window": window, "late": late, "profiler": profiler, "spawned": spawned, "ranks": ranks,
+    "toy": toy, "deaths": deaths,
 }  # fmt: skip
-
-
-def _gpus() -> int:
-    done = subprocess.run(["nvidia-smi", "-L"], capture_output=True, text=True, check=False)
-    return len([line for line in done.stdout.splitlines() if line.startswith("GPU ")])
+AHEAD: dict[str, Callable[[Ahead, Path], None]] = {
+    "loop": partial(start, target="loop"),
+    "generate": partial(start, target="generate"),
+    "static": lambda ahead, folder: start(ahead, folder, "generate", "static"),
+    "vllm": record_vllm_checks.start,
+}  # fmt: skip
+"""Checks whose programs take turns on the GPU, and so can be started before they are judged."""
 
 
 def main() -> int:
@@ -388,32 +481,37 @@ def main() -> int:
     )
     parser.add_argument("--only", help="names, comma separated")
     parser.add_argument("--keep", help="folder for the run files")
-    parser.add_argument(
-        "--static", action="store_true", help="generate with a static cache too (compiles)"
-    )
     arguments = parser.parse_args()
-    wanted = (
-        arguments.only.split(",")
-        if arguments.only
-        else [*(n for n in CHECKS if n != "static" or arguments.static), "vllm"]
-    )
-    if unknown := set(wanted) - {*CHECKS, "vllm"}:
+    wanted = arguments.only.split(",") if arguments.only else list(CHECKS)
+    if unknown := set(wanted) - set(CHECKS):
         parser.error(f"no check {', '.join(sorted(unknown))}")
     begun = time.monotonic()
+
+    def check(name: str) -> None:
+        print(f"-- {name} ({time.monotonic() - begun:.0f} s)", flush=True)
+        try:
+            CHECKS[name](folder, ahead)
+        except Exception as why:  # noqa: BLE001 - the next check is still worth a try
+            traceback.print_exc()
+            say(False, f"{name}: {type(why).__name__}: {str(why)[:300]}")
+
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(arguments.keep or scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        spare = _gpus() > 1
-        runs = record_vllm_checks.Vllm(folder, "1" if spare else None)
-        if spare and "vllm" in wanted:
-            runs.start()
+        ahead = Ahead(folder)
+        with ahead.alone():  # the counters are the whole GPU's
+            for name in wanted:
+                if name in AHEAD:
+                    AHEAD[name](ahead, folder)
+            if "bandwidth" in wanted:
+                check("bandwidth")
         for name in wanted:
-            print(f"-- {name} ({time.monotonic() - begun:.0f} s)", flush=True)
-            try:
-                record_vllm_checks.judge(runs) if name == "vllm" else CHECKS[name](folder)
-            except Exception as why:  # noqa: BLE001 - the next check is still worth a try
-                traceback.print_exc()
-                say(False, f"{name}: {type(why).__name__}: {str(why)[:300]}")
+            if name in AHEAD:
+                check(name)
+        for name in wanted:
+            if name not in AHEAD and name != "bandwidth":
+                with ahead.alone():
+                    check(name)
         if arguments.keep:
             for path in folder.iterdir():
                 if path.suffix != ".sqlite":

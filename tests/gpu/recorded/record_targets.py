@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import turns
 
 STEPS = 40
 REPEATS = 5
@@ -99,17 +100,21 @@ class Steps:
                 torch.cuda.synchronize()
             path = f"{self.profile}.{phase}"
             watched.export_chrome_trace(path)
-            events = json.loads(Path(path).read_text(encoding="utf-8"))["traceEvents"]
-            kernels: dict[str, list[float]] = {}
-            for event in events:
-                if event.get("cat") == "kernel":
-                    kernels.setdefault(event["name"], []).append(float(event["dur"]))
-            totals = {name: [len(d), sum(d)] for name, d in kernels.items()}
-            self.found.setdefault(phase, []).append(totals)
+            self.found.setdefault(phase, []).append(launches_of(path))
         self.found.setdefault("phases", []).append([phase, count, begin, time.monotonic_ns()])
 
     def end(self, **more: Any) -> None:
         print("TRUTH", json.dumps({**self.found, **more}), flush=True)
+
+
+def launches_of(trace: str) -> dict[str, list[float]]:
+    """torch.profiler's kernels: name → µs of each launch, in their order."""
+    events = json.loads(Path(trace).read_text(encoding="utf-8"))["traceEvents"]
+    found: dict[str, list[float]] = {}
+    kernels = [e for e in events if e.get("cat") == "kernel"]
+    for event in sorted(kernels, key=lambda e: float(e["ts"])):
+        found.setdefault(event["name"], []).append(float(event["dur"]))
+    return found
 
 
 def warm_profiler(steps: Steps) -> None:
@@ -125,7 +130,7 @@ def warm_profiler(steps: Steps) -> None:
         torch.cuda.synchronize()
 
 
-def captured(model: Loop) -> Any:
+def captured(model: Any) -> Any:
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -268,6 +273,36 @@ def generate(steps: Steps) -> None:
 
 
 @torch.inference_mode()
+def bandwidth(steps: Steps) -> None:
+    """A CUDA graph whose traffic is known: arrays and weights that are read once a step, and more
+    of them than the L2 cache holds. What is written is next to nothing: lines that a kernel wrote
+    may leave the cache beneath the next one."""
+    options: dict[str, Any] = {"device": "cuda", "dtype": torch.float16}
+    wide = [torch.zeros(1 << 27, **options) for _ in range(2)]  # 268.44 MB each
+    up = [torch.randn(11008, 4096, **options) for _ in range(8)]
+    down = [torch.randn(4096, 11008, **options) for _ in range(8)]
+    x = torch.randn(1, 4096, **options)
+
+    def step() -> None:
+        for array in wide:
+            array.sum()
+        h = x
+        for a, b in zip(up, down, strict=True):
+            h = torch.nn.functional.linear(torch.nn.functional.linear(h, a) * 1e-3, b) * 1e-3
+
+    graph = captured(step)
+    end, count = time.monotonic() + float(os.environ.get("TARGET_SECONDS", "6")), 0
+    while time.monotonic() < end:
+        torch.cuda.nvtx.range_push(f"decode {count}")
+        graph.replay()
+        torch.cuda.synchronize()
+        torch.cuda.nvtx.range_pop()
+        count += 1
+    moved = sum(array.nbytes for array in wide + up + down)
+    steps.end(steps=count, mb_a_step=moved / 1e6)
+
+
+@torch.inference_mode()
 def ranks(steps: Steps) -> None:
     rank = int(os.environ["RANK"])
     torch.cuda.set_device(rank)
@@ -313,9 +348,12 @@ def serve(queue: Any) -> None:
 
 TARGETS = {
     "loop": loop, "window": window, "busy": busy, "profiler": profiler_inside, "generate": generate,
-    "ranks": ranks, "spawned": spawned,
+    "ranks": ranks, "spawned": spawned, "bandwidth": bandwidth,
 }  # fmt: skip
 
 if __name__ == "__main__":
     where = sys.argv.index("--profile") + 1 if "--profile" in sys.argv else None
+    if sys.argv[1] == "generate":
+        import transformers.models.llama.modeling_llama  # noqa: F401 - before its turn
+    turns.take()
     TARGETS[sys.argv[1]](Steps(sys.argv[where] if where else None))

@@ -1,13 +1,15 @@
 """A vLLM program that knows nothing of llmprof, to be recorded or run alone.
 
     python3 tests/gpu/recorded/record_vllm.py eager|graphs [--layers 8] [--tokens 60] [--child]
-        [--profile OUT]
+        [--profile OUT | --both OUT]
 
 Dummy weights in Llama shapes, token ids in and out. One request warms up; then ``--repeats``
 requests, each a phase. It prints ``TRUTH`` and one JSON object: each phase with its decode steps
 and its begin and end (CLOCK_MONOTONIC), and when each iteration of vLLM's engine came back.
 ``--child`` leaves the engine core in a process of its own, vLLM's default. With ``--profile``
 torch.profiler watches each phase instead (not of a child), and kernels by name are in the truth.
+``--both``: first torch.profiler, which then gives CUPTI back, then five ranges ``step N`` and the
+same requests once more, for a recorder whose window opens with them: one process, two tools.
 """
 
 from __future__ import annotations
@@ -20,6 +22,8 @@ import tempfile
 import time
 from pathlib import Path
 from typing import Any
+
+import turns
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -48,6 +52,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--child", action="store_true")
     parser.add_argument("--profile", help="name of files for torch.profiler's traces")
+    parser.add_argument("--both", help="the same, and then the requests once more")
     args = parser.parse_args()
     os.environ.update(
         HF_HUB_OFFLINE="1",
@@ -58,14 +63,18 @@ def main() -> None:
     )
     os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING")
     os.environ.setdefault("VLLM_USE_FLASHINFER_SAMPLER", "0")
-    if args.profile:
-        attach_profiler()
+    if args.both:
+        os.environ["TEARDOWN_CUPTI"] = "1"
     began = time.monotonic()
     import vllm
 
     with tempfile.TemporaryDirectory() as folder:
         document = {**SHAPE, "num_hidden_layers": args.layers}
         (Path(folder) / "config.json").write_text(json.dumps(document))
+        understood(folder)
+        turns.take()
+        if args.profile or args.both:
+            attach_profiler()
         graphs = {
             "mode": 0,
             "cudagraph_mode": "FULL_DECODE_ONLY",
@@ -88,6 +97,14 @@ def main() -> None:
         print("TRUTH", json.dumps(truth), flush=True)
 
 
+def understood(folder: str) -> None:
+    """vLLM looks at a model's class in a process of its own, and keeps what it saw: before the turn,
+    since it needs no GPU and takes as long as the import."""
+    from vllm.engine.arg_utils import EngineArgs
+
+    EngineArgs(model=folder, skip_tokenizer_init=True, max_model_len=1024).create_model_config()
+
+
 def requests(vllm: Any, llm: Any, args: argparse.Namespace) -> dict[str, Any]:
     params = vllm.SamplingParams(
         max_tokens=args.tokens, ignore_eos=True, temperature=0.0, detokenize=False
@@ -107,21 +124,40 @@ def requests(vllm: Any, llm: Any, args: argparse.Namespace) -> dict[str, Any]:
 
     llm.llm_engine.step = stamped
     request()
+    profiled = []
+    if args.profile or args.both:
+        for _ in range(args.repeats):
+            profiled.append(watched(request, f"{args.profile or args.both}.vllm"))
+            time.sleep(0.05)
+    if args.both:
+        hand_over()
     phases: list[list[Any]] = []
     returned: list[list[int]] = []
-    profiled: list[dict[str, list[float]]] = []
-    for _ in range(args.repeats):
+    for _ in range(0 if args.profile else args.repeats):
         stamps.clear()
         begin = time.monotonic_ns()
-        if args.profile:
-            tokens, kernels = watched(request, f"{args.profile}.vllm")
-            profiled.append(kernels)
-        else:
-            tokens = request()
+        tokens = request()
         phases.append(["generate", tokens - 1, begin, time.monotonic_ns()])
         returned.append(list(stamps))
         time.sleep(0.05)  # the recording sees a pause between two requests
     return {"phases": phases, "returned": returned, "generate": profiled}
+
+
+def hand_over() -> None:
+    """Kineto gives CUPTI back within a call into CUDA; the recorder comes with five steps."""
+    import torch
+
+    for _ in range(20):
+        torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
+        time.sleep(0.05)
+    for number in range(5):
+        torch.cuda.nvtx.range_push(f"step {number}")
+        torch.cuda.nvtx.range_pop()
+    for _ in range(20):
+        torch.zeros(1, device="cuda")
+        torch.cuda.synchronize()
+        time.sleep(0.1)
 
 
 def attach_profiler() -> None:
@@ -134,22 +170,22 @@ def attach_profiler() -> None:
         torch.cuda.synchronize()
 
 
-def watched(work: Any, path: str) -> tuple[Any, dict[str, list[float]]]:
-    """What it returned, and its kernels: name → [count, µs]."""
+def watched(work: Any, path: str) -> dict[str, list[float]]:
+    """Its kernels: name → µs of each launch, in their order."""
     import torch
     from torch.profiler import ProfilerActivity, profile
 
     with profile(activities=[ProfilerActivity.CUDA]) as seen:
-        result = work()
+        work()
         torch.cuda.synchronize()
     seen.export_chrome_trace(path)
+    events = json.loads(Path(path).read_text(encoding="utf-8"))["traceEvents"]
     kernels: dict[str, list[float]] = {}
-    for event in json.loads(Path(path).read_text(encoding="utf-8"))["traceEvents"]:
-        if event.get("cat") == "kernel":
-            entry = kernels.setdefault(event["name"], [0, 0.0])
-            entry[0] += 1
-            entry[1] += float(event["dur"])
-    return result, kernels
+    for event in sorted(
+        (e for e in events if e.get("cat") == "kernel"), key=lambda e: float(e["ts"])
+    ):
+        kernels.setdefault(event["name"], []).append(float(event["dur"]))
+    return kernels
 
 
 if __name__ == "__main__":

@@ -5,89 +5,106 @@ Part ``vllm`` of ``run_record.py``.
 
 from __future__ import annotations
 
+import importlib.util
 import sys
-import threading
-import traceback
 from collections import Counter
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from recorded_truth import Recorded, agree, bounded, clock, matched_share, phases_of, say, told
+from recorded_truth import (
+    Ahead,
+    Launches,
+    Recorded,
+    agree,
+    bounded,
+    clock,
+    matched_share,
+    phases_of,
+    say,
+    told,
+)
 
 from llmprof.records.processes import RecordedProcess
 from llmprof.records.steps import counted
 
 VLLM = str(Path(__file__).with_name("record_vllm.py"))
 VLLM_RUNS = {"eager": ["eager"], "graphs": ["graphs"], "child": ["graphs", "--child"]}
+AFTER = ("--after", "5steps")
+PROCESSES = {"eager": 3, "graphs": 3, "child": 1}
+"""Of each tool, in turns: vLLM's attention of 9 µs differs by 10 % from process to process."""
 
 
-class Vllm:
-    """vLLM's programs, recorded and under torch.profiler; on a thread where a GPU is to spare."""
-
-    def __init__(self, folder: Path, gpu: str | None) -> None:
-        self.folder = folder
-        self.environment = {} if gpu is None else {"CUDA_VISIBLE_DEVICES": gpu}
-        self.recorded: dict[str, Recorded] = {}
-        self.seen: dict[str, dict[str, Any] | None] = {}
-        self.why = ""
-        self._thread: threading.Thread | None = None
-
-    def start(self) -> None:
-        self._thread = threading.Thread(target=self._run, name="vllm", daemon=True)
-        self._thread.start()
-
-    def wait(self) -> None:
-        if self._thread is None:
-            self._run()
-        else:
-            self._thread.join()
-
-    def _run(self) -> None:
-        try:
-            code, _, said = bounded([sys.executable, "-c", "import vllm"], self.environment)
-            if code:
-                self.why = (said.strip().splitlines() or [f"import vllm: exit {code}"])[-1][:200]
-                return
-            for name, words in VLLM_RUNS.items():
-                command = [sys.executable, VLLM, *words]
-                label = f"vllm-{name}"
-                self.recorded[name] = Recorded(self.folder, label, *command, **self.environment)
-                if "--child" not in words:
-                    out = str(self.folder / f"profile-{name}")
-                    self.seen[name] = told([*command, "--profile", out], **self.environment)
-        except Exception as why:  # noqa: BLE001 - the other checks are still worth it
-            traceback.print_exc()
-            say(False, f"vllm: {type(why).__name__}: {str(why)[:300]}")
+def installed() -> bool:
+    return importlib.util.find_spec("vllm") is not None
 
 
-def judge(runs: Vllm) -> None:
-    runs.wait()
-    if runs.why:
-        print(f"skip vllm: {runs.why}", flush=True)
+def start(ahead: Ahead, folder: Path) -> None:
+    """All of vLLM's programs, recorded and under torch.profiler."""
+
+    def recorded(label: str, command: list[str], options: tuple[str, ...] = ()) -> None:
+        work = partial(
+            Recorded, folder, label.replace(" ", "-"), *command, options=options, **ahead.turn
+        )
+        ahead.start(label, work)
+
+    for number in range(max(PROCESSES.values()) if installed() else 0):
+        for name, words in VLLM_RUNS.items():
+            if number >= PROCESSES[name]:
+                continue
+            command = [sys.executable, VLLM, *words]
+            recorded(f"vllm {name} {number}", command)
+            if "--child" not in words:
+                out = str(folder / f"profile-{name}-{number}")
+                work = partial(told, [*command, "--profile", out], **ahead.turn)
+                ahead.start(f"vllm {name} seen", work)
+        if number == 0:
+            out = str(folder / "profile-both")
+            recorded("vllm both", [sys.executable, VLLM, "eager", "--both", out], AFTER)
+
+
+def judge(ahead: Ahead, folder: Path) -> None:
+    if not installed():
+        print("skip vllm: it is not installed", flush=True)
         return
-    for name, run in runs.recorded.items():
+    for name in VLLM_RUNS:
+        ours = []
+        for number in range(PROCESSES[name]):
+            for run in ahead.of(f"vllm {name} {number}"):
+                phases = one(f"vllm {name}", run, whole=number == 0)
+                ours += [phases] if phases else []
+        seen = [truth["generate"] for truth in ahead.of(f"vllm {name} seen")]
+        if ours and seen:
+            agree(f"vllm {name}", ours, seen)
+    for run in ahead.of("vllm both"):
         truths = run.truths()
-        if not truths or not run.processes or run.data is None:
-            why = [m.reason for m in run.data.missing] if run.data else ""
-            say(False, f"vllm {name}: processes with kernels {len(run.processes)}: {why}")
-            continue
-        process = max(run.processes, key=lambda p: p.kernels)
+        phases = one("vllm both", run, whole=False)
+        if truths and phases:
+            agree("vllm, both tools in one process", [phases], [truths[0]["generate"]])
+    report(folder)
+
+
+def one(name: str, run: Recorded, whole: bool) -> list[Launches]:
+    """A recorded process against what it knows; its kernels by request."""
+    truths = run.truths()
+    if not truths or not run.processes or run.data is None:
+        why = [m.reason for m in run.data.missing] if run.data else ""
+        say(False, f"{name}: processes with kernels {len(run.processes)}: {why}")
+        return []
+    process = max(run.processes, key=lambda p: p.kernels)
+    rows = run.rows(process)
+    if whole:
         told_pids = ", ".join(f"{p.label} ({p.kernels:,} kernels)" for p in run.processes)
-        print(f"       vllm {name}: {truths[0]['vllm']}: {told_pids}", flush=True)
-        vllm_steps(f"vllm {name}", run, process, truths[0])
-        rows = run.rows(process)
+        print(f"       {name}: {truths[0]['vllm']}: {told_pids}", flush=True)
+        vllm_steps(name, run, process, truths[0])
         say(
             matched_share(rows) == 1.0,
-            f"vllm {name}: kernels with their launching call {matched_share(rows):.4f}"
+            f"{name}: kernels with their launching call {matched_share(rows):.4f}"
             f" of {process.kernels}",
         )
-        clock(rows, f"vllm {name}")
-        seen = runs.seen.get(name)
-        if seen is not None:
-            ours = phases_of(run, rows, truths[0], "generate")
-            agree(f"vllm {name}", [ours], [seen["generate"]])
-    report(runs)
+        clock(rows, name)
+    return phases_of(run, rows, truths[0], "generate")
 
 
 def vllm_steps(name: str, run: Recorded, process: RecordedProcess, truth: dict[str, Any]) -> None:
@@ -140,15 +157,11 @@ def vllm_steps(name: str, run: Recorded, process: RecordedProcess, truth: dict[s
     )
 
 
-def report(runs: Vllm) -> None:
+def report(folder: Path) -> None:
     """What a user reads."""
     llmprof = [sys.executable, "-m", "llmprof"]
-    eager = str(runs.folder / "vllm-eager.sqlite")
-    graphs = str(runs.folder / "vllm-graphs.sqlite")
-    commands = [["--headless", "--from", eager], ["compare", eager, graphs]]
-    _, listed, _ = bounded([*llmprof, "--help"], {})
-    if "findings" in listed:
-        commands.insert(1, ["findings", eager])
+    eager, graphs = (str(folder / f"vllm-{name}-0.sqlite") for name in ("eager", "graphs"))
+    commands = [["--headless", "--from", eager], ["findings", eager], ["compare", eager, graphs]]
     for words in commands:
         code, out, said = bounded([*llmprof, *words], {})
         print(f"$ llmprof {' '.join(Path(w).name for w in words)}  (exit {code})", flush=True)

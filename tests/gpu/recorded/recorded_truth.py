@@ -10,10 +10,14 @@ import subprocess
 import sys
 import time
 from collections import Counter, defaultdict
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import turns
 
 ROOT = Path(__file__).resolve().parents[3]
 HERE = Path(__file__).resolve().parent
@@ -28,8 +32,10 @@ from llmprof.runfile.trace.rows import TraceRows  # noqa: E402
 BOUND = 0.01
 TICKS_US = 0.128
 """Four steps of the GPU's clock: on an H100 every duration is a multiple of 32 ns."""
-LONGEST_S = 150.0
-"""Of one program."""
+AT_ONCE = 6
+"""Programs that start, run or are written down: one has the GPU (``turns``), the others do without."""
+LONGEST_S = 240.0
+"""Of one program, its wait for the GPU included."""
 failed: list[str] = []
 
 
@@ -139,8 +145,35 @@ def clock(rows: TraceRows, name: str) -> None:
         )
 
 
-Totals = dict[str, list[float]]
-"""Kernel → [count, µs] of one phase."""
+Launches = dict[str, list[float]]
+"""Kernel → µs of each launch of one repeat of a phase, in their order."""
+
+
+class Ahead:
+    """Programs that are started before their results are asked for, in the order of asking."""
+
+    def __init__(self, folder: Path) -> None:
+        self.turn = {"RECORD_TURN": str(folder / "turn")}
+        """Environment of programs that take turns."""
+        self._pool = ThreadPoolExecutor(AT_ONCE)
+        self._found: dict[str, list[Future[Any]]] = defaultdict(list)
+
+    def start(self, name: str, work: Callable[[], Any]) -> None:
+        self._found[name].append(self._pool.submit(work))
+
+    def alone(self) -> AbstractContextManager[None]:
+        """No program has its turn meanwhile."""
+        return turns.alone(self.turn["RECORD_TURN"])
+
+    def of(self, name: str) -> list[Any]:
+        """What each ``work`` of that name gave, those that failed left out."""
+        found = []
+        for future in self._found.pop(name, []):
+            try:
+                found.append(future.result())
+            except Exception as why:  # noqa: BLE001 - the others are still worth it
+                say(False, f"{name}: {type(why).__name__}: {str(why)[:300]}")
+        return [one for one in found if one is not None]
 
 
 def told(command: list[str], **env: str) -> dict[str, Any] | None:
@@ -154,97 +187,115 @@ def told(command: list[str], **env: str) -> dict[str, Any] | None:
     return result
 
 
-def phases_of(run: Recorded, rows: TraceRows, truth: dict[str, Any], name: str) -> list[Totals]:
+def phases_of(run: Recorded, rows: TraceRows, truth: dict[str, Any], name: str) -> list[Launches]:
     """Kernels that begin within each repeat of a phase."""
     assert run.data is not None
-    start = rows.kernels.start_ns + run.data.info.t0_ns
-    durations = (rows.kernels.end_ns - rows.kernels.start_ns) / 1000
+    order = np.argsort(rows.kernels.start_ns, kind="stable")
+    start = rows.kernels.start_ns[order] + run.data.info.t0_ns
+    took = (rows.kernels.end_ns - rows.kernels.start_ns)[order] / 1000
+    names = rows.kernels.name_id[order]
     found = []
     for phase, _, begin, end in truth["phases"]:
         if phase != name:
             continue
         inside = (start >= begin) & (start <= end)
-        totals: Totals = defaultdict(lambda: [0, 0.0])
-        for number, took in zip(rows.kernels.name_id[inside], durations[inside], strict=True):
-            entry = totals[rows.kernels.names[int(number)]]
-            entry[0] += 1
-            entry[1] += float(took)
-        found.append(totals)
+        launches: Launches = defaultdict(list)
+        for number, duration in zip(names[inside].tolist(), took[inside].tolist(), strict=True):
+            launches[rows.kernels.names[number]].append(duration)
+        found.append(dict(launches))
     return found
 
 
-def agree(name: str, ours: list[list[Totals]], theirs: list[list[Totals]]) -> None:
+def agree(name: str, ours: list[list[Launches]], theirs: list[list[Launches]]) -> None:
     """The recorder's kernels against torch.profiler's on the same program.
 
     Args:
         ours: of each recorded process, each repeat of a phase.
         theirs: of each process under torch.profiler.
 
-    No kernel takes the same time in two processes, so beside each ratio stands how much the
-    repeats of one tool differ: within a process, from process to process (the larger of both).
-    The ratio is that of the medians over all repeats. It has to be within 1 %, or within what one
-    tool differs from itself, or within ``TICKS_US`` a launch. With one process of each tool nobody
-    knows the last but one of these, so a single kernel is shown and not judged: vLLM's attention
-    was once 4.7 % slower and once 6.1 % faster, 0.5 µs of 9.
+    The k-th launch of a kernel is compared with the k-th. A process has of each launch the median
+    over its repeats, and of a kernel the sum of these; a tool has the mean over its processes.
+    No kernel takes the same time in two processes, so beside each ratio stands how far the
+    processes of one tool are apart: the ratio has to be within 1 %, or within that, or within
+    ``TICKS_US`` a launch. With one process of a tool nobody knows the second of these, and a single
+    kernel is shown and not judged.
     """
-    counts = {sum(v[0] for v in one.values()) for part in ours for one in part}
-    expected = {sum(v[0] for v in one.values()) for part in theirs for one in part}
-    shown = (sorted(counts), [int(n) for n in sorted(expected)])
-    say(counts == expected, f"{name}: kernels a repeat {shown[0]}, torch.profiler {shown[1]}")
-
-    def of_all(tool: list[list[Totals]]) -> Totals:
-        return {"": [0, _median([_time(one) for part in tool for one in part])]}
-
-    total = of_all(ours)[""][1] / max(1e-9, of_all(theirs)[""][1])
-    say(abs(total - 1) < BOUND, f"{name}: kernel time {total:.4f} of torch.profiler's")
-    first = ours[0][0]
-    top = sorted(first, key=lambda kernel: -first[kernel][1])[:5]
-    named = {_plain(kernel): kernel for one in theirs[0] for kernel in one}
+    counts = {sum(map(len, one.values())) for part in ours for one in part}
+    expected = {sum(map(len, one.values())) for part in theirs for one in part}
+    say(
+        counts == expected and len(counts) == 1,
+        f"{name}: kernels a repeat {sorted(counts)}, torch.profiler {sorted(expected)}; processes"
+        f" {len(ours)} and {len(theirs)}, repeats {[len(p) for p in ours + theirs]}",
+    )
+    mine, its = ([_typical(part) for part in tool] for tool in (ours, theirs))
+    whole = [[float(sum(map(np.sum, p.values()))) for p in tool] for tool in (mine, its)]
+    total = float(np.mean(whole[0]) / max(1e-9, np.mean(whole[1])))
+    apart = max(map(_apart, whole))
+    say(
+        abs(total - 1) < max(BOUND, apart),
+        f"{name}: kernel time {total:.4f} of torch.profiler's; processes of one tool are"
+        f" {100 * apart:.2f} % apart",
+    )
+    top = sorted(mine[0], key=lambda kernel: -float(mine[0][kernel].sum()))[:5]
     exact = 0
     for kernel in top:
-        other = kernel if kernel in theirs[0][0] else named.get(_plain(kernel), kernel)
-        mine, its = _each(ours, kernel), _each(theirs, other)
-        ratio = _median(_flat(mine)) / max(1e-9, _median(_flat(its)))
-        spread = max(_spread(mine), _spread(its))
-        exact += abs(ratio - 1) < BOUND
-        count = int(first[kernel][0])
-        text = (
-            f"{_median(_flat(mine)):9.0f} µs {count:5} × {_plain(kernel)[:58]:58} {ratio:.4f},"
-            f" one tool by itself ±{100 * spread:.2f} %"
-        )
-        launch_us = abs(_median(_flat(mine)) - _median(_flat(its))) / max(1, count)
-        if abs(ratio - 1) < max(BOUND, spread):
-            print(f"       {text}", flush=True)
-        elif launch_us < TICKS_US or min(len(ours), len(theirs)) < 2:
-            print(f"     ! {text}; {launch_us:.2f} µs a launch", flush=True)
-        else:
-            say(False, f"{name}: {text}")
+        exact += _one_kernel(name, kernel, mine, its)
     print(f"       {exact} of the top {len(top)} kernels are within 1 %", flush=True)
 
 
-def _time(one: Totals) -> float:
-    return sum(v[1] for v in one.values())
+Typical = dict[str, np.ndarray[Any, Any]]
+"""Kernel → µs of each launch, median over the repeats of a process."""
 
 
-def _each(tool: list[list[Totals]], kernel: str) -> list[list[float]]:
-    """Time of a kernel in each repeat of each process."""
-    return [[one[kernel][1] if kernel in one else 0.0 for one in part] for part in tool]
+def _typical(repeats: list[Launches]) -> Typical:
+    """Names are plain: torch.profiler demangles in its own way. Launches that not every repeat has
+    are left out."""
+    found: dict[str, list[list[float]]] = defaultdict(list)
+    for one in repeats:
+        joined: dict[str, list[float]] = defaultdict(list)
+        for kernel, took in one.items():
+            joined[_plain(kernel)] += took
+        for kernel, took in joined.items():
+            found[kernel].append(took)
+    typical = {}
+    for kernel, repeated in found.items():
+        shortest = min(map(len, repeated))
+        typical[kernel] = np.median(np.array([took[:shortest] for took in repeated]), axis=0)
+    return typical
 
 
-def _flat(parts: list[list[float]]) -> list[float]:
-    return [value for part in parts for value in part]
+def _one_kernel(name: str, kernel: str, mine: list[Typical], its: list[Typical]) -> bool:
+    """Prints its line; whether it is within 1 %."""
+    sums = [[float(p[kernel].sum()) for p in tool if kernel in p] for tool in (mine, its)]
+    if not all(sums):
+        return say(False, f"{name}: {kernel[:58]} is in one tool's kernels only")
+    launches = min(len(p[kernel]) for tool in (mine, its) for p in tool if kernel in p)
+    by_launch = [
+        np.mean([p[kernel][:launches] for p in tool if kernel in p], axis=0) for tool in (mine, its)
+    ]
+    middle = float(np.median(by_launch[0] / np.maximum(by_launch[1], 1e-9)))
+    ratio = float(np.mean(sums[0]) / np.mean(sums[1]))
+    apart = max(map(_apart, sums))
+    reference = float(np.mean(sums[0] + sums[1]))
+    each = "; ".join(" ".join(f"{value / reference:.4f}" for value in tool) for tool in sums)
+    text = (
+        f"{np.mean(sums[0]):9.0f} µs {launches:5} × {kernel[:58]:58} {ratio:.4f}, launch by launch"
+        f" {middle:.4f}; one tool's processes {100 * apart:.2f} % apart ({each})"
+    )
+    launch_us = abs(np.mean(sums[0]) - np.mean(sums[1])) / max(1, launches)
+    if abs(ratio - 1) < BOUND:
+        print(f"       {text}", flush=True)
+        return True
+    if abs(ratio - 1) < apart or launch_us < TICKS_US or min(map(len, sums)) < 2:
+        print(f"     ! {text}; {launch_us:.2f} µs a launch", flush=True)
+    else:
+        say(False, f"{name}: {text}")
+    return False
 
 
-def _median(values: list[float]) -> float:
-    return float(np.median(values)) if values else 0.0
-
-
-def _spread(parts: list[list[float]]) -> float:
-    """Half of what one tool's figures span: repeats of a process (without the first and the last of
-    them by size), or medians of several processes."""
-    within = max((float(np.ptp(sorted(part)[1:-1] or part)) for part in parts), default=0.0)
-    between = float(np.ptp([_median(part) for part in parts])) if parts else 0.0
-    return max(within, between) / 2 / max(1e-9, _median(_flat(parts)))
+def _apart(values: list[float]) -> float:
+    """What the processes of one tool span, as a share of their mean."""
+    return float(np.ptp(values) / max(1e-9, float(np.mean(values)))) if len(values) > 1 else 0.0
 
 
 def _plain(name: str) -> str:
