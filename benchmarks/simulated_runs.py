@@ -120,7 +120,7 @@ class _Engine:
         self.record.info = EngineInfo()
         self.plan = _Plan(workload)
         self.loading_s = self.warmup_s = self.prefill_s = self.step_s = 0.0
-        self.warmup_max_s, self.round_s = 60.0, None
+        self.warmup_max_s, self.round_s, self.met_steps = 60.0, None, None
         self.rounds: list[RoundRecord] = []
         self._pid = 100 * (number + 1)
 

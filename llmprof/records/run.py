@@ -114,6 +114,9 @@ class EngineInfo:
     """Does ``decode_step`` return only when its token is on the host."""
     warmup_min_steps: int = 0
     """Decode steps the engine needs before it is as fast as it gets."""
+    warmup_lengths: str = ""
+    """What a step does the first time that it meets a number of KV positions, and never again (a
+    plan, a CUDA graph): warm-up then makes one whole round, whatever the time. Empty: nothing."""
     threads: int | None = None
     options: dict[str, str] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)

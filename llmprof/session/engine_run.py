@@ -26,6 +26,7 @@ from llmprof.session.kept import Held, KeptWorkers
 from llmprof.session.plan import Plan
 from llmprof.session.recorder import Recorder
 from llmprof.session.round_rows import keep_operators, keep_trace, round_record
+from llmprof.session.warmed import warnings_of
 from llmprof.tracers.cpu_time import between, read_cpu
 
 
@@ -67,7 +68,10 @@ class EngineRun:
         """Rounds will be shortened to this; ``None``: they will not."""
         self.traced_steps = plan.workload.traced_steps
         self.loading_s = 0.0
-        """All loads so far; starting the process is in it."""
+        """All loads so far; starting the process is in it, and the steps of the round that met each
+        KV length first (``EngineInfo.warmup_lengths``)."""
+        self.met_steps: int | None = None
+        """Rounds must not be longer than that one; ``None``: none was needed."""
         self.warmup_s = 0.0
         """The last one."""
         self.prefill_s = self.step_s = 0.0
@@ -262,17 +266,18 @@ class EngineRun:
                 "min_steps": info.warmup_min_steps if info else 0,
                 "max_s": self.warmup_max_s,
                 "round_s": self.round_s,
+                "meet": bool(info and info.warmup_lengths),
             }
         )
         self.prefill_s, self.step_s = reply.facts["prefill_ns"] / 1e9, reply.facts["step_ns"] / 1e9
         if trace in (None, "steps"):
             self.record.warmup_steps = reply.facts["steps"]
             self.record.warmup_stable = reply.facts["stable"]
-        if not reply.facts["stable"]:
-            self._recorder.warning(
-                self.record.label,
-                f"warm-up ended after {reply.facts['steps']} steps without a stable step time",
-            )
+        for text in warnings_of(reply.facts, info, timed=trace in (None, "steps")):
+            self._recorder.warning(self.record.label, text)
+        met = reply.facts.get("met")
+        self.met_steps = met["steps"] if met else None
+        self.loading_s += met["decode_ns"] / 1e9 if met else 0.0
         self.warmup_s = time.monotonic() - begin
         self._set_state("ready")
 

@@ -144,7 +144,14 @@ class Worker:
         batch = len(self.prompt)
         limits = max(0, ask["min_steps"] - self._made[batch]), ask["max_s"]
         result = warm_up(
-            engine, self.prompt, ask["steps"], board, *limits, tell, ask.get("round_s")
+            engine,
+            self.prompt,
+            ask["steps"],
+            board,
+            *limits,
+            tell,
+            ask.get("round_s"),
+            ask.get("meet", False),
         )
         self._made[batch] += result.steps
         # What is loaded stays loaded: unfrozen, torch's modules alone make the collection before

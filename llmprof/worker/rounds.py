@@ -10,6 +10,7 @@ import gc
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Protocol
 
@@ -100,6 +101,17 @@ def _finish(engine: Engine, rows: list[Sequence[int] | None]) -> RoundResult:
 
 
 @dataclass
+class Met:
+    """The round that met each KV length of the timed ones for the first time."""
+
+    steps: int
+    step_ns: int
+    """Median."""
+    decode_ns: int
+    """All its steps."""
+
+
+@dataclass
 class WarmUp:
     """How warm-up went: ``medians_ns`` has one entry a comparable warm-up round."""
 
@@ -110,6 +122,7 @@ class WarmUp:
     """Of the last round, like ``step_ns``."""
     step_ns: int
     """Median."""
+    met: Met | None = None
 
 
 SHORT_ROUND = 64
@@ -130,6 +143,7 @@ def warm_up(
     max_seconds: float,
     tell: Callable[[int, bool], None],
     round_s: float | None = None,
+    meet: bool = False,
 ) -> WarmUp:
     """Run rounds until the step time is stable and the engine's own minimum is reached.
 
@@ -145,40 +159,57 @@ def warm_up(
         tell: called after each round with (steps so far, stable).
         round_s: rounds will be shortened to take no longer than this; ``None``: they have ``steps``
             steps, and one of that length is made where it fits into ``max_seconds``.
+        meet: a step does something once for each KV length. Then the round of the timed length is
+            made in any case, and its steps do not count into ``max_seconds``. With ``round_s`` the
+            few steps are made twice, since only the second time says what a step takes, and the
+            round is no longer than fits into ``PATIENCE`` times ``max_seconds`` at the pace of the
+            first time.
     """
-    begin, done, medians, spent = time.monotonic(), 0, list[int](), 0.0
-    length, probing = min(steps, SHORTEST), steps > SHORTEST
-    whole = length
+    begin, done, medians, free_s = time.monotonic(), 0, list[int](), 0.0
+    met: Met | None = None
+    probes = [SHORTEST] * (0 if steps <= SHORTEST else 1 if not meet else 2 if round_s else 0)
+    whole = steps
+    first_step_ns = 0
     while True:
+        length = probes.pop() if (probing := bool(probes)) else whole
+        round_begin = time.monotonic()
         board.clear()
         timed_round(engine, prompt, length, board)
+        took_s = time.monotonic() - round_begin
         done += length
         stamps = board.slots[HEADER : HEADER + 1 + length]
         laps = sorted(b - a for a, b in pairwise(stamps))
         prefill_ns = stamps[0] - board.slots[2]
         stamps.release()
         step_ns = laps[len(laps) // 2] if laps else 0
-        comparable = not probing and length == min(whole, SHORT_ROUND)
-        if len(laps) and comparable:
+        first_step_ns = first_step_ns or step_ns
+        meeting = meet and met is None and not probing
+        if meeting:
+            met = Met(length, step_ns, sum(laps))
+            free_s = met.decode_ns / 1e9
+            took_s = prefill_ns / 1e9
+        whole = min(whole, SHORT_ROUND) if not probing else whole
+        comparable = not probing and not meeting and length == whole
+        if laps and comparable:
             medians.append(step_ns)
         stable = len(medians) > 1 and abs(medians[-1] / max(1, medians[-2]) - 1) <= TOLERANCE
         tell(done, stable)
-        last, spent = spent, time.monotonic() - begin
-        # What a next round would take, where it is as long as this one.
-        next_s = 0.0 if probing else spent - last
+        spent = time.monotonic() - begin - free_s
+        # What a next round would take at the least, where it is like this one.
+        next_s = 0.0 if probing else took_s
         limit = max_seconds if done >= min_steps else PATIENCE * max_seconds
-        if (stable and done >= min_steps) or spent + next_s > limit:
-            return WarmUp(done, stable and done >= min_steps, medians, prefill_ns, step_ns)
-        if probing:
-            probing = False
+        ready = met is not None or not meet
+        if ready and ((stable and done >= min_steps) or spent + next_s > limit):
+            return WarmUp(done, stable and done >= min_steps, medians, prefill_ns, step_ns, met)
+        if probing and not probes:
 
-            def seconds(n: int, first: int = prefill_ns, each: int = step_ns) -> float:
+            def seconds(n: int, each: int, first: int = prefill_ns) -> float:
                 return (first + n * each) / 1e9
 
+            now, before = partial(seconds, each=step_ns), partial(seconds, each=first_step_ns)
             if round_s is None:
-                length = fitting_length(seconds, steps, max_seconds - spent)
+                whole = fitting_length(now, steps, max_seconds - spent)
             else:
-                length = round_length(seconds, steps, round_s, round_s / FINE)
-            whole = length
-        else:
-            length = min(whole, SHORT_ROUND)
+                whole = round_length(now, steps, round_s, round_s / FINE)
+            if meet:
+                whole = fitting_length(before, whole, PATIENCE * max_seconds)

@@ -10,8 +10,9 @@ from types import SimpleNamespace
 import pytest
 
 from llmprof.goal import Goal, fitting_length, round_length
-from llmprof.records import Unavailable
+from llmprof.records import EngineInfo, Unavailable
 from llmprof.session.passes.clock import RunClock
+from llmprof.session.warmed import warnings_of
 from llmprof.worker.rounds import warm_up
 from llmprof.worker.stamps import StampBoard
 
@@ -152,3 +153,91 @@ def test_warm_up_begins_with_a_few_steps(
     board.close()
     assert engine.rounds[0] == 4 and engine.rounds[1] <= second
     assert done.steps == sum(engine.rounds) and done.step_ns == 40_000_000
+
+
+class Planning(Slow):
+    """45 ms more at each KV length that it meets for the first time; a step then takes 4 ms."""
+
+    def __init__(self, prefill_ms: int = 0) -> None:
+        super().__init__()
+        self.met: set[int] = set()
+        self.slow: list[list[int]] = []
+        self.prefill_ns = prefill_ms * 1_000_000
+
+    def reset(self) -> None:
+        super().reset()
+        self.slow.append([])
+
+    def prefill(self, prompt: object) -> list[int]:
+        self.now_ns += self.prefill_ns
+        return [1]
+
+    def decode_step(self) -> list[int]:
+        self.now_ns += 4_000_000
+        self.rounds[-1] += 1
+        length = self.rounds[-1]
+        if length not in self.met:
+            self.now_ns += 45_000_000
+            self.met.add(length)
+            self.slow[-1].append(length)
+        return [1]
+
+    def monotonic_ns(self) -> int:
+        return self.now_ns
+
+
+def warmed(engine: Slow, steps: int, limits: tuple[int, float], monkeypatch, tmp_path, **how):
+    board = StampBoard(tmp_path / "stamps", steps, create=True)
+    monkeypatch.setattr("llmprof.worker.rounds.time", engine)
+    found = warm_up(engine, [[1]], steps, board, *limits, lambda steps, stable: None, **how)  # type: ignore[arg-type]
+    board.close()
+    return found
+
+
+@pytest.mark.parametrize("prefill_ms", [0, 6000])
+def test_warm_up_meets_every_kv_length_of_a_given_round(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, prefill_ms: int
+) -> None:
+    """A second of warm-up has room for 20 plans; the timed rounds need 96."""
+    engine = Planning(prefill_ms)
+    done = warmed(engine, 96, (0, 1.0), monkeypatch, tmp_path, meet=True)
+    assert engine.met == set(range(1, 97)) and engine.rounds[0] == 96
+    assert done.met and done.met.steps == 96 and done.met.step_ns == 49_000_000
+    assert done.met.decode_ns == 96 * 49_000_000
+    if prefill_ms:
+        assert engine.rounds == [96] and not done.stable  # another would take too long
+    else:
+        assert done.stable and done.step_ns == 4_000_000 and set(done.medians_ns) == {4_000_000}
+
+
+def test_a_round_that_may_be_shorter_is_no_longer_than_what_can_be_met(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By its pace 512 steps of 4 ms may be timed; their plans would take 23 s."""
+    engine = Planning()
+    done = warmed(engine, 512, (0, 1.0), monkeypatch, tmp_path, round_s=9.0, meet=True)
+    assert engine.rounds[:2] == [4, 4] and engine.slow[1] == []
+    assert done.met and done.met.steps == engine.rounds[2] == max(engine.met)
+    assert 32 <= done.met.steps and done.met.decode_ns < 3.2e9
+    assert done.step_ns == 4_000_000 and done.stable
+
+
+def test_without_such_an_engine_nothing_changes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = Slow()
+    done = warmed(engine, 96, (0, 1.0), monkeypatch, tmp_path)
+    assert done.met is None and engine.rounds[0] == 4 and max(engine.rounds) < 96
+
+
+def test_what_a_run_says_of_its_warm_up() -> None:
+    info = EngineInfo(warmup_lengths="a plan a length")
+    facts: dict = {"steps": 104, "stable": False, "step_ns": 4_000_000, "met": None}
+    (text,) = warnings_of(facts, info, timed=True)
+    assert text == "warm-up ended after 104 steps without a stable step time"
+    facts |= {"stable": True, "met": {"steps": 96, "step_ns": 49_000_000, "decode_ns": 1}}
+    (text,) = warnings_of(facts, info, timed=True)
+    assert "49.0 ms in warm-up, later 4.0 ms" in text and text.endswith("a plan a length")
+    facts["met"]["step_ns"] = 4_100_000
+    assert warnings_of(facts, info, timed=True) == []
+    assert warnings_of({**facts, "stable": False}, info, timed=False)[0].startswith("traced pass: ")

@@ -12,6 +12,7 @@ from llmprof.engines.exllama.adapter import CACHE_BITS, PAGE, ExLlamaAdapter, Op
 from llmprof.engines.exllama.drives import Drive, ForwardDrive, JobsDrive
 from llmprof.engines.exllama.id_tokenizer import IdTokenizer, token_ids
 from llmprof.engines.options import Options
+from llmprof.engines.pytorch.attention import PLANNED, leave_cudnn_out, planned
 from llmprof.errors import LoadAgain, UsageError
 
 _CHUNK = 2048
@@ -29,7 +30,8 @@ _MAX_DQ = 512 << 20
 
 class ExLlamaV2Engine(ExLlamaAdapter):
     """Options beside those of all: ``graphs=1|0``, ``cache=fp16|q8|q6|q4``,
-    ``attention=auto|flash|xformers|sdpa|matmul`` (auto: the first of flash, xformers, sdpa)."""
+    ``attention=auto|flash|xformers|sdpa|matmul`` (auto: the first of flash, xformers, sdpa),
+    ``cudnn_attention=1|0`` (0: sdpa without cuDNN)."""
 
     name = "exllamav2"
     package = "exllamav2"
@@ -41,6 +43,7 @@ class ExLlamaV2Engine(ExLlamaAdapter):
         self._graphs = given.flag("graphs", True)
         self._cache_type = given.text("cache", "fp16", tuple(_CACHES))
         self._attention = given.text("attention", "auto", _ATTENTION)
+        self._cudnn = given.flag("cudnn_attention", True)
         self.cache_bits = CACHE_BITS[self._cache_type]
 
     def import_package(self, opening: Opening) -> None:
@@ -66,6 +69,8 @@ class ExLlamaV2Engine(ExLlamaAdapter):
     def open(self, opening: Opening) -> Drive:
         files = opening.files
         forward = opening.drive == "forward"
+        if not self._cudnn:
+            leave_cudnn_out(opening.torch)
         settings = self._module.ExLlamaV2Config(str(files.folder))
         self._settings = settings
         # Scratch memory and RoPE tables are made once, when the model is loaded.
@@ -153,7 +158,19 @@ class ExLlamaV2Engine(ExLlamaAdapter):
         # Modules are captured at their 205th call (MIN_GRAPH_INSTANCES in graph.cuh); the GEMM of
         # EXL2 tries block sizes over 200 launches a shape (AT_NUM_MEASURE in q_gemm_autotune.cuh).
         late = graphs or opening.files.format == "exl2"
-        return {"cuda_graph": graphs, "warmup_min_steps": 208 if late else 8, "notes": notes}
+        return {
+            "cuda_graph": graphs,
+            "warmup_min_steps": 208 if late else 8,
+            "warmup_lengths": PLANNED if self._plans(opening) else "",
+            "notes": notes,
+        }
+
+    def _plans(self, opening: Opening) -> bool:
+        """attn.py gives SDPA the K and V of each query head."""
+        config, torch = opening.files.config, opening.torch
+        heads, size = config.num_attention_heads, config.head_dim
+        sdpa = self._attention == "sdpa"
+        return sdpa and planned(torch, "cuda:0", torch.float16, heads, 1, size)
 
     def _jobs(self, opening: Opening) -> JobsDrive:
         torch, generators = opening.torch, self._generator_module

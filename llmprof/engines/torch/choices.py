@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from llmprof.engines.options import Options
+from llmprof.engines.pytorch.attention import leave_cudnn_out
 from llmprof.engines.pytorch.devices import DTYPES, device_of, dtype_of, threads_of
 from llmprof.errors import UsageError
 from llmprof.models.presets import LlamaConfig
@@ -71,7 +72,10 @@ def choose(options: dict[str, str], torch: Any, rank: int = 0) -> Choices:
     timeout_s = given.integer("timeout", TIMEOUT_S, 1) or TIMEOUT_S
     threads = threads_of(given, device)
     synchronous = given.flag("sync", True)
+    cudnn = given.flag("cudnn_attention", True)
     given.done()
+    if not cudnn:
+        leave_cudnn_out(torch)
     if on_cuda:
         # Streams, graphs and the memory pool are those of the current device.
         torch.cuda.set_device(device)

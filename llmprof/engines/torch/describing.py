@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from llmprof.engines.base import LoadRequest
+from llmprof.engines.pytorch.attention import PLANNED, planned
 from llmprof.models.locate import ModelRef
 from llmprof.models.presets import LlamaConfig
 from llmprof.models.weights import WeightSource, held_id
@@ -65,6 +66,7 @@ def describe(
         cuda_graph=chosen.cuda_graph if on_cuda else None,
         synchronous=chosen.synchronous,
         warmup_min_steps=8 if on_cuda else 2,
+        warmup_lengths=_new_lengths(config, chosen),
         threads=None if on_cuda else torch.get_num_threads(),
         options=dict(request.options),
         notes=notes,
@@ -76,6 +78,16 @@ def describe(
         ranks=chosen.world,
         collective_bytes=collective_bytes,
     )
+
+
+def _new_lengths(config: LlamaConfig, chosen: Choices) -> str:
+    """``EngineInfo.warmup_lengths``."""
+    if chosen.cuda_graph:
+        return "a CUDA graph is captured for each 256 KV positions"
+    heads = config.num_key_value_heads
+    group, size = config.num_attention_heads // heads, config.head_dim
+    plans = planned(torch, chosen.device, chosen.torch_dtype, heads, group, size)
+    return PLANNED if plans else ""
 
 
 def _device_words(chosen: Choices) -> str:

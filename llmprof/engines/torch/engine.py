@@ -38,8 +38,8 @@ ANSWER_S = 120.0
 
 class TorchEngine:
     """Options: ``device=cpu|cuda|cuda:N``, ``dtype=fp32|bf16|fp16``, ``cuda_graph=0|1``,
-    ``threads=N``, ``sync=1|0``, ``tp=N``, ``timeout=S``. ``threads`` on a CPU defaults to
-    ``machine.default_threads`` for all ranks together.
+    ``threads=N``, ``sync=1|0``, ``tp=N``, ``timeout=S``, ``cudnn_attention=1|0`` (0: SDPA without
+    cuDNN). ``threads`` on a CPU defaults to ``machine.default_threads`` for all ranks together.
 
     ``sync=0`` lets the host run ahead: the next token is fed back on the device, ``decode_step``
     returns ``None`` and ``finish_round`` waits and returns all tokens. ``tp=N`` computes a step on

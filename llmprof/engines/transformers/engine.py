@@ -10,6 +10,7 @@ from llmprof.engines.base import LoadRequest, Progress
 from llmprof.engines.driven import ClosedByDrive, Drive
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
+from llmprof.engines.pytorch.attention import PLANNED, leave_cudnn_out, planned
 from llmprof.engines.pytorch.devices import DTYPES, device_of, dtype_of, threads_of
 from llmprof.engines.transformers import sizes
 from llmprof.engines.transformers.drives import ForwardDrive, GenerateDrive
@@ -25,7 +26,8 @@ _COMPILE = ("none", "default", "reduce-overhead")
 class TransformersEngine(ClosedByDrive[Drive]):
     """Options: ``drive=generate|forward``, ``cache=dynamic|static``,
     ``compile=none|default|reduce-overhead``, ``attention=sdpa|flash|eager``,
-    ``device=cpu|cuda|cuda:N``, ``dtype=fp32|bf16|fp16``, ``threads=N``, as for the torch engine.
+    ``device=cpu|cuda|cuda:N``, ``dtype=fp32|bf16|fp16``, ``threads=N``, ``cudnn_attention=1|0``, as
+    for the torch engine.
 
     ``generate`` is the package's own loop, ``forward`` a bare one around the model. Compiling wants
     ``cache=static``, whose tensors stay where they are.
@@ -141,7 +143,10 @@ def _choose(request: LoadRequest, torch: Any) -> tuple[Asked, int | None]:
     )
     attention = given.text("attention", "sdpa", tuple(_ATTENTION))
     threads = threads_of(given, device)
+    cudnn = given.flag("cudnn_attention", True)
     given.done()
+    if not cudnn:
+        leave_cudnn_out(torch)
     if compiled != "none" and cache == "dynamic":
         raise UsageError(
             f"transformers:compile={compiled} needs cache=static: a dynamic cache moves each step"
@@ -266,9 +271,21 @@ def _describe(
         drive=asked.drive,
         cuda_graph=asked.compile == "reduce-overhead" if on_cuda else None,
         warmup_min_steps=16 if asked.compile != "none" else 8 if on_cuda else 2,
+        warmup_lengths=PLANNED if _plans(torch, config, asked) else "",
         threads=None if on_cuda else torch.get_num_threads(),
         options=dict(request.options),
         notes=notes,
         weights_id=loaded.weights_id,
         op_tracer=None if on_cuda else "torch",
     )
+
+
+def _plans(torch: Any, config: Any, asked: Asked) -> bool:
+    """A static cache has one length; a dynamic one grows by each step."""
+    if asked.cache == "static" or asked.attention != "sdpa":
+        return False
+    heads = getattr(config, "num_attention_heads", 0)  # none: a state space model
+    if not heads:
+        return False
+    size = int(getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return planned(torch, asked.device, getattr(torch, asked.dtype), heads, 1, size)

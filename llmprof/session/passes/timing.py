@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
@@ -119,7 +120,8 @@ class TimingPass:
             return asked
         most = self.goal.max_s * ROUND
         share = max(0.0, self._clock.timing_left(self._traces)) / processes * ROUND
-        return round_length(self._seconds, asked, most, min(most / FINE, share))
+        met = [run.met_steps for run in self._runs if run.alive and run.met_steps]
+        return round_length(self._seconds, min([asked, *met]), most, min(most / FINE, share))
 
     def _seconds(self, steps: int) -> float:
         """A round of all engines."""
@@ -152,7 +154,7 @@ class TimingPass:
             # The first one decides for all: the others are not loaded yet.
             self._adapt = False
             room = goal.max_s * ROUND / len(self._runs)
-            length = run.plan.workload.decode_len
+            length = min(run.plan.workload.decode_len, run.met_steps or sys.maxsize)
             length = round_length(
                 lambda n: run.prefill_s + n * run.step_s, length, room, room / FINE
             )
