@@ -481,6 +481,7 @@ def main() -> int:
     )
     parser.add_argument("--only", help="names, comma separated")
     parser.add_argument("--keep", help="folder for the run files")
+    parser.add_argument("--budget", type=float, default=1e9, help="no program starts after so many s")
     arguments = parser.parse_args()
     wanted = arguments.only.split(",") if arguments.only else list(CHECKS)
     if unknown := set(wanted) - set(CHECKS):
@@ -498,7 +499,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(arguments.keep or scratch)
         folder.mkdir(parents=True, exist_ok=True)
-        ahead = Ahead(folder)
+        ahead = Ahead(folder, arguments.budget)
         with ahead.alone():  # the counters are the whole GPU's
             for name in wanted:
                 if name in AHEAD:

@@ -150,16 +150,27 @@ Launches = dict[str, list[float]]
 
 
 class Ahead:
-    """Programs that are started before their results are asked for, in the order of asking."""
+    """Programs that are started before their results are asked for, in this order.
 
-    def __init__(self, folder: Path) -> None:
+    Args:
+        budget_s: what would start later is left out, and said.
+    """
+
+    def __init__(self, folder: Path, budget_s: float) -> None:
+        self._until = time.monotonic() + budget_s
         self.turn = {"RECORD_TURN": str(folder / "turn")}
         """Environment of programs that take turns."""
         self._pool = ThreadPoolExecutor(AT_ONCE)
         self._found: dict[str, list[Future[Any]]] = defaultdict(list)
 
     def start(self, name: str, work: Callable[[], Any]) -> None:
-        self._found[name].append(self._pool.submit(work))
+        def in_time() -> Any:
+            if time.monotonic() < self._until:
+                return work()
+            print(f"     ! {name}: one program is left out: the time is over", flush=True)
+            return None
+
+        self._found[name].append(self._pool.submit(in_time))
 
     def alone(self) -> AbstractContextManager[None]:
         """No program has its turn meanwhile."""
