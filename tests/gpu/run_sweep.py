@@ -13,7 +13,8 @@ Runs ``llmprof sweep``, stops it when the time is over, prints the curves, the s
 along them, the fits and what loads were shared, then decodes one point again on fresh loads. Exit
 status 1: a point failed that was not out of memory, no load was shared, torch's tokens differ on a
 fresh load, a curve of batch 1 has no line, the line has R² below 0.95 or does not rise, DRAM moved
-bytes a position that are off the model's by more than a third, or no kernel was traced.
+bytes a position that are off the model's by more than a third, or a place of a curve has no
+categories.
 """
 
 from __future__ import annotations
@@ -78,7 +79,7 @@ def grid(given: argparse.Namespace, model: Path, how: dict, path: Path) -> str:
     for engine in given.engines.split(","):
         if engine == "exllamav2":
             folder = model.parent.with_name(f"{model.parent.name}-exl2")
-            engines.append(f"exllamav2:drive=forward,model={folder}")
+            engines.append(f"exllamav2:drive=forward,{given.exllamav2},model={folder}")
         elif engine == "torch":
             engines.append("torch:cuda_graph=1" if given.gpu else "torch")
         else:
@@ -129,14 +130,15 @@ def show(store) -> list[str]:
             parts = place.categories()
             total = sum(parts.values()) or 1.0
             shares = sorted(parts.items(), key=lambda item: -item[1])[:5]
-            low, high = place.interval("step_ms") or (float("nan"),) * 2
+            bounds = place.interval("step_ms")
+            interval = "n/a" if bounds is None else f"{bounds[0]:.3f}–{bounds[1]:.3f}"
             rate, idle = place.value("measured_gb_s"), place.value("idle_ms")
             step, tok_s = place.value("step_ms"), place.value("tok_s")
             if step is None or tok_s is None:
                 continue
             print(
                 f"{curve.label[-33:]:<34}{place.shown:>8}{step:>9.3f}"
-                f"{f'{low:.3f}–{high:.3f}':>18}{tok_s:>8.1f}"
+                f"{interval:>18}{tok_s:>8.1f}"
                 f"{'n/a' if rate is None else f'{rate:.0f}':>7}"
                 f"{'n/a' if idle is None else f'{idle:.2f}':>7}  "
                 + ", ".join(f"{name} {ms / total:.0%}" for name, ms in shares)
@@ -154,6 +156,9 @@ def show(store) -> list[str]:
             print(f"{point.words}: {ended.state}, {ended.seconds:.1f} s; loads: {words}")
     for curve in found:
         wrong += checked(curve)
+        without = [place.shown for place in curve.places if not place.categories()]
+        if without:
+            wrong.append(f"{curve.label}: no categories at {', '.join(without)}")
     if len(store.ended) > 1 and not any(row.get("load") == "shared" for row in rows):
         wrong.append("no load was shared")
     return wrong
@@ -175,8 +180,6 @@ def checked(curve) -> list[str]:
     model, measured = fit.model_bytes_per_position, fit.measured_bytes_per_position
     if not isinstance(measured, Unavailable) and abs(measured / model - 1) > MOST_OFF:
         wrong.append(f"{curve.label}: DRAM moved {measured:,.0f} B a position, model {model:,.0f}")
-    if not any(place.categories() for place in curve.places):
-        wrong.append(f"{curve.label}: no categories")
     return wrong
 
 
@@ -219,14 +222,17 @@ def same_tokens(shared, fresh) -> list[str]:
 
 
 def bring_home(store, small: Path) -> None:
-    """Columns, journal, and the run files of the corners, compressed."""
+    """Columns, journal, and three run files, compressed: the first, the last, and the longest
+    context of the first batch."""
     small.mkdir(parents=True, exist_ok=True)
     for name in ("sweep.json", "points.jsonl", "points.parquet", "report.md", "report.csv"):
         if (store.folder / name).is_file():
             shutil.copy(store.folder / name, small / name)
     runs = sorted((store.folder / "runs").glob("*.sqlite"))
     with_run = [p for p in store.points if store.run_file(p) in runs]
-    for point in {p.point_id: p for p in [*with_run[:1], *with_run[-1:]]}.values():
+    batch = with_run[0].fields["batch"] if with_run else ""
+    longest = [p for p in with_run if p.fields["batch"] == batch][-1:]
+    for point in {p.point_id: p for p in [*with_run[:1], *longest, *with_run[-1:]]}.values():
         data = store.run_file(point).read_bytes()
         (small / f"{point.point_id}.sqlite.xz").write_bytes(lzma.compress(data, preset=2))
 
@@ -242,6 +248,10 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--decode-len", type=int, default=96,
         help="steps a round: DRAM is measured in rounds that decode for 0.2 s and more",
+    )  # fmt: skip
+    parser.add_argument(
+        "--exllamav2", default="cudnn_attention=0", metavar="OPTIONS",
+        help="cuDNN makes a plan for each KV length, 45 ms each: a minute or two of a sweep",
     )  # fmt: skip
     parser.add_argument("--preset", default="llama2-7b")
     parser.add_argument("--models", type=Path, default=Path(tempfile.gettempdir()) / "sweep-models")
