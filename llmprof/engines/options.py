@@ -51,8 +51,8 @@ class Options:
             if key == "tp" and key not in self._known:
                 raise UsageError(
                     f"{self.engine}: tp={self._values[key]}: llmprof runs this engine on one GPU;"
-                    " give tp=N to the engines that are split over several (torch, vllm, mlc), in"
-                    " place of --tp"
+                    " give tp=N to the engines that are split over several (torch, vllm, exllamav2,"
+                    " exllamav3, mlc), in place of --tp"
                 )
             if key not in self._known:
                 near = difflib.get_close_matches(key, self._known, 1)

@@ -18,7 +18,7 @@ from llmprof.engines.base import LoadRequest, Progress
 from llmprof.engines.driven import DrivenEngine
 from llmprof.engines.exllama.drives import Drive
 from llmprof.engines.exllama.extension_build import extension_folder, extension_import
-from llmprof.engines.host_memory import MIB
+from llmprof.engines.exllama.placement import Placement, read_placement
 from llmprof.engines.options import Options
 from llmprof.engines.prompts import check_prompt
 from llmprof.errors import LoadAgain, MissingPackage, OutOfMemory, UsageError
@@ -71,7 +71,8 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
     """An ``Engine`` and a ``FreeRunningEngine``; subclasses fill the members below.
 
     Options of all: ``drive=generator|forward``, ``sync=1|0`` (0 with ``drive=forward`` only: the
-    host runs ahead and ``decode_step`` returns ``None``).
+    host runs ahead and ``decode_step`` returns ``None``); of those that ``splits``: ``tp=N``, or
+    ``gpu_split=GB/GB`` for a layer split.
     """
 
     name: EngineName
@@ -82,10 +83,13 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
     """Module name of its CUDA extension."""
     capability: tuple[int, int]
     """Lowest compute capability that its kernels build for."""
+    splits = False
+    """It computes on several GPUs."""
 
     def __init__(self) -> None:
         super().__init__()
         self._torch: Any = None
+        self.placement = Placement(self.name)
 
     def load(self, request: LoadRequest, progress: Progress) -> None:
         given = Options(self.name, request.options)
@@ -93,11 +97,20 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
         synchronous = given.flag("sync", True)
         if not synchronous and drive == "generator":
             raise UsageError(f"{self.name}:sync=0 needs drive=forward; a generator always waits")
+        if self.splits:
+            self.placement = read_placement(given, self.name)
+            if self.placement.tp > 1 and not synchronous:
+                raise UsageError(
+                    f"{self.placement.option}: the host waits in every step; leave sync=0 out"
+                )
         self.read_options(given)
         given.done()
         files = inspect_folder(request.model, self.name)
         self._check_context(request.max_positions, files)
+        self.placement.check_shape(files.config)
+        self.check_split(files)
         torch = self._gpu_torch()
+        self.placement.check_gpus(torch)
         opening = Opening(
             request,
             files,
@@ -155,6 +168,9 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
     @abstractmethod
     def read_options(self, given: Options) -> None:
         """Read and keep the engine's own options."""
+
+    def check_split(self, files: ExLlamaFiles) -> None:
+        """Raise ``UsageError`` for a model that the package does not split as asked."""
 
     @abstractmethod
     def import_package(self, opening: Opening) -> None:
@@ -253,7 +269,7 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
     def _check_memory(self, opening: Opening) -> None:
         """Raise before the engine dies of it; the estimate is a lower bound."""
         files = opening.files
-        on_host = files.embedding_bytes if opening.drive == "generator" and not files.tied else 0
+        on_host = files.embedding_bytes if self._embeds_on_host(opening) and not files.tied else 0
         need = files.file_bytes - on_host + self._cache_bytes(opening)
         need += self.workspace_bytes(opening.largest)
         self._check_room("weights, KV cache and workspace need", need)
@@ -263,12 +279,11 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
         return self._kv_bytes_per_token(opening.files) * positions
 
     def _check_room(self, what: str, need: int) -> None:
-        free = int(self._torch.cuda.mem_get_info(0)[0])
-        if need > free:
-            raise OutOfMemory(
-                f"{self.name}: {what} {need // MIB} MiB, {free // MIB} MiB are free on cuda:0; use"
-                " a smaller model, batch or context"
-            )
+        self.placement.check_room(self._torch, what, need)
+
+    def _embeds_on_host(self, opening: Opening) -> bool:
+        """Tensor parallelism gets its hidden states from the host."""
+        return opening.drive == "generator" or self.placement.tp > 1
 
     def _check_context(self, positions: int, files: ExLlamaFiles) -> None:
         limit = files.config.max_position_embeddings
@@ -286,9 +301,9 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
             # torch.cuda.OutOfMemoryError, or the plain RuntimeError of an extension.
             if "out of memory" not in str(why):
                 raise
-            free = int(self._torch.cuda.mem_get_info(0)[0])
             raise OutOfMemory(
-                f"{self.name}: {what} did not fit on cuda:0; {free // MIB} MiB are free"
+                f"{self.name}: {what} did not fit on {self.placement.words};"
+                f" {self.placement.free_words(self._torch)}"
             ) from None
 
     def _describe(self, opening: Opening) -> EngineInfo:
@@ -298,8 +313,12 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
         notes = [*files.notes, *facts.pop("notes")]
         if version != self.tested:
             notes.append(f"written against {self.package} {self.tested}")
-        where = "GPU" if opening.drive == "forward" else "CPU, as the package does by default"
+        on_host = self._embeds_on_host(opening)
+        where = "CPU, as the package does by default" if on_host else "GPU"
         notes.append(f"embedding table on the {where}")
+        share = self.placement.tp
+        if share > 1:
+            notes.append(f"tensor parallel over {share} GPUs: sizes and bytes are one GPU's")
         return EngineInfo(
             versions={
                 self.package: version,
@@ -310,17 +329,18 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
             model_format=files.format_text,
             parameters=files.config.parameters,
             bits_per_weight=files.bits_per_weight,
-            weight_bytes_per_step=files.step_bytes,
-            kv_bytes_per_token=self._kv_bytes_per_token(files),
+            weight_bytes_per_step=files.step_bytes // share,
+            kv_bytes_per_token=self._kv_bytes_per_token(files) // share,
             context_limit=files.config.max_position_embeddings,
             vocab_size=files.config.vocab_size,
-            device="cuda:0",
+            device=self.placement.words,
             dtype="fp16",
             drive=opening.drive,
             synchronous=opening.synchronous,
             options=dict(opening.request.options),
             notes=notes,
             weights_id=files.weights_id,
-            projections=files.projections,
+            projections=files.projections if share == 1 else None,
+            ranks=share,
             **facts,
         )

@@ -1,4 +1,5 @@
-"""ExLlamaV2: EXL2, GPTQ or fp16, its own CUDA graphs, its own high-priority stream."""
+"""ExLlamaV2: EXL2, GPTQ or fp16, its own CUDA graphs, its own high-priority stream; on one GPU,
+layer after layer on several, or tensor parallel (one process, sums by way of host memory)."""
 
 from __future__ import annotations
 
@@ -13,7 +14,8 @@ from llmprof.engines.exllama.drives import Drive, ForwardDrive, JobsDrive
 from llmprof.engines.exllama.id_tokenizer import IdTokenizer, token_ids
 from llmprof.engines.options import Options
 from llmprof.engines.pytorch.attention import PLANNED, leave_cudnn_out, planned
-from llmprof.errors import LoadAgain, UsageError
+from llmprof.errors import LoadAgain, OutOfMemory, UsageError
+from llmprof.models.exllama.files import ExLlamaFiles
 
 _CHUNK = 2048
 """Prompt positions a forward pass: the package's own default."""
@@ -38,6 +40,7 @@ class ExLlamaV2Engine(ExLlamaAdapter):
     tested = "0.3.2"
     extension = "exllamav2_ext"
     capability = (6, 0)
+    splits = True
 
     def read_options(self, given: Options) -> None:
         self._graphs = given.flag("graphs", True)
@@ -45,6 +48,36 @@ class ExLlamaV2Engine(ExLlamaAdapter):
         self._attention = given.text("attention", "auto", _ATTENTION)
         self._cudnn = given.flag("cudnn_attention", True)
         self.cache_bits = CACHE_BITS[self._cache_type]
+        if self.placement.tp > 1 and self._attention not in ("auto", "flash", "sdpa"):
+            raise UsageError(
+                f"{self.placement.option}: attention={self._attention} computes on one GPU;"
+                " choose flash or sdpa"
+            )
+
+    def check_split(self, files: ExLlamaFiles) -> None:
+        if self.placement.tp < 2:
+            return
+        option, config = self.placement.option, files.config
+        # linear.py, tp_split: "Can only split fully loaded EXL2 tensor", the head's too.
+        if files.format != "exl2":
+            raise UsageError(
+                f"{option}: exllamav2 splits EXL2 matrices only, this model is {files.format};"
+                " gpu_split=GB/GB puts whole layers on GPUs"
+            )
+        if "lm_head.q_weight" not in files.tensors:
+            raise UsageError(
+                f"{option}: exllamav2 splits an EXL2 output head only, this one is fp16;"
+                " llmprof model synth --head-bits 6 makes another"
+            )
+        for name, size, unit in (
+            ("inner size", config.intermediate_size, 128),
+            ("hidden size", config.hidden_size, 32),
+        ):
+            if size % unit or size // unit < self.placement.tp:
+                raise UsageError(
+                    f"{option}: the {name} of {size} does not divide among"
+                    f" {self.placement.tp} GPUs in multiples of {unit}"
+                )
 
     def import_package(self, opening: Opening) -> None:
         try:
@@ -57,7 +90,23 @@ class ExLlamaV2Engine(ExLlamaAdapter):
             self._attention, bool(attn.has_flash_attn), bool(attn.has_xformers)
         )
         self._paged = self._attention == "flash" and bool(attn.has_flash_attn_with_paged)
+        if self.placement.tp > 1:
+            self._check_parallel(attn)
         self._check_batch(opening)
+
+    def _check_parallel(self, attn: Any) -> None:
+        """Is the package new enough? And the attention must be one that it splits."""
+        if not hasattr(self._module.ExLlamaV2, "load_tp"):
+            raise UsageError(
+                f"{self.placement.option}: exllamav2 {self.version()} has no tensor parallelism;"
+                f" install {self.tested}"
+            )
+        if self._attention == "xformers":
+            self._attention = "sdpa"
+        if self._attention == "sdpa" and not attn.has_lower_right_sdpa:
+            raise UsageError(
+                f"{self.placement.option} needs flash-attn, or torch 2.4 or newer for sdpa"
+            )
 
     def _check_batch(self, opening: Opening) -> None:
         if opening.batch > 1 and opening.drive == "generator" and not self._paged:
@@ -80,11 +129,45 @@ class ExLlamaV2Engine(ExLlamaAdapter):
         settings.no_xformers = self._attention != "xformers"
         settings.no_sdpa = self._attention == "matmul"
         self._model = self._module.ExLlamaV2(settings)
+        if self.placement.tp > 1:
+            self._model.load_tp(
+                gpu_split=self.placement.equal_gb(opening.torch),
+                callback=opening.tell,
+                expect_cache_tokens=opening.largest.batch * opening.largest.paged_positions,
+                expect_cache_base=getattr(self._module, _CACHES[self._cache_type]),
+            )
+            return self.refit(opening)
         if forward:
             place = self._model.set_device_map
             self._model.set_device_map = partial(place, embed_cpu=False)
-        self._model.load(callback=opening.tell)
+        split = list(self.placement.gpu_split) or None
+        try:
+            self._model.load(gpu_split=split, callback=opening.tell)
+        except AssertionError as why:
+            if "Insufficient space" not in str(why):
+                raise
+            raise OutOfMemory(
+                f"{self.placement.option}: the layers and their scratch memory need more than that"
+            ) from None
+        self._check_layers()
         return self.refit(opening)
+
+    def _check_layers(self) -> None:
+        """Every GPU that was asked for got a layer."""
+        used = {int(name.partition(":")[2]) for name in self._model.get_cache_devices()}
+        empty = [n for n in self.placement.devices if n not in used]
+        if self.placement.gpu_split and empty:
+            raise UsageError(
+                f"{self.placement.option}: all layers fit into the GPUs before GPU {empty[0]};"
+                " give those fewer GB"
+            )
+
+    def _make_cache(self, batch: int, positions: int) -> Any:
+        make = getattr(self._module, _CACHES[self._cache_type])
+        sizes = {"batch_size": batch, "max_seq_len": positions}
+        if self.placement.tp > 1:
+            return self._module.ExLlamaV2Cache_TP(self._model, base=make, **sizes)
+        return make(self._model, **sizes)
 
     def check_refit(self, opening: Opening) -> None:
         self._check_batch(opening)
@@ -100,21 +183,20 @@ class ExLlamaV2Engine(ExLlamaAdapter):
     def refit(self, opening: Opening) -> Drive:
         files, forward = opening.files, opening.drive == "forward"
         self._size(opening)
-        make = getattr(self._module, _CACHES[self._cache_type])
         if forward:
-            self._cache = make(
-                self._model, batch_size=opening.batch, max_seq_len=opening.paged_positions
-            )
+            self._cache = self._make_cache(opening.batch, opening.paged_positions)
             opening.torch.cuda.synchronize()
             return ForwardDrive(
                 opening.torch,
-                self._forward,
+                self._forward_parallel if self.placement.tp > 1 else self._forward,
                 self._rewind,
                 opening.torch.inference_mode,
                 files.config.vocab_size,
                 opening.synchronous,
+                # Tensor parallelism takes ids and gives logits on the host.
+                "cpu" if self.placement.tp > 1 else f"cuda:{self.placement.devices[0]}",
             )
-        self._cache = make(self._model, max_seq_len=opening.paged_positions * opening.batch)
+        self._cache = self._make_cache(1, opening.paged_positions * opening.batch)
         opening.torch.cuda.synchronize()
         return self._jobs(opening)
 
@@ -141,7 +223,8 @@ class ExLlamaV2Engine(ExLlamaAdapter):
 
     def facts(self, opening: Opening) -> dict[str, Any]:
         quantised = opening.files.format != "fp16"
-        graphs = self._graphs and quantised
+        parallel = self.placement.tp > 1
+        graphs = self._graphs and quantised and not parallel
         notes = [
             "stream: its own, of high priority",
             f"attention: {self._attention}{', paged' if self._paged else ''}",
@@ -149,9 +232,14 @@ class ExLlamaV2Engine(ExLlamaAdapter):
         ]
         if quantised:
             notes.append("sums with atomics: greedy tokens may differ between runs")
-        elif self._graphs:
-            notes.append("no CUDA graphs: the package captures quantised layers only")
-        if self._attention == "sdpa":
+        if parallel:
+            notes.append("GPUs exchange their parts through host memory: copies, no collectives")
+        if self._graphs and not graphs:
+            why = "has none with tensor parallelism" if parallel else "captures quantised layers only"
+            notes.append(f"no CUDA graphs: the package {why}")
+        if self._attention == "sdpa" and parallel:
+            notes.append("prefill attends with a causal mask of llmprof's: exllamav2 0.3.2 has none")
+        elif self._attention == "sdpa":
             notes.append(
                 "prefill attends by matmul: the SDPA prefill of exllamav2 0.3.2 has no causal mask"
             )
@@ -204,6 +292,15 @@ class ExLlamaV2Engine(ExLlamaAdapter):
 
     @contextmanager
     def _masked_prefill(self) -> Iterator[None]:
+        if self.placement.tp > 1:
+            with causal_masks(self._attention_module().Params):
+                yield
+            return
+        with self._without_sdpa():
+            yield
+
+    @contextmanager
+    def _without_sdpa(self) -> Iterator[None]:
         """attn.py reads ``no_sdpa`` at every call; its SDPA branch never builds the causal mask."""
         self._settings.no_sdpa = True
         try:
@@ -212,13 +309,54 @@ class ExLlamaV2Engine(ExLlamaAdapter):
             self._settings.no_sdpa = self._attention == "matmul"
 
     def _forward(self, ids: Any, prompt: bool) -> Any:
+        if self.placement.gpu_split:
+            # The token was chosen where the head is; the package moves states, not ids.
+            ids = ids.to(f"cuda:{self.placement.devices[0]}")
         if prompt:
             with self._masked_prefill():
                 return self._model.forward(ids, self._cache, last_id_only=True)
         return self._model.forward(ids, self._cache, last_id_only=True)
 
+    def _forward_parallel(self, ids: Any, prompt: bool) -> Any:
+        """The final norm of a split model gives a list, of which ``last_id_only`` cannot take the
+        last position: so the prompt goes through without its last token first."""
+        if prompt and ids.shape[1] > 1:
+            with self._masked_prefill():
+                self._model.forward(ids[:, :-1], self._cache, preprocess_only=True)
+        return self._model.forward(ids[:, -1:], self._cache)
+
+    def _attention_module(self) -> Any:
+        return import_module("exllamav2.attn").ExLlamaV2Attention
+
     def _rewind(self) -> None:
         self._cache.current_seq_len = 0
+
+
+@contextmanager
+def causal_masks(params: Any) -> Iterator[None]:
+    """Within it SDPA attends causally: ``_attn_torch`` of attn.py takes its mask from
+    ``get_block_diag_mask`` whenever it should be causal, which gives none for one sequence.
+
+    Args:
+        params: the package's class of attention parameters.
+    """
+    real = params.get_block_diag_mask
+
+    def mask(self: Any, device: Any) -> Any:
+        found = real(self, device)
+        if found is not None or self.seq_len == 1:
+            return found
+        import torch
+
+        row = torch.arange(self.past_len, self.past_len + self.seq_len, device=device)
+        column = torch.arange(self.past_len + self.seq_len, device=device)
+        return column <= row[:, None]
+
+    params.get_block_diag_mask = mask
+    try:
+        yield
+    finally:
+        params.get_block_diag_mask = real
 
 
 def chosen_attention(asked: str, flash: bool, xformers: bool) -> str:
