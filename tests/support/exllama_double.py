@@ -32,6 +32,8 @@ class FakeCuda:
             "empty_cache": lambda: None,
         }.items():
             monkeypatch.setattr(torch.cuda, name, value)
+        # It would want a real GPU; without it no attention is foreseen.
+        monkeypatch.delattr(torch, "_fused_sdp_choice", raising=False)
 
 
 class Params:

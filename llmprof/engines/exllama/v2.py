@@ -258,7 +258,9 @@ class ExLlamaV2Engine(ExLlamaAdapter):
         config, torch = opening.files.config, opening.torch
         heads, size = config.num_attention_heads, config.head_dim
         sdpa = self._attention == "sdpa"
-        return sdpa and planned(torch, "cuda:0", torch.float16, heads, 1, size)
+        first = f"cuda:{self.placement.devices[0]}"
+        share = heads // self.placement.tp
+        return sdpa and planned(torch, first, torch.float16, share, 1, size)
 
     def _jobs(self, opening: Opening) -> JobsDrive:
         torch, generators = opening.torch, self._generator_module
