@@ -20,11 +20,14 @@ from llmprof.runfile.writing.writer import RunFileWriter
 Further = Callable[[RunFileWriter, RoundRecord], None]
 
 
-def run_of(path: Path, members: list[Member], further: Further | None = None) -> Path:
+def run_of(
+    path: Path, members: list[Member], further: Further | None = None, one_process: bool = False
+) -> Path:
     """The file that a session leaves behind, with the kernels of all ranks.
 
     Args:
         further: writes more, given the traced round.
+        one_process: of several GPUs, whose members all have its id.
     """
     bounds = members[0].bounds_ns.tolist()
     info = make.engine_info(
@@ -35,7 +38,8 @@ def run_of(path: Path, members: list[Member], further: Further | None = None) ->
     )
     engine = make.engine(0, "torch", info=info)
     engine.traced_pid = members[0].pid
-    engine.traced_ranks = [RankProcess(m.rank, m.pid, f"cuda:{m.device}") for m in members]
+    if not one_process:
+        engine.traced_ranks = [RankProcess(m.rank, m.pid, f"cuda:{m.device}") for m in members]
     one = make.decode_round(0, 0, [1.0] * (len(bounds) - 1))
     record = replace(
         one,

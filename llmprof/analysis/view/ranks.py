@@ -69,31 +69,38 @@ def groups(
             if isinstance(made, Unavailable):
                 missing[group[0].engine] = made.reason
             else:
-                mine = [e for e in data.engines if e.label in names]
-                found.append(with_facts(reader, data, mine, made))
+                theirs = [e for e in data.engines if e.label in names]
+                found.append(with_facts(reader, data, theirs, made))
         return Groups(tuple(found), tuple(twins(members)) if same_host else (), missing)
+    skews: list[SkewReport] = []
     for engine, trace in zip(data.engines, traces, strict=True):
         if engine.info is None or engine.info.ranks < 2:
             continue
-        made = _driven(reader, engine, trace, rules)
+        mine = _driven(reader, engine, trace, rules)
+        if isinstance(mine, Unavailable):
+            missing[engine.label] = mine.reason
+            continue
+        info = engine.info
+        made = report(mine, engine.label, info.collective_bytes, info.ranks, same_host=True)
         if isinstance(made, Unavailable):
             missing[engine.label] = made.reason
+            if not any(len(one.collectives) for one in mine):
+                skews += twins(mine, ())
         else:
             assert trace.record is not None
             made = with_host(reader, trace.record, made)
             found.append(with_facts(reader, data, [engine], made))
-    return Groups(tuple(found), (), missing)
+    return Groups(tuple(found), tuple(skews), missing)
 
 
 def _driven(
     reader: RunFileReader, engine: EngineRecord, trace: Traced, rules: Sequence[Rule]
-) -> RanksReport | Unavailable:
-    """One engine of llmprof's own: rank 0 is the worker, the others have rows of their own."""
-    traced, record, info = trace.round, trace.record, engine.info
+) -> list[Member] | Unavailable:
+    """The ranks of one engine of llmprof's own: rank 0 is the worker, the others have rows of their own."""
+    traced, record = trace.round, trace.record
     if isinstance(traced, Unavailable):
         return traced
     assert record is not None
-    assert info is not None
     name = engine.label, engine.name
     members = []
     devices = traced.work.devices()
@@ -113,7 +120,7 @@ def _driven(
             members.append(member(rows, one.pid, used[0], one.rank, name, rules, bounds))
     if not members:
         return Unavailable("no rank has kernels")
-    return report(members, engine.label, info.collective_bytes, info.ranks, same_host=True)
+    return members
 
 
 def _members(data: RunData, traces: Sequence[Traced], rules: Sequence[Rule]) -> list[Member]:

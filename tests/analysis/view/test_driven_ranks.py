@@ -89,3 +89,23 @@ def test_a_rank_without_kernels_is_said(tmp_path: Path) -> None:
     (group,) = RunTrace(path, open_run(path)).ranks
     assert group.provenance == "modelled"
     assert "rank 0 of 2 was recorded" in group.notes
+
+
+def test_one_process_on_two_gpus_without_collectives_says_how_far_they_are_apart(
+    tmp_path: Path,
+) -> None:
+    members = []
+    for one in ranks_factory.group(2, STEPS):
+        mine = ~one.communicates
+        columns = ("start_ns", "end_ns", "label", "launch_ns")
+        kept = {name: getattr(one, name)[mine] for name in columns}
+        kept["start_ns"] = kept["start_ns"] + 3_000 * one.rank
+        members.append(replace(one, pid=4711, payload=None, drawn=None, **kept))
+    path = run_of(tmp_path / "split.sqlite", members, one_process=True)
+    trace = RunTrace(path, open_run(path))
+    assert trace.ranks == ()
+    assert trace.no_ranks == {"torch": "rank 0 · GPU 0 ran no collective"}
+    (skew,) = trace.skews
+    assert [line.device for line in skew.ranks] == [0, 1]
+    assert skew.ranks[1].behind_us == pytest.approx(3.0, abs=0.3)
+    assert skew.notes == ()

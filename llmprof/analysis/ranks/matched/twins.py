@@ -55,8 +55,17 @@ class SkewReport:
     notes: tuple[str, ...]
 
 
-def twins(members: Sequence[Member]) -> list[SkewReport]:
-    """Groups among processes without collectives; times must be on one clock."""
+FOUND_NOTES = (
+    "ranks are numbered by GPU: the program did not say them",
+    "copies of one server that know nothing of each other look the same",
+)
+"""Of a group that nobody named."""
+
+
+def twins(
+    members: Sequence[Member], notes: tuple[str, ...] = FOUND_NOTES
+) -> list[SkewReport]:
+    """Groups among processes (or GPUs of one) without collectives; times must be on one clock."""
     rest = [m for m in members if len(m.label) >= LEAST_KERNELS and not len(m.collectives)]
     found = []
     while rest:
@@ -70,7 +79,7 @@ def twins(members: Sequence[Member]) -> list[SkewReport]:
                 group.append(other)
                 shifts.append(shift)
         if len(group) > 1:
-            found.append(_report(group, shifts))
+            found.append(_report(group, shifts, notes))
     return found
 
 
@@ -95,7 +104,9 @@ def _shift(a: Member, b: Member) -> int | None:
     return found if best >= ALIKE else None
 
 
-def _report(group: Sequence[Member], shifts: Sequence[int]) -> SkewReport:
+def _report(
+    group: Sequence[Member], shifts: Sequence[int], notes: tuple[str, ...]
+) -> SkewReport:
     first = max(0, *shifts)
     last = min(len(m.label) + shift for m, shift in zip(group, shifts, strict=True))
     pieces = [m.start_ns[first - s : last - s] for m, s in zip(group, shifts, strict=True)]
@@ -135,8 +146,5 @@ def _report(group: Sequence[Member], shifts: Sequence[int]) -> SkewReport:
         left_out=max(len(m.label) for m in group) - behind.shape[1],
         behind_ns=np.stack([np.median(c, axis=1) for c in cells], 1).astype(np.int64),
         words=words,
-        notes=(
-            "ranks are numbered by GPU: the program did not say them",
-            "copies of one server that know nothing of each other look the same",
-        ),
+        notes=notes,
     )
