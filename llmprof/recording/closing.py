@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from llmprof.plaintext import one_line
+from llmprof.recording.binary import obstacle
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.spooled.spools import Recorded, Spools
 from llmprof.recording.window import steps_seen
@@ -17,9 +18,10 @@ NO_TIMING = (
     "a recorded program has no untraced rounds: its rates are as traced"
     " (record --twice measures the slowdown)"
 )
-NO_CUDA = (
-    "no process of the program loaded the CUDA driver (libcuda.so.1), or it is linked statically,"
-    " or runs setuid: nothing could be recorded on a GPU"
+NO_CUDA = "no process of the program loaded the CUDA driver (libcuda.so.1)"
+PERHAPS = (
+    ", or it is linked statically, runs setuid or as another user, who may not write beside the run"
+    " file: nothing could be recorded on a GPU"
 )
 
 
@@ -101,7 +103,8 @@ def _why_no_kernels(plan: RecordPlan, spools: Spools, cut: str) -> str:
             )
     if any(r.image.loaded_cuda for r in spools.all):
         return "the program loaded CUDA but ran nothing on a GPU while it was recorded"
-    return NO_CUDA
+    why = obstacle(plan.command[0])
+    return f"{NO_CUDA}: {why}" if why else NO_CUDA + PERHAPS
 
 
 def _put_process(writer: RunFileWriter, recorded: Recorded, warn: Warn) -> None:

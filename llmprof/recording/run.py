@@ -16,9 +16,9 @@ from llmprof.errors import RunFileError, UsageError
 from llmprof.native.build import BuildError, library
 from llmprof.plaintext import one_line
 from llmprof.recording import closing
-from llmprof.recording.bandwidth import BandwidthSampling
+from llmprof.recording.sampled.bandwidth import BandwidthSampling
 from llmprof.recording.control import ACTIVITY, RANGES, ControlPage, spool_folder
-from llmprof.recording.host import HostStacks
+from llmprof.recording.sampled.host import HostStacks
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.program import Program
 from llmprof.recording.spooled.devices import DeviceMap

@@ -8,6 +8,8 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -35,23 +37,69 @@ def test_compile_workers_are_no_engines(record: Record) -> None:
     assert len(data.engines) == 1 and len(data.processes) == 1
 
 
-def test_a_hundred_processes_at_once(record: Record) -> None:
-    script = f"for i in $(seq 100); do {record.program} return 3 2 1000 & done; wait"
-    assert record.run("sh", "-c", script)[0] == 0
+def test_five_hundred_processes(record: Record) -> None:
+    """Ten launchers of fifty, most of which load CUDA and launch nothing."""
+    one = f"for i in $(seq 40); do {record.program} return 0 0 0 & done; "
+    one += f"for i in $(seq 10); do {record.program} return 3 2 1000 & done; wait"
+    script = f"for k in $(seq 10); do sh -c '{one}' & done; wait; exit 3"
+    assert record.run("sh", "-c", script)[0] == 3 and record.left() == []
     data = record.data()
     assert len(data.engines) == 100 and len({e.label for e in data.engines}) == 100
-    assert sum(p.kernels for p in data.processes) == 600
+    assert len(data.processes) == 100 and {p.kernels for p in data.processes} == {6}
 
 
-def test_a_static_program_is_not_recorded_and_says_so(record: Record, tmp_path: Path) -> None:
-    cc = recorder_build.compiler()
-    source, program = tmp_path / "s.c", tmp_path / "static"
-    source.write_text("int main(void) { return 4; }")
-    done = subprocess.run([str(cc), "-static", "-o", program, source], capture_output=True)
+def _why_nothing(record: Record) -> str:
+    (missing,) = [m for m in record.data().missing if m.name == "kernels"]
+    assert "\n" not in missing.reason
+    return missing.reason
+
+
+ENDS_WITH_4 = "int main(void) { return 4; }"
+
+
+def _compiled(record: Record, source: str, name: str, *compiler: str) -> str:
+    """Skips where that cannot be compiled here."""
+    path, program = record.folder / "source.c", record.folder.parent / name
+    path.write_text(source)
+    done = subprocess.run([*compiler, "-o", program, path], capture_output=True, text=True)
+    path.unlink()
     if done.returncode:
-        pytest.skip("no static C library here")
-    assert record.run(str(program))[0] == 4
-    assert any("linked statically" in m.reason for m in record.data().missing)
+        pytest.skip(f"cannot be compiled here: {done.stderr[:200]}")
+    return str(program)
+
+
+def test_a_static_program_is_not_recorded_and_says_so(record: Record) -> None:
+    cc = recorder_build.compiler() or "cc"
+    program = _compiled(record, ENDS_WITH_4, f"static-{record.folder.name}", cc, "-static")
+    assert record.run(program)[0] == 4
+    assert f"{Path(program).name} is linked statically" in _why_nothing(record)
+
+
+LOADS_WHAT_IT_IS_TOLD = """
+#include <dlfcn.h>
+#include <stdlib.h>
+int main(void) {
+  const char *path = getenv("NVTX_INJECTION64_PATH");
+  return path && !dlopen(path, RTLD_LAZY) ? 6 : 5;
+}
+"""
+
+
+@pytest.mark.parametrize("static", [True, False])
+def test_a_musl_program_runs_and_says_why_nothing_was_recorded(
+    record: Record, static: bool
+) -> None:
+    """NVTX in it tries to load the recorder, which needs glibc: musl refuses, the program goes on."""
+    if shutil.which("musl-gcc") is None:
+        pytest.skip("no musl-gcc")
+    kind = ("-static",) if static else ("-ldl",)
+    name = f"musl-{record.folder.name}"
+    program = _compiled(record, LOADS_WHAT_IT_IS_TOLD, name, "musl-gcc", *kind)
+    code, said = record.run(program)
+    assert code == 6 and record.left() == []
+    reason = _why_nothing(record)
+    assert f"{name} is linked statically" in reason if static else f"{name} runs on musl" in reason
+    assert said.count("\n") == 1  # the run file, and nothing else
 
 
 def test_a_full_disk_ends_the_recording_not_the_program(record: Record, tmp_path: Path) -> None:
@@ -183,27 +231,94 @@ def test_no_home_at_all(record: Record) -> None:
     assert done.stdout.strip() == "/.cache/llmprof", done.stderr
 
 
-def test_a_setuid_program_runs_and_says_why_nothing_was_recorded(
-    record: Record, built: recorder_build.Built, tmp_path: Path
-) -> None:
-    """The loader drops LD_LIBRARY_PATH for it, and the driver the injection: here the program does
-    not even find its libraries, so it is copied as one that needs none."""
-    cc = recorder_build.compiler()
-    source, program = tmp_path / "s.c", tmp_path / "privileged"
-    source.write_text(
-        "#include <unistd.h>\nint main(void) { return geteuid() == getuid() ? 4 : 5; }"
-    )
-    subprocess.run([str(cc), "-o", program, source], check=True)
+def _needs_root() -> None:
     if os.geteuid():
-        pytest.skip("only root may give a program to another user")
+        pytest.skip("only root may become another user, or give files away")
+
+
+def test_a_setuid_program_runs_and_says_why_nothing_was_recorded(record: Record) -> None:
+    _needs_root()
+    source = "#include <unistd.h>\nint main(void) { return geteuid() == getuid() ? 4 : 5; }"
+    cc = recorder_build.compiler() or "cc"
+    program = Path(_compiled(record, source, f"setuid-{record.folder.name}", cc))
     os.chown(program, 54321, 54321)
     program.chmod(0o4755)
     code = record.run(str(program))[0]
     if code == 4:
         pytest.skip("this file system has no setuid")
-    assert code == 5
-    (missing,) = [m for m in record.data().missing if m.name == "kernels"]
-    assert "setuid" in missing.reason
+    assert code == 5 and f"{program.name} runs setuid" in _why_nothing(record)
+
+
+@pytest.fixture
+def readable(built: recorder_build.Built) -> Iterator[Record]:
+    """A program, its libraries and its recorder that other users can read, unlike pytest's
+    folders."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        for file in (built.program, built.recorder, *built.folder.glob("*.so.*")):
+            shutil.copy(file, folder)
+        (folder / "out").mkdir()
+        program, recorder = folder / built.program.name, folder / built.recorder.name
+        copies = recorder_build.Built(folder, recorder, program)
+        yield Record(copies, folder / "cache", folder / "out")
+
+
+def test_a_setuid_program_that_loads_the_recorder_writes_nothing(readable: Record) -> None:
+    """Its libraries are found without LD_LIBRARY_PATH, and its driver loads what it is told; not
+    even where it could write would it do so."""
+    _needs_root()
+    folder = Path(readable.program).parent
+    spools = folder / "spools"
+    spools.mkdir()
+    spools.chmod(0o777)
+    program, source = folder / "privileged", recorder_build.SUPPORT / "recorded_program.c"
+    libraries = [str(folder / name) for name in ("libcuda.so.1", "libcupti.so.13")]
+    command = ["-o", program, source, *libraries, "-ldl", f"-Wl,-rpath,{folder}"]
+    subprocess.run([recorder_build.compiler() or "cc", "-std=gnu11", *command], check=True)
+    direct = readable.built.environment(spools)
+    assert subprocess.run([program, "exit", "5", "4", "0"], env=direct).returncode == 7
+    assert len(list(spools.iterdir())) == 1
+    os.chown(program, 54321, 54321)
+    program.chmod(0o4755)
+    assert subprocess.run([program, "exit", "5", "4", "0"], env=direct).returncode == 7
+    assert len(list(spools.iterdir())) == 1
+    assert readable.run(str(program), "exit", "5", "4", "0")[0] == 7
+    assert "runs setuid" in _why_nothing(readable) and readable.left() == []
+
+
+def test_a_program_that_becomes_another_user_goes_on_unrecorded(readable: Record) -> None:
+    """It may not write beside the run file."""
+    _needs_root()
+    words = [readable.program, "exit", "5", "4", "0"]
+    script = f"import os; os.setuid(54321); os.execv({words[0]!r}, {words!r})"
+    assert readable.run(sys.executable, "-c", script)[0] == 7
+    assert "as another user" in _why_nothing(readable) and readable.left() == []
+
+
+def test_an_output_folder_that_cannot_be_written_is_one_line(
+    record: Record, tmp_path: Path
+) -> None:
+    """As in a container that is read-only: nothing was started."""
+    script = f"mount -t tmpfs -o ro tmpfs {tmp_path} && exec \"$@\""
+    unshare = ["unshare", "-rm", "sh", "-c", script, "sh"]
+    if not shutil.which("unshare") or subprocess.run([*unshare, "true"]).returncode:
+        pytest.skip("no mounts of one's own here")
+    command = [sys.executable, "-m", "llmprof", "record", "-o", str(record.output), "--"]
+    done = subprocess.run(
+        [*unshare, *command, "touch", "/tmp/never"], env=record.environment, cwd="/",
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stdout == ""
+    assert str(tmp_path) in done.stderr and "Read-only" in done.stderr
+
+
+def test_a_program_that_forks_after_it_used_cuda(record: Record) -> None:
+    """CUDA is the parent's alone: the child is no engine, and writes into no file of its parent's."""
+    assert record.run(record.program, "fork", "20", "5", "500")[0] == 0
+    data = record.data()
+    assert [p.kernels for p in data.processes if p.kernels] == [200]
+    assert len(data.engines) == 1 and record.left() == []
 
 
 def test_a_pid_that_comes_again_is_another_process(

@@ -10,8 +10,9 @@ import pytest
 
 from llmprof.analysis.bandwidth.kept import kept_bandwidth
 from llmprof.analysis.view.opening import open_run
-from llmprof.recording import bandwidth, closing
-from llmprof.recording.bandwidth import BandwidthSampling
+from llmprof.recording import closing
+from llmprof.recording.sampled import bandwidth
+from llmprof.recording.sampled.bandwidth import BandwidthSampling
 from llmprof.records import (
     EngineInfo,
     EngineRecord,

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from llmprof.recording import host
-from llmprof.recording.host import HostStacks
-from llmprof.recording.stretches import Spread
+from llmprof.recording.sampled import host
+from llmprof.recording.sampled.host import HostStacks
+from llmprof.recording.sampled.stretches import Spread
 from llmprof.records import EngineRecord, RoundRecord, RunInfo
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.schema import HOST_ROUNDS, process_number

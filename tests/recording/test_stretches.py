@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmprof.recording.stretches import Spread, Stretches
+from llmprof.recording.sampled.stretches import Spread, Stretches
 
 
 @given(

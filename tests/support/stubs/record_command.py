@@ -20,6 +20,7 @@ class Record:
     """Runs the command in a folder of its own."""
 
     def __init__(self, built: recorder_build.Built, cache: Path, folder: Path) -> None:
+        self.built = built
         self.folder = folder
         self.output = folder / "run.sqlite"
         self.program = str(built.program)

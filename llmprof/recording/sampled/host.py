@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from llmprof.ingest.host_stacks import put_samples
-from llmprof.recording.stretches import Spread, Stretches
+from llmprof.recording.sampled.stretches import Spread, Stretches
 from llmprof.records import EngineRecord, Missing, RoundRecord, Unavailable
 from llmprof.runfile.schema import HOST_ROUNDS
 from llmprof.runfile.writing.writer import RunFileWriter

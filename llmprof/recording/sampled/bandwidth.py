@@ -6,7 +6,7 @@ import threading
 from collections.abc import Sequence
 
 from llmprof.ingest.pm_samples import put_pm_samples
-from llmprof.recording.stretches import Spread, Stretches
+from llmprof.recording.sampled.stretches import Spread, Stretches
 from llmprof.records import GpuDevice, Missing, Unavailable
 from llmprof.runfile.schema import PM_ROUNDS, PM_STRETCH
 from llmprof.runfile.writing.writer import RunFileWriter
