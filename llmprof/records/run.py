@@ -425,5 +425,10 @@ class RunData:
         """The reason why that could not be had, where one is recorded."""
         return next((m.reason for m in self.missing if (m.scope, m.name) == (scope, name)), None)
 
+    def no_traced_pass(self, label: str) -> Unavailable:
+        """For an engine without a traced round, and why it has none."""
+        reason = self.why_missing(label, "kernels")
+        return Unavailable(f"no traced pass: {reason}" if reason else "no traced pass")
+
     def rounds_of(self, engine_id: int, pass_name: PassName = "timing") -> list[RoundRecord]:
         return [r for r in self.rounds if r.engine_id == engine_id and r.pass_name == pass_name]

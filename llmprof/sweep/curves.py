@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from statistics import median
 
 from llmprof.errors import UsageError
@@ -27,6 +26,8 @@ METRICS = {
 }
 """Column → heading, in the order in which they are offered."""
 IDLE = "idle"
+MOST_SHOWN = 8
+"""Places that a sentence names."""
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Curve:
     @property
     def label(self) -> str:
         """Of the engine and what is held."""
-        parts = [f"{name} {_text(name, value)}" for name, value in self.held.items()]
+        parts = [f"{name} {short(name, value)}" for name, value in self.held.items()]
         return " · ".join([self.engine, *parts])
 
 
@@ -101,7 +102,8 @@ def chosen_axis(axes: Sequence[str], wanted: str) -> str:
 
 
 def curves(rows: Iterable[Row], axes: Sequence[str], axis: str) -> list[Curve]:
-    """All curves over ``axis``, engine by engine as they come; only rows that ended well.
+    """All curves over ``axis``, engine by engine as they come, each by what is held; only rows
+    that ended well.
 
     Rows of different hardware (GPU, or CPU without one) are different curves.
     """
@@ -123,7 +125,7 @@ def curves(rows: Iterable[Row], axes: Sequence[str], axis: str) -> list[Curve]:
         for row in members:
             by_value.setdefault(row["fields"].get(axis, ""), []).append(row)
         places = [
-            Place(_x(axis, value, order), _text(axis, value), tuple(group))
+            Place(_x(axis, value, order), short(axis, value), tuple(group))
             for value, group in by_value.items()
         ]
         drivers = sorted({str(row.get("driver") or "") for row in members} - {""})
@@ -131,7 +133,16 @@ def curves(rows: Iterable[Row], axes: Sequence[str], axis: str) -> list[Curve]:
         engine, where = str(key[0]), str(key[1])
         found.append(Curve(engine, where, held_of[key], tuple(places), tuple(drivers)))
     engines = list(dict.fromkeys((curve.engine, curve.hardware) for curve in found))
-    return sorted(found, key=lambda curve: engines.index((curve.engine, curve.hardware)))
+    seen: dict[tuple[str, str], int] = {}
+    for curve in found:
+        for item in curve.held.items():
+            seen.setdefault(item, len(seen))
+
+    def place_of(curve: Curve) -> tuple[float, ...]:
+        held = (_rank(name, value, seen) for name, value in curve.held.items())
+        return engines.index((curve.engine, curve.hardware)), *held
+
+    return sorted(found, key=place_of)
 
 
 def doubts(found: Sequence[Curve]) -> list[str]:
@@ -154,9 +165,25 @@ def doubts(found: Sequence[Curve]) -> list[str]:
                 f"{curve.label}: the SM clock was {min(clocks):.0f} to {max(clocks):.0f} MHz"
                 " along the curve"
             )
-        slowed = [p.shown for p in curve.places if any(row.get("throttle") for row in p.rows)]
-        if slowed:
-            lines.append(f"{curve.label}: clocks were held down at {', '.join(slowed)}")
+        lines += [f"{curve.label}: {text}" for text in _held_down(curve)]
+    return lines
+
+
+def _held_down(curve: Curve) -> list[str]:
+    """What held its clocks down, where, in what share of the samples (of repeats: the last)."""
+    found: dict[str, dict[str, str]] = {}
+    for place in curve.places:
+        for row in place.rows:
+            for part in filter(None, str(row.get("throttle") or "").split(", ")):
+                reason, _, share = part.rpartition(" ")
+                found.setdefault(reason or part, {})[place.shown] = share if reason else "?"
+    lines = []
+    for reason, places in found.items():
+        shown = [f"{place} ({share})" for place, share in places.items()]
+        rest = len(shown) - MOST_SHOWN
+        if rest > 0:
+            shown = [*shown[:MOST_SHOWN], f"and {rest} more places"]
+        lines.append(f"{reason} held the clocks down at {', '.join(shown)} of the samples")
     return lines
 
 
@@ -167,5 +194,8 @@ def _x(axis: str, value: str, order: Mapping[str, int]) -> float:
     return float(order[value])
 
 
-def _text(name: str, value: str) -> str:
-    return short(name, Path(value).name if name == "model" else value)
+def _rank(name: str, value: str, seen: Mapping[tuple[str, str], int]) -> float:
+    """Where a held value stands: by its number, or else by its first appearance."""
+    known = FIELDS.get(name)
+    by_number = known is not None and known.kind != "text" and value.isdecimal()
+    return float(value) if by_number else float(seen[name, value])

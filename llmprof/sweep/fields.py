@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Literal
 
 from llmprof.errors import UsageError
@@ -131,8 +132,11 @@ def _value(name: str, text: str) -> str:
 
 
 def short(name: str, value: str) -> str:
-    """``8192`` → ``8k`` where nothing is lost."""
+    """``8192`` → ``8k`` where nothing is lost; of a model's path what tells it apart."""
     field = FIELDS.get(name)
+    if name == "model":
+        path = Path(value)
+        return path.parent.name or path.name if path.name == "config.json" else path.name
     if field is not None and field.kind != "text" and value.isdecimal():
         number = int(value)
         if number >= 1024 and number % 1024 == 0:

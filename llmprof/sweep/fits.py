@@ -209,15 +209,22 @@ def fit_words(found: Sequence[Curve], axis: str) -> list[str]:
     return lines
 
 
+def _ns(ms: float) -> str:
+    """Three digits and no exponent."""
+    ns = ms * 1e6
+    return f"{ns:,.0f}".replace("-", "−") if abs(ns) >= 100 else f"{ns:.3g}".replace("-", "−")
+
+
 def _context_words(fit: ContextFit | Unavailable) -> str:
     if isinstance(fit, Unavailable):
         return f"n/a ({fit.reason})"
     line = fit.line
     bounds = ""
     if not isinstance(line.b_low, Unavailable) and not isinstance(line.b_high, Unavailable):
-        bounds = f" ({line.b_low * 1e6:.3g} to {line.b_high * 1e6:.3g})"
+        slope = "slope " if line.b < 0 else ""  # its interval has a sign of its own
+        bounds = f" ({slope}{_ns(line.b_low)} to {_ns(line.b_high)})"
     text = (
-        f"step = {line.a:.3g} ms {'−' if line.b < 0 else '+'} {abs(line.b) * 1e6:.3g}{bounds} ns ×"
+        f"step = {line.a:.3g} ms {'−' if line.b < 0 else '+'} {_ns(abs(line.b))}{bounds} ns ×"
         f" positions, R² {line.r2:.3f},"
         f" worst residual {line.worst:.2g} ms"
     )

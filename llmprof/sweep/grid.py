@@ -35,7 +35,7 @@ class Point:
     def words(self) -> str:
         """``context 1k · batch 2`` of what a run names."""
         parts = [
-            f"{name} {short(name, Path(value).name if name == 'model' else value)}"
+            f"{name} {short(name, value)}"
             for name, value in self.fields.items()
             if name in ("model", "context", "batch", "decode-len")
         ]

@@ -301,7 +301,7 @@ def _slowdown(data: RunData, engine: EngineRecord, timing: Sequence[RoundSteps])
     traced = tuple(round_steps(data, r) for r in records)
     count = sum(r.steps for r in traced)
     if not count:
-        no = Unavailable("no traced pass")
+        no = data.no_traced_pass(engine.label)
         return Slowdown(no, 0, no)
     traced_step = _median_step(traced, None, "the traced pass did not finish")
     # Steps get slower with the context: compare the same positions of both passes.

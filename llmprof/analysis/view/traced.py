@@ -88,6 +88,7 @@ class EngineTrace:
     Args:
         reader: ``None``: nothing is read, the steps alone are known.
         limit: kernels that are analysed at most, from the round's first on.
+        no_trace: why, where ``record`` is ``None``.
         lost: what the recording says about lost records.
         shared: other processes may use the same device at the same time.
     """
@@ -102,6 +103,7 @@ class EngineTrace:
         rules: Sequence[Rule],
         operators: tuple[OpTotal, ...],
         no_kernels: str,
+        no_trace: Unavailable,
         sampled: SampledSteps | Unavailable,
         dram: KernelBandwidth | Unavailable,
         no_host: str = "host stacks were not sampled",
@@ -144,7 +146,7 @@ class EngineTrace:
         self.api_rows = ApiRows()
         self.round: TracedRound | Unavailable
         if record is None:
-            self.round = Unavailable("no traced pass")
+            self.round = no_trace
             return
         if reader is None:
             self.round = PENDING
@@ -219,8 +221,7 @@ class EngineTrace:
         """Tells the cause of every single gap."""
         if isinstance(self.round, Unavailable):
             return self.round
-        if self.record is None:
-            return Unavailable("no traced pass")
+        assert self.record is not None
         return judge(self.round, self._rows, self.record, self.host)
 
     @property
@@ -284,6 +285,7 @@ class RunTrace:
                     rules=rules,
                     operators=tuple(reader.nvtx_op_totals(engine.engine_id)),
                     no_kernels=why_no_kernels(data, engine.label),
+                    no_trace=data.no_traced_pass(engine.label),
                     no_host=why_no_host(data, engine.label),
                     sampled=sampled_steps(reader, data, engine),
                     dram=measured(engine, reader),
@@ -324,6 +326,7 @@ class RunTrace:
                 rules=(),
                 operators=(),
                 no_kernels="",
+                no_trace=data.no_traced_pass(engine.label),
                 sampled=PENDING,
                 dram=PENDING,
                 no_host=PENDING.reason,

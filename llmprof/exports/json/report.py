@@ -27,15 +27,15 @@ from llmprof.records import GpuDevice, RunData, RunInfo, Unavailable
 
 Document = dict[str, Any]
 
-NO_TRACE = Unavailable("no traced pass")
-
 _NUMBERS = re.compile(r"\[\n\s+(-?\d[-+.,\d\seE]*?)\n\s+\]")
 
 
 def to_document(report: Report, data: RunData, trace: RunTrace | Unavailable) -> Document:
     """The document as plain Python values, without NaN or infinity."""
     info = data.info
-    traces: dict[str, EngineTrace | Unavailable] = {e.label: NO_TRACE for e in report.engines}
+    traces: dict[str, EngineTrace | Unavailable] = {
+        engine.label: data.no_traced_pass(engine.label) for engine in report.engines
+    }
     if isinstance(trace, Unavailable):
         traces = dict.fromkeys(traces, trace)
     else:

@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 from llmprof.errors import UsageError
 from llmprof.plaintext import one_line
 from llmprof.sweep.curves import Curve, chosen_axis, curves, doubts
+from llmprof.sweep.fields import short
 from llmprof.sweep.fits import fit_words
+from llmprof.sweep.report.gaps import CATEGORIES, Failed, failed_points, why_missing
 from llmprof.sweep.rows import Row
 from llmprof.sweep.store import Store
+
+
+COLUMNS = (
+    "step_ms",
+    "tok_s",
+    "ttft_ms",
+    "modelled_gb_s",
+    "measured_gb_s",
+    "idle_ms",
+    "j_per_token",
+)
+"""Metrics of the tables, where some place has them."""
 
 
 @dataclass(frozen=True)
@@ -24,7 +37,14 @@ class Content:
     curves: list[Curve]
     doubts: list[str]
     fits: list[str]
-    failed: list[Row]
+    failed: list[Failed]
+    missing: list[str]
+    """What is n/a, where and why, in sentences."""
+
+    @property
+    def columns(self) -> list[str]:
+        return [c for c in COLUMNS if any(p.value(c) is not None for u in self.curves
+                                          for p in u.places)]  # fmt: skip
 
 
 def content(store: Store, over: str = "") -> Content:
@@ -39,15 +59,17 @@ def content(store: Store, over: str = "") -> Content:
     axes = store.grid.axes
     axis = chosen_axis(axes, over)
     found = curves(rows, axes, axis)
-    failed = [row for row in rows if row["state"] != "done"]
+    failed = failed_points(rows, axes, store.grid.repeat)
     done = sum(ended.state == "done" for ended in store.ended.values())
     title = f"{done} of {len(store.points)} points"
     if store.grid.repeat > 1:
         title += f", {store.grid.repeat} repeats"
     fixed = [
-        f"{name} {Path(values[0]).name if name == 'model' else values[0]}"
+        f"{name} {short(name, values[0])}"
         for name, values in store.grid.fields.items()
         if len(values) == 1
     ]
     title = " · ".join([title, *fixed])
-    return Content(title, rows, axes, axis, found, doubts(found), fit_words(found, axis), failed)
+    missing = why_missing(found, [*COLUMNS, CATEGORIES])
+    fits = fit_words(found, axis)
+    return Content(title, rows, axes, axis, found, doubts(found), fits, failed, missing)

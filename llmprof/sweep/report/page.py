@@ -6,9 +6,10 @@ import re
 from html import escape
 
 from llmprof.plaintext import one_line
+from llmprof.sweep.curves import METRICS
 from llmprof.sweep.report.content import Content
 from llmprof.sweep.report.pictures import picture
-from llmprof.sweep.report.tables import COLUMNS, MOST_FAILED, number
+from llmprof.sweep.report.tables import MOST_FAILED, number
 
 MOST_ROWS = 2000
 _STYLE = (
@@ -34,12 +35,12 @@ def html_text(content: Content) -> str:
         "</ul><h2>Points</h2>",
         _table(content),
     ]
+    if content.missing:
+        parts += ["<h2>What is n/a</h2><ul>", *(f"<li>{_safe(t)}</li>" for t in content.missing),
+                  "</ul>"]  # fmt: skip
     if content.failed:
         parts.append("<h2>Points that did not run</h2><ul>")
-        for row in content.failed[:MOST_FAILED]:
-            where = ", ".join(f"{k} {v}" for k, v in row["fields"].items())
-            text = f"{where}: {row['engine']}: {row['state']}: {row['reason']}"
-            parts.append(f"<li>{_safe(text)}</li>")
+        parts += [f"<li>{_safe(point.words)}</li>" for point in content.failed[:MOST_FAILED]]
         if len(content.failed) > MOST_FAILED:
             parts.append(f"<li>and {len(content.failed) - MOST_FAILED} more (see the CSV)</li>")
         parts.append("</ul>")
@@ -47,10 +48,8 @@ def html_text(content: Content) -> str:
 
 
 def _table(content: Content) -> str:
-    shown = [
-        c for c in COLUMNS if any(p.value(c) is not None for u in content.curves for p in u.places)
-    ]
-    heads = ["hardware", "engine", content.axis, *shown]
+    shown = content.columns
+    heads = ["hardware", "engine", content.axis, *(METRICS[metric] for metric in shown)]
     lines = ["<table><tr>", *(f"<th>{_safe(head)}</th>" for head in heads), "</tr>"]
     places = [(curve, place) for curve in content.curves for place in curve.places]
     for curve, place in places[:MOST_ROWS]:

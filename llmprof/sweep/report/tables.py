@@ -7,19 +7,10 @@ import io
 from collections.abc import Sequence
 
 from llmprof.plaintext import one_line
-from llmprof.sweep.curves import Curve
+from llmprof.sweep.curves import METRICS, Curve
 from llmprof.sweep.report.content import Content
 from llmprof.sweep.rows import COUNTS, NUMBERS, TEXTS, Row
 
-COLUMNS = (
-    "step_ms",
-    "tok_s",
-    "ttft_ms",
-    "modelled_gb_s",
-    "measured_gb_s",
-    "idle_ms",
-    "j_per_token",
-)
 MOST_FAILED = 50
 
 
@@ -63,27 +54,24 @@ def markdown(content: Content) -> str:
     for kind in dict.fromkeys(curve.hardware for curve in content.curves):
         of_kind = [curve for curve in content.curves if curve.hardware == kind]
         lines += [f"## {_md(kind)}", ""]
-        lines += _curves(of_kind, content.axis)
+        lines += _curves(of_kind, content.axis, content.columns)
         for curve in of_kind:
             lines += _categories(curve, content.axis)
     if content.fits:
         lines += ["## Fits", "", *(f"- {_md(text)}" for text in content.fits), ""]
+    if content.missing:
+        lines += ["## What is n/a", "", *(f"- {_md(text)}" for text in content.missing), ""]
     if content.failed:
         lines += ["## Points that did not run", ""]
-        for row in content.failed[:MOST_FAILED]:
-            where = ", ".join(f"{k} {v}" for k, v in row["fields"].items())
-            lines.append(
-                f"- {_md(where)}: {_md(row['engine'])}: {row['state']}: {_md(row['reason'])}"
-            )
+        lines += [f"- {_md(point.words)}" for point in content.failed[:MOST_FAILED]]
         if len(content.failed) > MOST_FAILED:
             lines.append(f"- and {len(content.failed) - MOST_FAILED} more (see the CSV)")
         lines.append("")
     return "\n".join(lines)
 
 
-def _curves(found: Sequence[Curve], axis: str) -> list[str]:
-    shown = [c for c in COLUMNS if any(p.value(c) is not None for u in found for p in u.places)]
-    head = ["engine", axis, *shown]
+def _curves(found: Sequence[Curve], axis: str, shown: Sequence[str]) -> list[str]:
+    head = ["engine", axis, *(METRICS[metric] for metric in shown)]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * 2}{'---:|' * len(shown)}"]
     for curve in found:
         for place in curve.places:
@@ -114,8 +102,9 @@ def _categories(curve: Curve, axis: str) -> list[str]:
         cells = []
         for parts in found:
             total = sum(parts.values())
-            ms = parts.get(name)
-            cells.append("n/a" if ms is None else f"{number(ms)} ({ms / total:.0%})")
+            # A traced step without a kernel of that kind spends no time on it.
+            ms = parts.get(name, 0.0)
+            cells.append(f"{number(ms)} ({ms / total:.0%})" if parts else "n/a")
         lines.append(f"| {_md(name)} | {' | '.join(cells)} |")
     return [*lines, ""]
 

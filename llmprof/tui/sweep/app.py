@@ -16,6 +16,7 @@ from textual.widgets import Footer
 
 from llmprof.errors import LlmprofError
 from llmprof.plaintext import one_line
+from llmprof.sweep.fields import short
 from llmprof.sweep.store import Store
 from llmprof.tui.drawing.canvas import Canvas
 from llmprof.tui.drawing.cells import Row, clean
@@ -161,7 +162,7 @@ def known_of(store: Store) -> Known:
     """What the page shows of a store; takes a second for ten thousand points."""
     states = [ended.state for ended in store.ended.values()]
     fixed = [
-        f"{name} {Path(values[0]).name if name == 'model' else values[0]}"
+        f"{name} {short(name, values[0])}"
         for name, values in store.grid.fields.items()
         if len(values) == 1 and name in ("model", "context", "batch")
     ]

@@ -9,6 +9,7 @@ from typing import Final
 from llmprof.sweep.curves import IDLE, METRICS, Curve, Place, curves, doubts
 from llmprof.sweep.fields import FIELDS
 from llmprof.sweep.fits import fit_words
+from llmprof.sweep.report.gaps import CATEGORIES, failed_points, why_missing
 from llmprof.sweep.rows import Row as PointRow
 from llmprof.tui.drawing.cells import (
     Row,
@@ -141,7 +142,7 @@ def body(
     if view.tab == "map":
         return [*lines, *_map(known, view, glyphs, width)]
     if view.tab == "fits":
-        words = fit_words(found, view.axis_of(known))
+        words = [*fit_words(found, view.axis_of(known)), *why_missing(found, list(METRICS))]
         return [*lines, *(row(Span(t)) for w in words for t in [*wrap(clean(w), width), ""]),
                 *_failed(known, width)]  # fmt: skip
     return [*lines, *_curves(known, view, glyphs, width, room)]
@@ -252,11 +253,14 @@ def _categories(
     out.append(fit(row(Span(head, "dim")), width))
     for name in names:
         cells = "".join(
-            _amount(found.get(name), sum(found.values()), each) for found in parts
-        )  # fmt: skip
+            _amount(found.get(name, 0.0) if found else None, sum(found.values()), each)
+            for found in parts
+        )
         mark = Span(f"{category_letter(name) if name != IDLE else glyphs.track} ",
                     category_role(name))  # fmt: skip
         out.append(fit(row(mark, Span(fit_text(clean(name), wide)), Span(cells)), width))
+    for text in why_missing([curve], [CATEGORIES]):
+        out += [row(Span(line, "dim")) for line in wrap(clean(text), width)]
     return out
 
 
@@ -312,14 +316,13 @@ def _map(known: Known, view: SweepView, glyphs: Glyphs, width: int) -> list[Row]
 
 
 def _failed(known: Known, width: int) -> list[Row]:
-    bad = [r for r in known.rows if r.get("state") != "done"]
+    repeats = len({one.get("repeat") for one in known.rows})
+    bad = failed_points(known.rows, known.axes, repeats)
     if not bad:
         return []
     out: list[Row] = [row(Span("points that did not run", "strong"))]
     for one in bad[:100]:
-        where = ", ".join(f"{k} {v}" for k, v in one["fields"].items())
-        text = f"{where}: {one.get('engine')}: {one['state']}: {one.get('reason')}"
-        out += [row(Span(line, "fail")) for line in wrap(clean(text), width)]
+        out += [row(Span(line, "fail")) for line in wrap(clean(one.words), width)]
     if len(bad) > 100:
         out.append(row(Span(f"and {len(bad) - 100} more", "dim")))
     return out
