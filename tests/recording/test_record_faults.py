@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import shutil
 import sqlite3
 import subprocess
@@ -38,11 +39,15 @@ def test_compile_workers_are_no_engines(record: Record) -> None:
 
 
 def test_five_hundred_processes(record: Record) -> None:
-    """Ten launchers of fifty, most of which load CUDA and launch nothing."""
+    """Ten launchers of fifty, most of which load CUDA and launch nothing; llmprof may not even
+    have a file open for each."""
     one = f"for i in $(seq 40); do {record.program} return 0 0 0 & done; "
     one += f"for i in $(seq 10); do {record.program} return 3 2 1000 & done; wait"
     script = f"for k in $(seq 10); do sh -c '{one}' & done; wait; exit 3"
-    assert record.run("sh", "-c", script)[0] == 3 and record.left() == []
+    process = record.start("sh", "-c", script)
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 64))
+    _, said = process.communicate(timeout=120)
+    assert process.returncode == 3 and record.left() == [], said
     data = record.data()
     assert len(data.engines) == 100 and len({e.label for e in data.engines}) == 100
     assert len(data.processes) == 100 and {p.kernels for p in data.processes} == {6}

@@ -112,10 +112,10 @@ class Spools:
             self._known.add(name)
             number = self._images_of.get(pid, 0)
             try:
-                tail = SpoolTail(self._folder / name)
                 process = process_number(pid, number)
-            except (OSError, ValueError):
-                continue  # more open files than we may have: what the process did is lost
+            except ValueError:
+                continue  # more images of one process id than the schema has numbers for
+            tail = SpoolTail(self._folder / name)
             self._images_of[pid] = number + 1
             image = Image(self._writer, process, self._devices, self._gpus, self._new_engine)
             self.all.append(Recorded(tail, image))

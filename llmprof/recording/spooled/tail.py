@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from contextlib import suppress
 from pathlib import Path
 
 from llmprof.tracers.cupti.spool import FORMAT, HEADER, MAGIC, MAX_PAYLOAD
@@ -17,8 +18,8 @@ _libc = ctypes.CDLL(None, use_errno=True)
 class SpoolTail:
     """The frames of one spool, as they arrive.
 
-    Raises:
-        OSError: the file cannot be opened.
+    The file is open only while there is something new in it: a program may have had more processes
+    than a process may have open files (1024 by default), and run for days.
     """
 
     def __init__(self, path: Path) -> None:
@@ -27,16 +28,24 @@ class SpoolTail:
         """Why nothing more is read."""
         self.torn = 0
         """Bytes behind the last whole frame, when it was closed."""
-        self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+        self._fd = -1
         self._at = 0
         self._punched = 0
 
     def read(self, limit: int = 16 << 20) -> list[tuple[int, bytes]]:
         """Whole frames that were not read before: (kind, payload), about ``limit`` bytes."""
         found: list[tuple[int, bytes]] = []
-        size = os.fstat(self._fd).st_size
+        try:
+            size = os.stat(self.path).st_size
+            if size > self._at and self._fd < 0:
+                self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
+        except FileNotFoundError:
+            self.broken = f"is gone: nothing behind byte {self._at} was read"
+            return found
+        except OSError:
+            return found  # too many files are open just now
         begun = self._at
-        while not self.broken and self._at - begun < limit:
+        while not self.broken and size > self._at and self._at - begun < limit:
             header = os.pread(self._fd, HEADER.size, self._at)
             if len(header) < HEADER.size:
                 break
@@ -52,6 +61,8 @@ class SpoolTail:
                 break
             found.append((kind, payload))
             self._at = end
+        if not found:
+            self._put_away()
         return found
 
     def release(self) -> None:
@@ -67,7 +78,11 @@ class SpoolTail:
             self._punched = upto
 
     def close(self) -> None:
+        with suppress(OSError):
+            self.torn = max(0, os.stat(self.path).st_size - self._at)
+        self._put_away()
+
+    def _put_away(self) -> None:
         if self._fd >= 0:
-            self.torn = os.fstat(self._fd).st_size - self._at
             os.close(self._fd)
             self._fd = -1
