@@ -45,7 +45,7 @@ def test_five_hundred_processes(record: Record) -> None:
     one += f"for i in $(seq 10); do {record.program} return 3 2 1000 & done; wait"
     script = f"for k in $(seq 10); do sh -c '{one}' & done; wait; exit 3"
     process = record.start("sh", "-c", script)
-    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (64, 64))
+    resource.prlimit(process.pid, resource.RLIMIT_NOFILE, (128, 128))
     _, said = process.communicate(timeout=120)
     assert process.returncode == 3 and record.left() == [], said
     data = record.data()
