@@ -16,6 +16,7 @@ import os
 import signal
 import sys
 from pathlib import Path
+from typing import Any
 
 PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -40,6 +41,14 @@ def _import_package() -> None:
     module = importlib.util.module_from_spec(spec)
     sys.modules["llmprof"] = module
     spec.loader.exec_module(module)
+
+
+def call(module: str, function: str, *arguments: Any) -> None:
+    """``module.function(*arguments)`` in a process that multiprocessing spawned from one that runs
+    this file: there this file is the main module, and ``llmprof`` is not importable yet."""
+    if "llmprof" not in sys.modules:
+        _import_package()
+    getattr(importlib.import_module(module), function)(*arguments)
 
 
 def main() -> None:

@@ -8,9 +8,9 @@ A third party writes a class with these methods and registers it in its own pack
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from llmprof.records import EngineInfo
 from llmprof.records.processes import RankProcess
@@ -146,3 +146,12 @@ class RankedEngine(Engine, Protocol):
 def rank_spool(spool: str, rank: int) -> str:
     """Where a rank behind 0 writes its kernels."""
     return f"{spool}.rank{rank}"
+
+
+def trace_words(facts: Mapping[str, Any]) -> str:
+    """What is wrong with the records of a rank, from what its tracer said of a round (empty:
+    nothing)."""
+    if facts.get("unavailable"):
+        return str(facts["unavailable"])
+    dropped = facts.get("dropped")
+    return f"CUPTI dropped {dropped} records" if dropped else ""

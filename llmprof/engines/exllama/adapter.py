@@ -108,7 +108,7 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
         files = inspect_folder(request.model, self.name)
         self._check_context(request.max_positions, files)
         self.placement.check_shape(files.config)
-        self.check_split(files)
+        self.check_split(files, drive)
         torch = self._gpu_torch()
         self.placement.check_gpus(torch)
         opening = Opening(
@@ -169,7 +169,7 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
     def read_options(self, given: Options) -> None:
         """Read and keep the engine's own options."""
 
-    def check_split(self, files: ExLlamaFiles) -> None:
+    def check_split(self, files: ExLlamaFiles, drive: str) -> None:
         """Raise ``UsageError`` for a model that the package does not split as asked."""
 
     @abstractmethod

@@ -54,7 +54,7 @@ class ExLlamaV2Engine(ExLlamaAdapter):
                 " choose flash or sdpa"
             )
 
-    def check_split(self, files: ExLlamaFiles) -> None:
+    def check_split(self, files: ExLlamaFiles, drive: str) -> None:
         if self.placement.tp < 2:
             return
         option, config = self.placement.option, files.config

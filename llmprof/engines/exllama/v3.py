@@ -1,7 +1,9 @@
-"""ExLlamaV3: EXL3 or fp16, its own CUDA graphs, Triton attention over a paged cache."""
+"""ExLlamaV3: EXL3 or fp16, its own CUDA graphs, Triton attention over a paged cache; on one GPU,
+layer after layer on several, or tensor parallel with a process a GPU (``v3_ranks``)."""
 
 from __future__ import annotations
 
+import inspect
 import os
 import sys
 from collections.abc import Iterator, Sequence
@@ -10,11 +12,16 @@ from importlib import import_module, util
 from types import ModuleType
 from typing import Any
 
+from llmprof.engines.base import trace_words
 from llmprof.engines.exllama.adapter import CACHE_BITS, PAGE, ExLlamaAdapter, Opening
 from llmprof.engines.exllama.drives import Drive, ForwardDrive, JobsDrive
 from llmprof.engines.exllama.heartbeat import heartbeat
 from llmprof.engines.exllama.id_tokenizer import IdTokenizer, token_ids
+from llmprof.engines.exllama.v3_ranks import RankProcesses
 from llmprof.engines.options import Options
+from llmprof.errors import OutOfMemory, UsageError
+from llmprof.models.exllama.files import ExLlamaFiles
+from llmprof.records.processes import RankProcess
 
 _CHUNK = 2048
 """Prompt positions a forward pass: the generator's own default."""
@@ -22,18 +29,32 @@ _CACHES = ("fp16", "q8", "q7", "q6", "q5", "q4", "q3", "q2")
 
 
 class ExLlamaV3Engine(ExLlamaAdapter):
-    """Options beside those of all: ``graphs=1|0``, ``cache=fp16|q8|…|q2``."""
+    """Options beside those of all: ``graphs=1|0``, ``cache=fp16|q8|…|q2``,
+    ``tp_backend=native|nccl``: sums in host memory, or NCCL's all-reduce.
+    """
 
     name = "exllamav3"
     package = "exllamav3"
     tested = "1.6.5"
     extension = "exllamav3_ext"
     capability = (7, 5)
+    splits = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._ranks: RankProcesses | None = None
+        self._begun: dict[int, str] = {}
 
     def read_options(self, given: Options) -> None:
         self._graphs = given.flag("graphs", True)
         self._cache_type = given.text("cache", "fp16", _CACHES)
         self.cache_bits = CACHE_BITS[self._cache_type]
+        self._backend = given.text("tp_backend", "native", ("native", "nccl"))
+
+    def check_split(self, files: ExLlamaFiles, drive: str) -> None:
+        place = self.placement
+        if len(place.devices) > 1 and drive == "forward":
+            raise UsageError(f"{place.option}: on several GPUs exllamav3 has drive=generator only")
 
     def import_package(self, opening: Opening) -> None:
         # graph.cu reads it once, at the first capture.
@@ -45,6 +66,12 @@ class ExLlamaV3Engine(ExLlamaAdapter):
         except ImportError as why:
             raise self.missing(why) from None
         self._sampler = samplers.ArgmaxSampler
+        known = inspect.signature(self._module.Model.load_gen).parameters
+        if self.placement.tp > 1 and not {"tensor_p", "tp_backend"} <= set(known):
+            raise UsageError(
+                f"{self.placement.option}: exllamav3 {self.version()} has no tensor parallelism;"
+                f" install {self.tested}"
+            )
 
     def open(self, opening: Opening) -> Drive:
         module, torch = self._module, opening.torch
@@ -58,7 +85,7 @@ class ExLlamaV3Engine(ExLlamaAdapter):
             self._model, max_num_tokens=opening.paged_positions * opening.batch, **layers
         )
         with heartbeat(opening.progress, "loading weights"):
-            self._model.load(device=torch.device("cuda", 0))
+            self._load_weights(opening)
         torch.cuda.synchronize()
         if opening.drive == "generator":
             return self._jobs(opening, settings)
@@ -72,7 +99,97 @@ class ExLlamaV3Engine(ExLlamaAdapter):
             opening.synchronous,
         )
 
+    def _load_weights(self, opening: Opening) -> None:
+        place = self.placement
+        # A measuring pass of that length goes through the cache, which must hold it.
+        chunk = min(_CHUNK, opening.paged_positions)
+        if place.tp > 1:
+            self._load_parallel(opening, chunk)
+        elif place.gpu_split:
+            try:
+                self._model.load(use_per_device=list(place.gpu_split), max_chunk_size=chunk)
+            except RuntimeError as why:
+                if "Insufficient VRAM" not in str(why):
+                    raise
+                raise OutOfMemory(
+                    f"{place.option}: weights and KV cache need more than that"
+                ) from None
+            used = {
+                module.device.index
+                for module in self._model.modules
+                if getattr(module.device, "type", "") == "cuda"
+            }
+            if empty := [n for n in place.devices if n not in used]:
+                raise UsageError(
+                    f"{place.option}: all layers fit into the GPUs before GPU {empty[0]};"
+                    " give those fewer GB"
+                )
+        else:
+            self._model.load(device=opening.torch.device("cuda", 0))
+
+    def _load_parallel(self, opening: Opening, chunk: int) -> None:
+        """One process a GPU. What compiles at first use does it before ranks wait for one another:
+        a collective of the package gives up on a rank that compiles for too long."""
+        asked = opening.request
+        self._ranks = ranks = RankProcesses(asked.spool, asked.trace)
+        with ranks.started_by(import_module("exllamav3.model.model_tp")), ranks.failures():
+            self._model.load(
+                tensor_p=True,
+                tp_backend=self._backend,
+                use_per_device=self.placement.equal_gb(opening.torch),
+                max_chunk_size=chunk,
+                max_output_size=1,
+            )
+            self._model.warmup(
+                self._cache,
+                max_chunk_size=chunk,
+                max_batch_size=opening.batch,
+                max_q_len=1,
+                long_context=False,
+            )
+
+    def prefill(self, prompt_ids: Sequence[Sequence[int]]) -> Sequence[int]:
+        if self._ranks is None:
+            return super().prefill(prompt_ids)
+        with self._ranks.failures():
+            return super().prefill(prompt_ids)
+
+    def decode_step(self) -> Sequence[int] | None:
+        if self._ranks is None:
+            return super().decode_step()
+        with self._ranks.failures():
+            return super().decode_step()
+
+    def ranks(self) -> Sequence[RankProcess]:
+        if self._ranks is None:
+            return [RankProcess(0, os.getpid(), self.placement.words)]
+        return self._ranks.all
+
+    def start_metronomes(self, boards: dict[int, str], tick_ns: int, reader: int) -> dict[int, int]:
+        if self._ranks is None or not boards:
+            return {}
+        ask = {"do": "metronome", "tick_ns": tick_ns, "reader": reader}
+        found = self._ranks.ask({rank: {**ask, "board": path} for rank, path in boards.items()})
+        return {rank: int(facts["pid"]) for rank, facts in found.items()}
+
+    def start_rank_traces(self, serial: int) -> None:
+        if self._ranks is not None:
+            self._model.tp_drain_acks()  # so that no rank is still launching
+            found = self._ranks.ask_all({"do": "begin_trace", "serial": serial})
+            self._begun = {rank: str(facts["unavailable"]) for rank, facts in found.items()}
+
+    def stop_rank_traces(self, serial: int) -> dict[int, str]:
+        if self._ranks is None:
+            return {}
+        self._model.tp_drain_acks()
+        found = self._ranks.ask_all({"do": "end_trace", "serial": serial})
+        return {
+            rank: self._begun.get(rank) or trace_words(facts) for rank, facts in found.items()
+        }
+
     def free(self) -> None:
+        if self._ranks is not None:
+            self._ranks.closing()
         self._model.unload()
         del self._model, self._cache
 
@@ -94,7 +211,17 @@ class ExLlamaV3Engine(ExLlamaAdapter):
             notes.append("no CUDA graphs: the package captures EXL3 layers only")
         # Graphs at the third call; the GEMM autotuner and Triton compile on first use.
         graphs = self._graphs and quantised
-        return {"cuda_graph": graphs, "warmup_min_steps": 16, "notes": notes}
+        found = {"cuda_graph": graphs, "warmup_min_steps": 16, "notes": notes}
+        if self.placement.tp > 1:
+            nccl = self._backend == "nccl"
+            notes.append(
+                "GPUs sum by NCCL's all-reduce" if nccl else "GPUs sum by way of host memory"
+            )
+            if nccl:
+                # model_tp_backend.py: fp16, and fp32 as bf16.
+                size = 2 * opening.batch * opening.files.config.hidden_size
+                found["collective_bytes"] = {"AllReduce": size}
+        return found
 
     def _jobs(self, opening: Opening, settings: Any) -> JobsDrive:
         module, torch = self._module, opening.torch

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmprof.distribution import how_to_install
-from llmprof.engines.base import LoadRequest, Progress, rank_spool
+from llmprof.engines.base import LoadRequest, Progress, rank_spool, trace_words
 from llmprof.engines.prompts import check_prompt
 from llmprof.engines.torch.choices import Choices, choose
 from llmprof.errors import LlmprofError, LoadAgain, MissingPackage, UsageError
@@ -235,7 +235,7 @@ class TorchEngine:
             self._group.tell({"do": "end_trace", "serial": serial})
             found = self._group.answers(ANSWER_S)
         return {
-            r: self._untraced.get(r) or self._begun.get(r) or _trace_words(facts)
+            r: self._untraced.get(r) or self._begun.get(r) or trace_words(facts)
             for r, facts in found.items()
         }
 
@@ -329,13 +329,6 @@ def _torch() -> Any:
             f"engine 'torch' needs torch ({why}); install it with: {how_to_install('torch')}"
         ) from None
     return torch
-
-
-def _trace_words(facts: dict[str, Any]) -> str:
-    if facts.get("unavailable"):
-        return str(facts["unavailable"])
-    dropped = facts.get("dropped")
-    return f"CUPTI dropped {dropped} records" if dropped else ""
 
 
 def _config(

@@ -1,0 +1,99 @@
+"""A process of a tensor-parallel exllamav3 behind rank 0: the package's own worker, traced.
+
+The tracer starts before the package is imported, for kinds of records must be on before CUDA. A
+thread answers what rank 0 asks meanwhile.
+"""
+
+from __future__ import annotations
+
+import pickle
+import subprocess
+import sys
+import threading
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmprof.records import Unavailable
+from llmprof.tracers.pyspy import metronome
+
+if TYPE_CHECKING:
+    from llmprof.tracers.cupti.tracer import CuptiTracer
+
+
+class _Answers:
+    """To rank 0, from a thread of its own."""
+
+    def __init__(self, pipe: Connection, device: int) -> None:
+        self.tracer: CuptiTracer | None = None
+        self.untraced = "kernels of this rank were not recorded"
+        self._pipe, self._device = pipe, device
+        self._beat: subprocess.Popen[bytes] | None = None
+
+    def serve(self) -> None:
+        actions = {
+            "begin_trace": self._begin,
+            "end_trace": self._end,
+            "metronome": self._metronome,
+        }
+        try:
+            while True:
+                ask = self._pipe.recv()
+                try:
+                    answer = actions[ask["do"]](ask)
+                except Exception as why:  # noqa: BLE001 - whatever it is, rank 0 has to hear of it
+                    answer = {"failed": f"{type(why).__name__}: {why}"}
+                self._pipe.send(answer)
+        except (EOFError, OSError):
+            pass  # rank 0 has closed it
+        finally:
+            if self._beat is not None:
+                self._beat.kill()
+                self._beat.wait()
+
+    def _begin(self, ask: dict[str, Any]) -> dict[str, Any]:
+        self._wait()
+        begun = None if self.tracer is None else self.tracer.begin_round(ask["serial"])
+        return {"unavailable": begun.reason if isinstance(begun, Unavailable) else ""}
+
+    def _end(self, ask: dict[str, Any]) -> dict[str, Any]:
+        self._wait()
+        if self.tracer is None:
+            return {"unavailable": self.untraced}
+        facts = self.tracer.end_round(ask["serial"])
+        return {"unavailable": facts.reason} if isinstance(facts, Unavailable) else facts
+
+    def _metronome(self, ask: dict[str, Any]) -> dict[str, Any]:
+        metronome.let_read(ask["reader"])
+        self._beat = metronome.spawn(ask["board"], ask["tick_ns"], ask["reader"])
+        return {"pid": self._beat.pid}
+
+    def _wait(self) -> None:
+        """Until the GPU has nothing to do."""
+        sys.modules["torch"].cuda.synchronize(self._device)
+
+
+def work(
+    payload: bytes, pipe: Connection, spool: str | None, trace: str | None, device: int
+) -> None:
+    """Be that process until rank 0 tells the package to end.
+
+    Args:
+        payload: pickled (the package's function, its arguments).
+        spool: where kernels go; ``None``: they are not recorded.
+    """
+    answers = _Answers(pipe, device)
+    if spool is not None:
+        from llmprof.tracers.cupti.tracer import LEVELS, CuptiTracer
+
+        tracer = CuptiTracer(Path(spool), LEVELS[trace or "kernels"])
+        why = tracer.start()
+        if why is None:
+            answers.tracer = tracer
+        else:
+            answers.untraced = why.reason
+    threading.Thread(target=answers.serve, daemon=True).start()
+    target, arguments = pickle.loads(payload)  # noqa: S301 - rank 0 made it
+    target(*arguments)
+    if answers.tracer is not None:
+        answers.tracer.close()

@@ -1,0 +1,95 @@
+"""Ranks that a package starts itself with multiprocessing (exllamav3's tensor parallelism)."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import spawned_ranks
+
+from llmprof.children.child import BOOT
+from llmprof.engines.exllama.v3_ranks import RankProcesses
+from llmprof.errors import EngineFailure
+
+SUPPORT = Path(spawned_ranks.__file__).parent
+
+
+@pytest.fixture
+def group() -> Iterator[tuple[RankProcesses, dict]]:
+    """Ranks 1 and 2, and the process without a GPU."""
+    module = SimpleNamespace(Process=spawned_ranks.context.Process)
+    ranks = RankProcesses(None, "kernels")
+    with ranks.started_by(module):
+        processes = spawned_ranks.started(module, [1, 2, -1])
+    assert module.Process is spawned_ranks.context.Process
+    for device, (process, pipe) in processes.items():
+        assert pipe.recv() == ("ready", device, [1, 2, -1], process.pid)
+    yield ranks, processes
+    ranks.closing()
+    for process, _ in processes.values():
+        process.kill()
+        process.join()
+
+
+def test_every_gpu_is_a_rank_and_the_packages_own_talk_goes_on(group) -> None:
+    ranks, processes = group
+    assert [(one.rank, one.device) for one in ranks.all] == [
+        (0, "cuda:0"),
+        (1, "cuda:1"),
+        (2, "cuda:2"),
+    ]
+    assert [one.pid for one in ranks.all] == [os.getpid(), *(processes[n][0].pid for n in (1, 2))]
+    begun = ranks.ask_all({"do": "begin_trace", "serial": 3})
+    assert begun == {1: {"unavailable": ""}, 2: {"unavailable": ""}}
+    for _, pipe in processes.values():
+        pipe.send("step")
+        assert pipe.recv() == "done"
+    ended = ranks.ask_all({"do": "end_trace", "serial": 3})
+    assert set(ended) == {1, 2}
+    assert ended[1]["unavailable"] == "kernels of this rank were not recorded"
+
+
+def test_a_question_that_a_rank_cannot_answer_names_it(group) -> None:
+    ranks, _ = group
+    with pytest.raises(EngineFailure, match="exllamav3: rank 2: KeyError"):
+        ranks.ask({2: {"do": "metronome"}})
+
+
+def test_a_rank_that_dies_is_named_with_its_signal(group) -> None:
+    ranks, processes = group
+    victim = processes[2][0]
+    ranks._closing = True  # else this process would end as a worker does
+    os.kill(victim.pid, signal.SIGKILL)
+    said = rf"rank 2 \(process {victim.pid}\) was killed by SIGKILL; the other ranks were stopped"
+    with pytest.raises(EngineFailure, match=said):
+        ranks.ask_all({"do": "begin_trace", "serial": 1})
+    with pytest.raises(EngineFailure, match=said), ranks.failures():
+        raise TimeoutError("Timed out waiting for worker")
+
+
+def test_what_fails_while_all_ranks_live_stays_what_it_is(group) -> None:
+    ranks, _ = group
+    with pytest.raises(RuntimeError, match="no such thing"), ranks.failures():
+        raise RuntimeError("no such thing")
+
+
+def test_ranks_of_a_worker_find_llmprof_where_it_is_not_installed() -> None:
+    read, write = os.pipe()
+    # -S: without the site-packages that have llmprof.
+    command = [sys.executable, "-S", str(BOOT), "0", str(write), "spawned_ranks"]
+    environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
+    process = subprocess.Popen(command, pass_fds=(write,), env=environment)
+    os.close(write)
+    with os.fdopen(read) as lines:
+        text = lines.read()
+    assert process.wait(30) == 0
+    document = json.loads(text)
+    assert document["answers"] == {"1": {"unavailable": "kernels of this rank were not recorded"}}
+    assert document["said"] == {"1": [1, [1, -1]], "-1": [-1, [1, -1]]}
