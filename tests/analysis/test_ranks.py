@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from ranks_factory import TRANSFER_NS, group
 
+from llmprof.analysis.device.naming.categories import categorise
 from llmprof.analysis.ranks.matched.matching import Matched, match
 from llmprof.analysis.ranks.matched.members import Member
 from llmprof.analysis.ranks.matched.operations import bus_factor, operation
@@ -199,11 +200,56 @@ def test_no_steps_no_report() -> None:
         ("ncclDevKernel_Reduce_Sum_f32_TREE_LL(x)", "Reduce", False),
         ("allreduce_fusion_kernel_oneshot_lamport_rms_norm<__half>(x)", "AllReduce", True),
         ("nvshmem_barrier", "other", False),
+        ("void pg_all_reduce_cpu_send_kernel<(int)2>(PGContext*, int)", "Send", False),
+        ("void pg_all_reduce_cpu_recv_kernel<(int)2>(PGContext*, int)", "Receive", False),
+        ("void pg_all_reduce_cpu_kernel<(int)2>(PGContext*, int)", "AllReduce", False),
     ],
 )
 def test_kinds_of_collectives(name: str, kind: str, fused: bool) -> None:
     found = operation(name)
     assert (found.kind, found.fused) == (kind, fused)
+
+
+SEND = "void pg_all_reduce_cpu_send_kernel<(int)2>(PGContext*, int)"
+RECEIVE = "void pg_all_reduce_cpu_recv_kernel<(int)2>(PGContext*, int)"
+
+
+def by_way_of_the_host(member: Member) -> Member:
+    """Every all-reduce as exllamav3 makes it: a kernel that hands in, one that waits for the sum."""
+    rows = []
+    for start, end, label, launch in zip(
+        member.start_ns, member.end_ns, member.label, member.launch_ns, strict=True
+    ):
+        if member.names[label] == ranks_factory.REDUCE:
+            rows.append((start, start + 1_000, 4, launch))
+            rows.append((start + 1_500, end, 5, launch))
+        else:
+            rows.append((start, end, label, launch))
+    table = np.array(rows, np.int64)
+    names = (*member.names, SEND, RECEIVE)
+    return replace(
+        member,
+        start_ns=table[:, 0],
+        end_ns=table[:, 1],
+        label=table[:, 2],
+        launch_ns=table[:, 3],
+        names=names,
+        categories=categorise(dict(enumerate(names)), "exllamav3"),
+        payload=None,
+        drawn=None,
+    )
+
+
+def test_a_sum_by_way_of_host_memory_waits_in_its_second_kernel() -> None:
+    members = [by_way_of_the_host(m) for m in group(2, host_ns={1: 400_000})]
+    found = made(members)
+    assert found.reason is not None
+    assert (found.reason.rank, found.reason.why) == (1, "host")
+    lines = {one.kind: one for one in found.collectives}
+    assert lines["Send"].wait_us == 0.0
+    assert lines["Send"].transfer_us == pytest.approx(1.0, abs=0.5)
+    assert lines["Receive"].wait_us > 20.0  # the first of six waits 400 µs on one of two ranks
+    assert isinstance(lines["Receive"].bus_gb_s, Unavailable)
 
 
 def test_bus_factors_are_those_of_nccl_tests() -> None:

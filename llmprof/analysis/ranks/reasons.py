@@ -56,7 +56,10 @@ def reason(
     """Of the rank in ``row``, over the collectives of the steps (``inside``) that it was last at;
     ``None`` where it never was."""
     last = np.flatnonzero(inside & (parts.late_ns[row] > 0))
-    last = last[last > 0]  # the first of all has nothing before it
+    meets = np.where(matched.alone, -1, np.arange(matched.count))
+    # The one before at which all ranks were together; the first of all has none.
+    earlier = np.maximum.accumulate(np.concatenate([[-1], meets[:-1]]))
+    last = last[earlier[last] >= 0]
     if not len(last) or not steps:
         return None
     weight = parts.late_ns[row, last]
@@ -69,7 +72,7 @@ def reason(
     busy = np.empty_like(begin)
     for n, member in enumerate(members):
         own = member.collectives
-        begin[n] = own.end_ns[matched.index[n, chosen - 1]]
+        begin[n] = own.end_ns[matched.index[n, earlier[chosen]]]
         finish[n] = np.maximum(own.start_ns[matched.index[n, chosen]], begin[n])
         busy[n] = covered_ns([member.other_spans], begin[n], finish[n])
     idle = finish - begin - busy

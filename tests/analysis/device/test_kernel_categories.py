@@ -66,6 +66,8 @@ REAL = [
     ("x", "void deep_ep::internode_ll::dispatch<true, 7168>(void*)", "communication"),
     ("x", "nvshmem_put_kernel", "communication"),
     ("x", "mscclpp_allgather", "communication"),
+    ("exllamav3", "pg_gather_small_kernel(PGContext*, unsigned int)", "communication"),
+    ("exllamav3", "pg_barrier_kernel(PGContext*)", "communication"),
     ("x", "void vllm::moe::topkGatingSoftmax<4, 64>(float const*)", "MoE"),
     ("x", "fused_moe_kernel", "MoE"),
     ("x", "void moe_align_block_size_kernel<int>(int*)", "MoE"),

@@ -6,10 +6,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmprof.analysis.ranks.matched.clocks import ClockFit, fit
 from llmprof.analysis.ranks.matched.members import Member
-from llmprof.analysis.ranks.matched.operations import WAITS_FOR_ALL, Sort, operation
+from llmprof.analysis.ranks.matched.operations import (
+    WAITS_FOR_ALL,
+    WAITS_FOR_NONE,
+    Sort,
+    operation,
+)
 from llmprof.records import Unavailable
 from llmprof.runfile.trace.rows import Ints
 
@@ -40,6 +46,12 @@ class Matched:
     @property
     def count(self) -> int:
         return int(self.index.shape[1])
+
+    @property
+    def alone(self) -> NDArray[np.bool_]:
+        """Shape (count,): ranks do not meet in it."""
+        free = [n for n, key in enumerate(self.keys) if operation(key.key).kind in WAITS_FOR_NONE]
+        return np.isin(self.key, free)
 
 
 def match(members: Sequence[Member], same_host: bool) -> Matched | Unavailable:
@@ -101,9 +113,9 @@ def _against(
             f"{len(both)} of {len(base)} collectives of {reference.name} are found on {other.name}:"
             " they are not of one group"
         )
-    waiting = {i for i, key in enumerate(base.keys) if operation(key.key).kind in WAITS_FOR_ALL}
-    sure = both[np.isin(base.key[both], list(waiting))]
-    chosen = sure if len(sure) else both
+    kinds = np.array([operation(key.key).kind for key in base.keys], object)[base.key[both]]
+    sure = both[np.isin(kinds, list(WAITS_FOR_ALL))]
+    chosen = sure if len(sure) else both[~np.isin(kinds, list(WAITS_FOR_NONE))]
     clock = fit(
         other.rank,
         (base.start_ns[chosen], base.end_ns[chosen]),

@@ -8,6 +8,9 @@ from functools import lru_cache
 from typing import NamedTuple
 
 _KINDS: tuple[tuple[str, str], ...] = (
+    # exllamav3 adds up in host memory: one kernel hands in, the next one waits for the sum.
+    ("Send", r"(?<![a-z_])pg_all_reduce_cpu_send"),
+    ("Receive", r"(?<![a-z_])pg_all_reduce_cpu_recv"),
     ("AllReduce", r"all_?reduce|cross_device_reduce|quick_?reduce|multimem_all_reduce"),
     ("ReduceScatter", r"reduce_?scatter"),
     ("AllGather", r"all_?gather"),
@@ -19,6 +22,8 @@ _KINDS: tuple[tuple[str, str], ...] = (
 _FUSED = re.compile(r"norm|rms|residual|gemm|matmul|quant", re.IGNORECASE)
 WAITS_FOR_ALL = frozenset({"AllReduce", "ReduceScatter", "AllGather", "AllToAll"})
 """No rank can end one of these before every rank has started it."""
+WAITS_FOR_NONE = frozenset({"Send"})
+"""A rank starts and ends one of these whenever it likes."""
 
 
 @dataclass(frozen=True)

@@ -42,4 +42,5 @@ def split(matched: Matched) -> Parts:
     late = np.zeros_like(start)
     row = start.argmax(0)
     late[row, np.arange(start.shape[1])] = last - ranked[-2]
+    wait[:, matched.alone] = late[:, matched.alone] = 0
     return Parts(wait, duration - wait, late, np.maximum(end.max(0) - last, 0))
