@@ -1,7 +1,7 @@
-"""Doubles of exllamav2 0.3.2 for tests without a GPU: the names, arguments and limits that the
-adapter relies on, after model.py, cache.py, tensor_p.py and attn.py of the package.
+"""Doubles of exllamav2 0.3.2 and exllamav3 1.6.5 for tests without a GPU: the names, arguments and
+limits that the adapters rely on, after model.py, cache.py, tensor_p.py, attn.py and model_tp.py.
 
-Its "model" continues a sequence with (last id + positions seen) mod vocabulary.
+The "model" of v2 continues a sequence with (last id + positions seen) mod vocabulary.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
+import spawned_ranks
 import torch
 
 GIB = 1 << 30
@@ -144,6 +145,88 @@ class V2:
             "exllamav2.attn": attn,
             "exllamav2.generator": ModuleType("exllamav2.generator"),
             "exllamav2_ext": ModuleType("exllamav2_ext"),
+        }.items():
+            monkeypatch.setitem(sys.modules, name, module)
+
+    def of(self, name: str) -> list[Any]:
+        return [value for call, value in self.calls if call == name]
+
+
+class V3:
+    """Its tensor parallelism starts real processes, as the package does."""
+
+    def __init__(self) -> None:
+        self.calls: list[tuple[str, Any]] = []
+        self.needs_gb = 12.0
+        double = self
+        self.parallel = ModuleType("exllamav3.model.model_tp")
+        self.parallel.Process = spawned_ranks.context.Process  # type: ignore[attr-defined]
+
+        class Model:
+            def __init__(self) -> None:
+                self.modules: list[Any] = []
+                self.processes: dict[int, Any] = {}
+
+            @staticmethod
+            def from_config(config: Any) -> Model:
+                return Model()
+
+            def load_gen(self, tensor_p: bool = False, tp_backend: str = "native") -> None:
+                raise NotImplementedError
+
+            def load(self, **how: Any) -> None:
+                double.calls.append(("load", how))
+                split = how.get("use_per_device") or [80.0]
+                if how.get("tensor_p"):
+                    devices = [*range(1, len(split)), -1]
+                    self.processes = spawned_ranks.started(double.parallel, devices)
+                    for _, pipe in self.processes.values():
+                        pipe.recv()
+                    return
+                rest = double.needs_gb
+                for n, gb in enumerate(split):
+                    if gb and rest > 0:
+                        device = SimpleNamespace(type="cuda", index=n)
+                        self.modules.append(SimpleNamespace(device=device))
+                        rest -= gb
+                if rest > 0:
+                    raise RuntimeError("Insufficient VRAM in split for model and cache")
+
+            def warmup(self, cache: Any, **how: Any) -> list[str]:
+                double.calls.append(("warmup", how))
+                return []
+
+            def tp_drain_acks(self) -> None:
+                double.calls.append(("drain", None))
+
+            def unload(self) -> None:
+                for process, pipe in self.processes.values():
+                    pipe.send("quit")
+                    process.join(10)
+
+        self.Model = Model
+
+    def install(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        package = ModuleType("exllamav3")
+        package.__path__ = []  # type: ignore[attr-defined]
+        package.__spec__ = SimpleNamespace(name="exllamav3")  # type: ignore[assignment]
+        table = SimpleNamespace(reset_page_table=lambda: None)
+        sampler = ModuleType("exllamav3.generator.sampler")
+        sampler.ArgmaxSampler = object  # type: ignore[attr-defined]
+        for name, value in {
+            "Model": self.Model,
+            "Config": SimpleNamespace(from_directory=lambda folder: SimpleNamespace()),
+            "Cache": lambda model, max_num_tokens: SimpleNamespace(),
+            "Generator": lambda model, cache, tokenizer: SimpleNamespace(pagetable=table),
+        }.items():
+            setattr(package, name, value)
+        for name, module in {
+            "exllamav3": package,
+            "exllamav3.generator": ModuleType("exllamav3.generator"),
+            "exllamav3.generator.sampler": sampler,
+            "exllamav3.model": ModuleType("exllamav3.model"),
+            "exllamav3.model.model_tp": self.parallel,
+            "exllamav3_ext": ModuleType("exllamav3_ext"),
         }.items():
             monkeypatch.setitem(sys.modules, name, module)
 

@@ -70,7 +70,8 @@ class RankProcesses:
             module.Process = real
             for end in theirs:
                 end.close()  # so that the death of a rank is seen
-        threading.Thread(target=self._watch, daemon=True).start()
+        if self._processes:
+            threading.Thread(target=self._watch, daemon=True).start()
 
     @property
     def all(self) -> Sequence[RankProcess]:
