@@ -31,6 +31,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from llmprof.recording.spooled.devices import DeviceMap
 from llmprof.recording.spooled.spools import Spools
 from llmprof.records import RunInfo
+from llmprof.runfile import schema
+from llmprof.runfile.pages.transfer import definition_of
 from llmprof.runfile.writing.writer import RunFileWriter
 from llmprof.tracers.cupti import spool
 from llmprof.tracers.cupti.decode import decode_buffer, record_dtype
@@ -141,6 +143,7 @@ def main() -> None:
         kernels = sum(one.image.kernels for one in spools.all)
         after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         plain = plain_insert(folder / "run.sqlite", folder / "plain.sqlite")
+        kernel_table = schema.statements()["CUPTI_ACTIVITY_KIND_KERNEL"][0]
     result = {
         "kernels": kernels,
         "seconds": round(took, 2),
@@ -151,6 +154,8 @@ def main() -> None:
         "page_faults_a_kernel": round((used.ru_minflt - usage.ru_minflt) / kernels, 3),
         "to_plain_insert": round(plain / processor, 2),
         "more_memory_mib": round((after - before) / 1024),
+        "sqlite": sqlite3.sqlite_version,
+        "as_pages": definition_of(kernel_table) is not None,
     }
     print(json.dumps(result))
 

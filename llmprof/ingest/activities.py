@@ -99,25 +99,25 @@ class ActivityRows:
 
     def _common(self, clock: Clock, rows: NDArray[Any]) -> dict[str, Ints]:
         """Columns that every GPU activity has."""
-        count = len(rows)
         return {
-            "start": clock.monotonic(rows["start"].astype(np.int64)),
-            "end": clock.monotonic(rows["end"].astype(np.int64)),
-            "deviceId": rows["device"].astype(np.int64),
-            "contextId": rows["context"].astype(np.int64),
-            "streamId": rows["stream"].astype(np.int64),
+            "start": clock.monotonic(rows["start"]),
+            "end": clock.monotonic(rows["end"]),
+            "deviceId": rows["device"],
+            "contextId": rows["context"],
+            "streamId": rows["stream"],
             "correlationId": self._correlation(rows),
-            "globalPid": np.full(count, global_pid(self._pid), np.int64),
+            "globalPid": _same(global_pid(self._pid), rows),
         }
 
-    def _correlation(self, rows: NDArray[Any]) -> Ints:
-        return rows["correlation"].astype(np.int64) + (self._engine_id << 32)
+    def _correlation(self, rows: NDArray[Any]) -> NDArray[Any]:
+        own: NDArray[Any] = rows["correlation"]
+        return own.astype(np.int64) + (self._engine_id << 32) if self._engine_id else own
 
     def _kernels(self, names: Names, clock: Clock, rows: NDArray[Any]) -> None:
         if not len(rows):
             return
         pointers, inverse = self._pointers.of(rows["name_ptr"])
-        ids = np.array([self._name(names, int(p)) for p in pointers], np.int64)[inverse]
+        ids = np.array([self._name(names, int(p)) for p in pointers], np.uint32).T
         plain = {
             "registersPerThread": "registers",
             "gridX": "grid_x",
@@ -136,8 +136,9 @@ class ActivityRows:
             "graphId": "graph",
         }
         columns: dict[str, Any] = self._common(clock, rows)
-        columns |= {column: rows[name].astype(np.int64) for column, name in plain.items()}
-        columns |= dict(zip(("demangledName", "shortName", "mangledName"), ids.T, strict=True))
+        columns |= {column: rows[name] for column, name in plain.items()}
+        for column, its in zip(("demangledName", "shortName", "mangledName"), ids, strict=True):
+            columns[column] = its[inverse]
         columns |= _graph_nodes(rows)
         self._writer.bulk("CUPTI_ACTIVITY_KIND_KERNEL", columns, _ZERO_IS_NULL)
 
@@ -157,7 +158,7 @@ class ActivityRows:
             columns: dict[str, Any] = self._common(clock, rows)
             columns["bytes"] = rows["bytes"].astype(np.int64)
             # CUpti_ActivityMemcpyKind and nsys' ENUM_CUDA_MEMCPY_OPER number alike.
-            columns["copyKind"] = rows["copy_kind"].astype(np.int64)
+            columns["copyKind"] = rows["copy_kind"]
             columns["srcKind"] = MEMORY_KIND[np.minimum(rows["src_kind"], 7)]
             columns["dstKind"] = MEMORY_KIND[np.minimum(rows["dst_kind"], 7)]
             columns |= _graph_nodes(rows)
@@ -166,7 +167,7 @@ class ActivityRows:
     def _memset(self, clock: Clock, rows: NDArray[Any]) -> None:
         if len(rows):
             columns: dict[str, Any] = self._common(clock, rows)
-            columns["value"] = rows["value"].astype(np.int64)
+            columns["value"] = rows["value"]
             columns["bytes"] = rows["bytes"].astype(np.int64)
             columns |= _graph_nodes(rows)
             columns["memKind"] = MEMORY_KIND[np.minimum(rows["memory_kind"], 7)]
@@ -185,32 +186,31 @@ class ActivityRows:
         self._writer.bulk(
             "CUPTI_ACTIVITY_KIND_RUNTIME",
             {
-                "start": clock.monotonic(rows["start"].astype(np.int64)),
-                "end": clock.monotonic(rows["end"].astype(np.int64)),
-                "eventClass": (rows["kind"] == DRIVER).astype(np.int64),
+                "start": clock.monotonic(rows["start"]),
+                "end": clock.monotonic(rows["end"]),
+                "eventClass": (rows["kind"] == DRIVER).view(np.uint8),
                 "globalTid": rows["tid"].astype(np.int64) + global_tid(self._pid, 0),
                 "correlationId": self._correlation(rows),
                 "nameId": ids[inverse],
-                "returnValue": rows["return_value"].astype(np.int64),
+                "returnValue": rows["return_value"],
             },
         )
 
     def _sync(self, clock: Clock, rows: NDArray[Any]) -> None:
         if not len(rows):
             return
-        count = len(rows)
         self._writer.bulk(
             "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION",
             {
-                "start": clock.monotonic(rows["start"].astype(np.int64)),
-                "end": clock.monotonic(rows["end"].astype(np.int64)),
-                "deviceId": np.zeros(count, np.int64),
-                "contextId": rows["context"].astype(np.int64),
-                "streamId": rows["stream"].astype(np.int64),
+                "start": clock.monotonic(rows["start"]),
+                "end": clock.monotonic(rows["end"]),
+                "deviceId": _same(0, rows),
+                "contextId": rows["context"],
+                "streamId": rows["stream"],
                 "correlationId": self._correlation(rows),
-                "globalPid": np.full(count, global_pid(self._pid), np.int64),
-                "syncType": rows["type"].astype(np.int64),
-                "eventId": rows["event"].astype(np.int64),
+                "globalPid": _same(global_pid(self._pid), rows),
+                "syncType": rows["type"],
+                "eventId": rows["event"],
             },
         )
 
@@ -226,6 +226,11 @@ def base_name(demangled: str) -> str:
             kept.append(sign)
     words = "".join(kept).split()
     return words[-1].rpartition("::")[2] if words else demangled
+
+
+def _same(value: int, rows: NDArray[Any]) -> Ints:
+    """A column with one value."""
+    return np.broadcast_to(np.int64(value), len(rows))
 
 
 def _graph_nodes(rows: NDArray[Any]) -> dict[str, Any]:

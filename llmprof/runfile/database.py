@@ -17,13 +17,16 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmprof.errors import RunFileError
 from llmprof.plaintext import one_line
 from llmprof.runfile import schema
 from llmprof.runfile.codec import clean
 from llmprof.runfile.locks import writable
+
+if TYPE_CHECKING:
+    from llmprof.runfile.pages.transfer import PageTransfer
 
 _BUGS = (
     sqlite3.IntegrityError,
@@ -92,6 +95,7 @@ class RunDatabase:
         """What the file held before the open batch wrote; set with its transaction."""
         self._batching = False
         self._size_before = 0
+        self._pages: PageTransfer | None = None
         self._created = _claim(path)
         self.sql = writable(path)
         try:
@@ -162,13 +166,16 @@ class RunDatabase:
     ) -> None:
         """``count`` rows, given column by column; ``fixed`` holds what is the same in every row.
 
-        One value to bind and one statement to step for each cell and row is what an insert costs,
-        so ``fixed`` goes into the text of the statement, and a statement takes many rows.
+        Rows of numpy columns go into the file as pages (``runfile.pages``), at the latest when the
+        transaction ends. All others, and where SQLite does not allow it, are inserted: one value to
+        bind and one statement to step for each cell and row is what that costs, so ``fixed`` goes
+        into the text of the statement, and a statement takes many rows.
 
         Args:
             bound: lists of Python values, or numpy arrays of integers.
             zero_is_null: columns whose 0 is written as NULL.
         """
+        begin = self._as_pages(table, bound, fixed, count, zero_is_null)
         width = len(bound)
         names = ", ".join(quoted(name) for name in (*bound, *fixed))
         marks = ["NULLIF(?, 0)" if name in zero_is_null else "?" for name in bound]
@@ -178,13 +185,34 @@ class RunDatabase:
         ]
         row = f"({', '.join([*marks, *literals])})"
         many = max(1, min(_MAX_ROWS, _MAX_PARAMETERS // max(1, width)))
-        whole = count - count % many
-        for first, last, rows in ((0, whole, many), (whole, count, count - whole)):
+        whole = count - (count - begin) % many
+        for first, last, rows in ((begin, whole, many), (whole, count, count - whole)):
             if first < last:
                 self.sql.executemany(
                     f"INSERT INTO {quoted(table)} ({names}) VALUES {', '.join([row] * rows)}",
                     _cells(list(bound.values()), first, last, rows),
                 )
+
+    def _as_pages(
+        self,
+        table: str,
+        bound: Mapping[str, Any],
+        fixed: Mapping[str, int],
+        count: int,
+        zero_is_null: Collection[str],
+    ) -> int:
+        """Write the first rows as pages; how many. What is there of the table is in order then."""
+        if self._pages is None:
+            if not any(hasattr(column, "dtype") for column in bound.values()):
+                return 0
+            from llmprof.runfile.pages.transfer import PageTransfer
+
+            self._pages = PageTransfer(self.sql)
+        definition = schema.statements()[table][0]
+        done = self._pages.add(table, definition, {**bound, **fixed}, count, zero_is_null)
+        if done < count and self._pages.waits(table):
+            self._pages.settle()
+        return done
 
     def replace_all(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Let ``rows`` be all that the table holds; without any, it is not created for it."""
@@ -255,6 +283,8 @@ class RunDatabase:
         except BaseException as why:
             self._undo(before, why, need)
             raise
+        if self._pages is not None:
+            self._pages.end()
 
     def _undo(self, before: Written, why: BaseException, need: int) -> None:
         """Raises ``RunFileError`` where the file is the cause."""
@@ -264,7 +294,9 @@ class RunDatabase:
             raise self._failure(why, need) from why
 
     def _finish(self, before: Written) -> None:
-        """Rows that any call may have left to write: new strings, the end of the recording."""
+        """Rows that any call may have left to write: of pages, new strings, the recording's end."""
+        if self._pages is not None:
+            self._pages.settle()
         new = list(self._strings.items())[before.strings :]
         new = [(self._better.get(text, text), number) for text, number in new]
         self.sql.executemany("INSERT INTO StringIds (value, id) VALUES (?, ?)", new)
@@ -308,6 +340,8 @@ class RunDatabase:
         with suppress(sqlite3.Error):
             if self.sql.in_transaction:
                 self.sql.execute("ROLLBACK")
+        if self._pages is not None:
+            self._pages.end()
 
     def _failure(self, why: sqlite3.DatabaseError, need: int) -> RunFileError:
         """``need``: bytes that file and journal wanted; 0 where it was not known yet."""
@@ -345,7 +379,7 @@ def _cells(columns: list[Any], first: int, last: int, rows: int) -> Iterator[lis
     width = len(columns)
     if not width:
         yield from ([] for _ in range(first, last, rows))
-    elif all(getattr(column, "dtype", None) == "int64" for column in columns):
+    elif all(_fits_int64(column) for column in columns):
         import numpy as np
 
         # A block of rows that the processor's cache holds, and one call that makes all its values.
@@ -362,6 +396,11 @@ def _cells(columns: list[Any], first: int, last: int, rows: int) -> Iterator[lis
             part = column[first:last]
             cells[at::width] = part.tolist() if hasattr(part, "tolist") else part
         yield from (cells[i : i + rows * width] for i in range(0, len(cells), rows * width))
+
+
+def _fits_int64(column: Any) -> bool:
+    dtype = getattr(column, "dtype", None)
+    return dtype is not None and dtype.kind in "iu" and dtype != "uint64"
 
 
 def _claim(path: Path) -> bool:

@@ -25,7 +25,7 @@ from llmprof.tracers.cupti.decode import Records, decode_buffer
 from llmprof.tracers.cupti.layout import Layout
 from llmprof.tracers.cupti.times import TimeCheck
 
-FLUSH_BYTES = 16 << 20
+FLUSH_BYTES = 4 << 20
 """Raw records that wait before they are decoded together: frames of 20 ms are small, and a commit
 waits for the disk."""
 DECODE_BYTES = 2 << 20

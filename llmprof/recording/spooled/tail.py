@@ -32,7 +32,7 @@ class SpoolTail:
         self._at = 0
         self._punched = 0
 
-    def read(self, limit: int = 16 << 20) -> list[tuple[int, bytes]]:
+    def read(self, limit: int = 4 << 20) -> list[tuple[int, bytes]]:
         """Whole frames that were not read before: (kind, payload), about ``limit`` bytes."""
         found: list[tuple[int, bytes]] = []
         try:

@@ -404,14 +404,14 @@ class RunFileWriter(AbstractContextManager["RunFileWriter"]):
         self._db.replace_all("TARGET_INFO_CUDA_DEVICE", rows)
 
     def _values(self, name: str, part: Any) -> Any:
-        """One chunk of one column: int64 or Python values (sqlite3 binds no numpy ones)."""
+        """One chunk of one column: integers of numpy or Python values (sqlite3 binds no others)."""
         if name in _TIMES:
             self._seen(int(max(part) if not hasattr(part, "max") else part.max()))
             if hasattr(part, "dtype"):
                 part = part - self._t0_ns
             else:
                 part = [value - self._t0_ns for value in part]
-        if getattr(part, "dtype", None) == "int64":
+        if getattr(getattr(part, "dtype", None), "kind", "") in ("i", "u"):
             return part
         return part.tolist() if hasattr(part, "tolist") else list(part)
 
@@ -424,4 +424,6 @@ def _constant(name: str, part: Any) -> int | None:
     if name in _TIMES or not hasattr(part, "dtype") or part.dtype.kind not in "iu":
         return None
     first = part[0]
-    return int(first) if first == part[-1] and bool((part == first).all()) else None
+    if first != part[-1] or (part.strides[0] and not (part == first).all()):
+        return None
+    return int(first)

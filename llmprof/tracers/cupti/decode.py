@@ -27,6 +27,7 @@ from llmprof.tracers.cupti.layout import (
     DRIVER,
     KERNEL_FIELDS,
     KERNEL_KINDS,
+    MAX_SIZE,
     MEMCPY,
     MEMCPY_FIELDS,
     MEMSET,
@@ -72,6 +73,8 @@ _FAR = 32
 """Records between two that ``_chain`` walks to; a power of two."""
 _NEAR_NS = np.uint64(60_000_000_000)
 """Of the first record of a window: a buffer is full, or collected, long before that."""
+_ROUNDS = 8
+"""In which words that only look like starts are left out."""
 _TIMED: tuple[tuple[int, tuple[Field, ...]], ...] = (
     *((kind, KERNEL_FIELDS) for kind in KERNEL_KINDS),
     (MEMCPY, MEMCPY_FIELDS),
@@ -83,7 +86,7 @@ _START_WORD = np.zeros(_MAX_KIND, np.int32)
 """The word of a record that holds its start, by kind; 0: not known."""
 for _kind, _fields in _TIMED:
     _START_WORD[_kind] = next(offset for name, _, offset in _fields if name == "start") // 8
-_START_WORDS = tuple(int(word) for word in np.unique(_START_WORD) if word)
+assert set(_START_WORD.tolist()) <= {0, 1, 2}
 
 
 def record_dtype(fields: tuple[Field, ...], size: int) -> np.dtype[Any]:
@@ -119,7 +122,7 @@ def record_offsets(data: bytes | memoryview, sizes: Mapping[int, int]) -> tuple[
         parts.append(found.astype(np.int64) + start)
         start += after
     at = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    return at * 8, words[at].astype(np.uint32), start * 8
+    return at * 8, words.view(np.uint32)[::2][at], start * 8
 
 
 def _one_stride(words: Array, step_of: Array) -> tuple[Array, int]:
@@ -137,29 +140,61 @@ def _one_stride(words: Array, step_of: Array) -> tuple[Array, int]:
 def _by_times(words: Array, step_of: Array) -> tuple[Array, int]:
     """As ``_chain``, as far as records with times near the first one's follow one another."""
     kinds = words.view(np.uint32)[::2]  # the low half: every record starts with its u32 kind
-    last = len(step_of) - 1
-    at = int(_START_WORD[min(int(kinds[0]), last)])
+    count, first_kind = len(words), int(kinds[0])
+    at = int(_START_WORD[min(first_kind, len(_START_WORD) - 1)])
     none = np.zeros(0, np.intp)
-    if not at or at >= len(words):
+    if not at or at + 1 >= count:
         return none, 0
     low = max(int(words[at]) - int(_NEAR_NS), 1)
-    timed = np.flatnonzero(words - np.uint64(low) < 2 * _NEAR_NS)
-    is_start = np.zeros(len(words), np.bool_)
-    for word in _START_WORDS:
-        before = timed[timed >= word] - word
-        is_start[before[_START_WORD[np.minimum(kinds[before], last)] == word]] = True
-    starts = np.flatnonzero(is_start)
-    step = step_of[np.minimum(kinds[starts], last)]
-    starts, step = starts[step > 0], step[step > 0]  # a kind without a size ends the chain
+    near = words - np.uint64(low) < 2 * _NEAR_NS
+    # A start is the first of a row of times: its end follows, and perhaps when it was completed.
+    begins = near[:-1] & near[1:]
+    begins[1:] &= ~near[:-2]
+    times = np.flatnonzero(begins)
+    one, two = (_START_WORD.take(kinds[times - back], mode="clip") == back for back in (1, 2))
+    two[: np.searchsorted(times, 2)] = False  # the first word has none before it
+    both = one & two
+    starts = times - 2
+    starts += one & ~two
+    found = one | two
+    if not found.all():
+        starts, both = starts[found], both[found]
+    starts, after = _linked(starts, both, kinds, step_of)
     if not len(starts) or starts[0]:
         return none, 0
-    after = starts + step
-    # Each leads to the next one: then these are the records, whatever the words in between hold.
-    torn = np.flatnonzero((starts[1:] != after[:-1]) | (after[1:] > len(words)))
-    count = int(torn[0]) + 1 if len(torn) else len(starts)
-    if int(after[count - 1]) > len(words):
-        return none, 0
-    return starts[:count], int(after[count - 1])
+    torn = np.flatnonzero(starts[1:] != after[:-1])
+    upto = int(torn[0]) + 1 if len(torn) else len(starts)
+    if int(after[upto - 1]) > count:  # only the last one can reach so far
+        upto -= 1
+    return starts[:upto], int(after[upto - 1]) if upto else 0
+
+
+def _linked(starts: Array, both: Array, kinds: Array, step_of: Array) -> tuple[Array, Array]:
+    """Of words that look like starts, those that others lead to; and where they lead.
+
+    Args:
+        both: those that may as well start one word later: a copy of 4 bytes looks like a call.
+    """
+    for _ in range(_ROUNDS):
+        step = step_of.take(kinds[starts], mode="clip")
+        if not step.all():  # a kind without a size leads nowhere
+            starts, both, step = starts[step > 0], both[step > 0], step[step > 0]
+        after = starts + step
+        torn = starts[1:] != after[:-1]
+        if not torn.any():
+            return starts, after
+        later = torn & both[1:] & (starts[1:] + 1 == after[:-1])
+        if later.any():
+            starts[1:] += later
+            both[1:] &= ~later
+            continue
+        led_to = np.zeros(len(kinds) + MAX_SIZE // 8, np.bool_)
+        led_to[0], led_to[after] = True, True
+        kept = led_to[starts]
+        if kept.all():
+            return starts, after
+        starts, both = starts[kept], both[kept]
+    return starts[:0], starts[:0]
 
 
 def _chain(words: Array, step_of: Array) -> tuple[Array, int]:
@@ -209,7 +244,8 @@ def decode_buffer(data: bytes | memoryview, layout: Layout) -> Records:
         kind = int.from_bytes(data[end : end + 4], "little")
         what = "a cut record" if kind in layout.sizes else f"a record of unknown kind {kind}"
         lost.append(f"{len(data) - end} bytes of a buffer not decoded, after {what}")
-    present = {int(k): int(n) for k, n in zip(*np.unique(kinds, return_counts=True), strict=True)}
+    counts = np.bincount(kinds)
+    present = {int(k): int(counts[k]) for k in np.flatnonzero(counts)}
 
     def rows(kind: int, fields: tuple[Field, ...]) -> Array:
         size = layout.sizes.get(kind, MIN_SIZES[kind])
@@ -223,7 +259,7 @@ def decode_buffer(data: bytes | memoryview, layout: Layout) -> Records:
             # (``take`` would first make the view contiguous: 27 times the buffer).
             whole = np.dtype((np.void, size))
             every: Array = np.ndarray(((end - size) // 8 + 1,), whole, data, 0, (8,))
-            found = every[offsets[kinds == kind] // 8].view(dtype)
+            found = every[offsets[kinds == kind] >> 3].view(dtype)
         return _plausible(found, kind, untimed)
 
     kernels = [rows(kind, KERNEL_FIELDS) for kind in KERNEL_KINDS if kind in present]

@@ -56,8 +56,8 @@ class TimeCheck:
                 rows = rows if good.all() else rows[good]
             kept[name] = rows
         good = self._backward.good(kept["kernels"])
-        self.backward += int(np.count_nonzero(~good))
-        if not good.all():
+        if good is not None:
+            self.backward += int(np.count_nonzero(~good))
             kept["kernels"] = kept["kernels"][good]
         return replace(
             records, kernels=kept["kernels"], memcpy=kept["memcpy"], memset=kept["memset"]
@@ -85,42 +85,67 @@ class _Backward:
         self._latest: dict[tuple[int, int, int], tuple[int, int, int]] = {}
         """(device, context, stream) → correlation, start and end of the latest kernel."""
 
-    def good(self, kernels: Array) -> Array:
-        """Of every row, in the order of the buffers: is its time in order?"""
-        good = np.ones(len(kernels), np.bool_)
-        if not len(kernels):
-            return good
-        own = np.flatnonzero((kernels["graph_node"] == 0) & (kernels["graph"] == 0))
-        if not len(own):
-            return good
-        place = np.stack([kernels[name][own].astype(np.int64) for name in _PLACE])
-        if (place == place[:, :1]).all():  # one stream: no sort needed to find that out
-            places, which = place[:, :1], np.zeros(len(own), np.intp)
+    def good(self, kernels: Array) -> Array | None:
+        """Of every row, in the order of the buffers: is its time in order? ``None``: all are."""
+        own: Array | slice = slice(None)
+        launched = (kernels["graph_node"] == 0) & (kernels["graph"] == 0)
+        if not launched.all():
+            own = np.flatnonzero(launched)
+        place = [kernels[name][own] for name in _PLACE]
+        if not len(place[0]):
+            return None
+        if all((column == column[0]).all() for column in place):
+            # One stream: no sort needed to find that out.
+            groups = [(own, tuple(int(column[0]) for column in place))]
         else:
-            places, which = np.unique(place, axis=1, return_inverse=True)
-        for n in range(places.shape[1]):
-            mine = own[which.reshape(-1) == n]
-            key = (int(places[0, n]), int(places[1, n]), int(places[2, n]))
-            good[mine] = self._in_order(kernels, mine, key)
+            places, which = np.unique(np.stack(place), axis=1, return_inverse=True)
+            all_own = np.arange(len(kernels))[own]
+            groups = [
+                (all_own[which.reshape(-1) == n], tuple(places[:, n].tolist()))
+                for n in range(places.shape[1])
+            ]
+        good = None
+        for mine, key in groups:
+            in_order = self._in_order(kernels, mine, key)
+            if in_order is not None:
+                good = np.ones(len(kernels), np.bool_) if good is None else good
+                good[mine] = in_order
         return good
 
-    def _in_order(self, kernels: Array, mine: Array, key: tuple[int, int, int]) -> Array:
-        correlation = kernels["correlation"][mine].astype(np.int64)
-        order = np.argsort(correlation, kind="stable")
-        start, end = kernels["start"][mine][order], kernels["end"][mine][order]
-        seen = self._latest.get(key, (-1, start[0], start[0]))
-        if correlation.min() < seen[0]:
+    def _in_order(
+        self, kernels: Array, mine: Array | slice, key: tuple[int, ...]
+    ) -> Array | None:
+        """As ``good``, of the kernels of one stream."""
+        correlation = kernels["correlation"][mine]
+        start, end = kernels["start"][mine], kernels["end"][mine]
+        order = None
+        if not (correlation[1:] >= correlation[:-1]).all():
+            order = np.argsort(correlation, kind="stable")
+            correlation, start, end = correlation[order], start[order], end[order]
+        seen = self._latest.get(key, (-1, int(start[0]), int(start[0])))
+        if correlation[0] < seen[0]:
             # Buffers come as they are completed: this one holds older launches too.
-            seen = (-1, start[0], start[0])
-        before = np.concatenate([[seen[1]], np.maximum.accumulate(start)[:-1]])
-        before = np.maximum(before, seen[1])
-        ended = np.maximum(np.concatenate([[seen[2]], np.maximum.accumulate(end)[:-1]]), seen[2])
-        back = (start < before - BACK_NS) & (end > start) & (start < ended)
-        latest = int(np.argmax(start))
+            seen = (-1, int(start[0]), int(start[0]))
+        latest = len(start) - 1
+        back = None
+        if start[0] < seen[1] - BACK_NS or not (start[1:] >= start[:-1]).all():
+            latest = int(np.argmax(start))
+            back = _back(start, end, seen)
+        known = self._latest.get(key, (-1, 0, 0))
         self._latest[key] = max(
-            self._latest.get(key, (-1, 0, 0)),
-            (int(correlation[order][latest]), int(start[latest]), int(end.max())),
+            known, (int(correlation[latest]), int(start[latest]), int(end.max()))
         )
-        good = np.ones(len(mine), np.bool_)
-        good[order] = ~back
+        if back is None or not back.any():
+            return None
+        good = np.ones(len(start), np.bool_)
+        good[slice(None) if order is None else order] = ~back
         return good
+
+
+def _back(start: Array, end: Array, seen: tuple[int, int, int]) -> Array:
+    """Kernels in the order of their launches that ran before one that was launched earlier."""
+    before = np.concatenate([[seen[1]], np.maximum.accumulate(start)[:-1]])
+    before = np.maximum(before, seen[1])
+    ended = np.maximum(np.concatenate([[seen[2]], np.maximum.accumulate(end)[:-1]]), seen[2])
+    back: Array = (start < before - BACK_NS) & (end > start) & (start < ended)
+    return back
