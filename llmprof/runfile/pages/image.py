@@ -80,7 +80,7 @@ class Image:
         """
         if table not in self._tables and len(self._tables) == MOST_TABLES:
             return 0
-        into = self._tables.setdefault(table, _Table(sql))
+        into = self._tables.get(table) or _Table(sql)
         form = shape_of(columns)
         a_page = (PAGE - _LEAF_HEADER.size) // (form.length + 2)
         free = PAGES - MOST_TABLES - self._taken
@@ -96,6 +96,7 @@ class Image:
             self._taken += 1
             into.leaves.append((self._taken, rowid_of(into.rows + min(at, count) - 1)))
         into.rows += count
+        self._tables[table] = into
         return count
 
     def _add_alike(
@@ -146,7 +147,7 @@ class Image:
 
     def database(self) -> memoryview:
         """The whole, to be read before anything is added."""
-        schema = []
+        schema: list[bytes] = []
         for name, table in self._tables.items():
             texts = [text.encode() for text in ("table", name, name, table.sql)]
             serials = [_TEXT + 2 * len(text) for text in texts]
@@ -157,7 +158,7 @@ class Image:
             schema.append(varint(len(payload)) + varint(len(schema) + 1) + payload)
         header = _file_header(self._taken)
         self._put_page(0, header, _LEAF_HEADER, (), schema)
-        return memoryview(self._pages[: self._taken]).cast("B")
+        return self._pages[: self._taken].data.cast("B")
 
     def _root(self, table: _Table) -> int:
         """The page that leads to all rows of a table."""

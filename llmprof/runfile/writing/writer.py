@@ -273,9 +273,8 @@ class RunFileWriter(AbstractContextManager["RunFileWriter"]):
         """Many rows of one table, column by column: lists or one-dimensional numpy arrays.
 
         ``start`` and ``end`` are absolute CLOCK_MONOTONIC ns, as everywhere. Columns left out are
-        NULL, and 0 in those of ``zero_is_null``. Binding values is the cost, so what is constant in
-        a chunk (device, context, process, most launch parameters) stands in the statement as a
-        literal, and a statement takes many rows (``benchmarks/insert_kernels.py``).
+        NULL, and 0 in those of ``zero_is_null``. Arrays of integers are the fast way
+        (``RunDatabase.insert_columns``, ``benchmarks/insert_kernels.py``).
 
         Raises:
             ValueError: unknown table or column, a required column left out, unequal lengths.

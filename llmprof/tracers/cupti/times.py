@@ -8,7 +8,7 @@ the same, so where records are left out the device's idle time is an upper bound
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,7 +21,6 @@ Array = npt.NDArray[Any]
 BACK_NS = 1_000_000
 """A stream runs its work in order of launch. Launches of several threads into one stream may swap
 by less than this; a clock that goes back by more is none."""
-_PLACE = ("device", "context", "stream")
 _GPU_KINDS = {*KERNEL_KINDS, MEMCPY, MEMSET}
 AROUND_NS = 1_000_000_000
 """Before and behind a round's marks; a record's clock is not read at the same moment."""
@@ -73,6 +72,14 @@ class TimeCheck:
         return [f"{n} records of GPU work {why}: left out" for n, why in said if n]
 
 
+class _Place(NamedTuple):
+    """A stream."""
+
+    device: int
+    context: int
+    stream: int
+
+
 class _Backward:
     """Finds kernels whose clock went back, over all buffers of a trace.
 
@@ -82,8 +89,8 @@ class _Backward:
     """
 
     def __init__(self) -> None:
-        self._latest: dict[tuple[int, int, int], tuple[int, int, int]] = {}
-        """(device, context, stream) → correlation, start and end of the latest kernel."""
+        self._latest: dict[_Place, tuple[int, int, int]] = {}
+        """Correlation, start and end of the latest kernel of each stream."""
 
     def good(self, kernels: Array) -> Array | None:
         """Of every row, in the order of the buffers: is its time in order? ``None``: all are."""
@@ -91,17 +98,17 @@ class _Backward:
         launched = (kernels["graph_node"] == 0) & (kernels["graph"] == 0)
         if not launched.all():
             own = np.flatnonzero(launched)
-        place = [kernels[name][own] for name in _PLACE]
+        place = [kernels[name][own] for name in _Place._fields]
         if not len(place[0]):
             return None
         if all((column == column[0]).all() for column in place):
             # One stream: no sort needed to find that out.
-            groups = [(own, tuple(int(column[0]) for column in place))]
+            groups = [(own, _Place(*(int(column[0]) for column in place)))]
         else:
             places, which = np.unique(np.stack(place), axis=1, return_inverse=True)
             all_own = np.arange(len(kernels))[own]
             groups = [
-                (all_own[which.reshape(-1) == n], tuple(places[:, n].tolist()))
+                (all_own[which.reshape(-1) == n], _Place(*places[:, n].tolist()))
                 for n in range(places.shape[1])
             ]
         good = None
@@ -112,9 +119,7 @@ class _Backward:
                 good[mine] = in_order
         return good
 
-    def _in_order(
-        self, kernels: Array, mine: Array | slice, key: tuple[int, ...]
-    ) -> Array | None:
+    def _in_order(self, kernels: Array, mine: Array | slice, key: _Place) -> Array | None:
         """As ``good``, of the kernels of one stream."""
         correlation = kernels["correlation"][mine]
         start, end = kernels["start"][mine], kernels["end"][mine]

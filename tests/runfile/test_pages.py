@@ -1,0 +1,390 @@
+"""Rows that reach a file as pages are the rows that an insert writes."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, get_args
+
+import numpy as np
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+from runfile_factory import sample_info
+
+from llmprof.errors import RunFileError
+from llmprof.runfile.database import RunDatabase
+from llmprof.runfile.pages import cells, image, transfer
+from llmprof.runfile.pages.image import PAGE, PAGES, Image
+from llmprof.runfile.schema import BulkTable, statements
+from llmprof.runfile.writing.writer import RunFileWriter
+
+KERNEL, CALL = "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME"
+needs_deserialize = pytest.mark.skipif(
+    not hasattr(sqlite3.Connection, "deserialize"), reason="Python 3.10 inserts all rows"
+)
+Columns = dict[str, Any]
+
+
+def columns_of(table: str) -> tuple[tuple[str, ...], set[str]]:
+    """All columns of a table; those that must not be NULL."""
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute(statements()[table][0])
+        found = db.execute(f"PRAGMA table_info({table})").fetchall()
+    return tuple(row[1] for row in found), {row[1] for row in found if row[3]}
+
+
+def content(file: Path, table: str) -> list[tuple[Any, ...]]:
+    """Every row with its rowid, and that the file is sound."""
+    with closing(sqlite3.connect(file)) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        return db.execute(f"SELECT rowid, * FROM {table} ORDER BY rowid").fetchall()
+
+
+@contextmanager
+def database(file: Path, big_pages: bool = True) -> Iterator[RunDatabase]:
+    file.unlink(missing_ok=True)
+    db = RunDatabase(file, unmarked=big_pages)
+    try:
+        with db.transaction():
+            db.require("StringIds")  # every transaction may write strings
+        yield db
+    finally:
+        db.sql.close()
+
+
+def write(
+    file: Path, blocks: list[tuple[str, Columns, dict[str, int], set[str]]], big_pages: bool = True
+) -> None:
+    """All blocks in one transaction."""
+    with database(file, big_pages) as db, db.transaction():
+        for table, bound, fixed, zero_is_null in blocks:
+            db.require(table)
+            count = len(next(iter(bound.values())))
+            db.insert_columns(table, bound, fixed, count, zero_is_null)
+
+
+@contextmanager
+def only_inserts() -> Iterator[None]:
+    """As with a Python or an SQLite that can't take pages over."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfer, "definition_of", lambda sql: None)
+        yield
+
+
+@contextmanager
+def no_inserts() -> Iterator[None]:
+    """Values are bound nowhere: the rows come as pages."""
+
+    def never(*_: Any) -> None:
+        raise AssertionError("rows were inserted one by one")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("llmprof.runfile.database._cells", never)
+        yield
+
+
+BITS = (0, 1, 7, 8, 15, 16, 23, 24, 31, 32, 47, 48, 62, 63)
+
+
+@st.composite
+def a_column(draw: st.DrawFn) -> Callable[[np.random.Generator, int], np.ndarray]:
+    """Makes a column of any number of rows: integers around a border between two widths."""
+    bits, sign = draw(st.sampled_from(BITS)), draw(st.sampled_from((1, -1, 0)))
+    zeros, dtype = draw(st.sampled_from((0.0, 0.3, 1.0))), draw(st.sampled_from("biuq"))
+    stride = draw(st.integers(1, 3))
+
+    def make(random: np.random.Generator, count: int) -> np.ndarray:
+        high = (1 << bits) - 1
+        values = random.integers(-high - 1 if sign <= 0 else 0, high, count, np.int64, endpoint=True)
+        values = -np.maximum(values, -high) if sign < 0 else values
+        values[random.random(count) < zeros] = 0
+        values[0], values[-1] = (-high - 1, high) if sign == 0 else (0, sign * high)
+        typed = {"b": np.int16, "i": np.int32, "u": np.uint32, "q": np.int64}[dtype]
+        fits = np.iinfo(typed).min <= values.min() and values.max() <= np.iinfo(typed).max
+        held = np.zeros(count * stride, typed if fits else np.int64)
+        held[::stride] = values
+        return held[::stride]
+
+    return make
+
+
+@needs_deserialize
+@settings(max_examples=40, deadline=None)
+@given(
+    table=st.sampled_from((KERNEL, CALL, "CUPTI_ACTIVITY_KIND_MEMCPY")),
+    data=st.data(),
+    counts=st.lists(st.sampled_from((512, 513, 700, 2000, 9000)), min_size=1, max_size=3),
+    big_pages=st.booleans(),
+    seed=st.integers(0, 1 << 32),
+)
+def test_both_ways_leave_the_same_rows(
+    table: str, data: st.DataObject, counts: list[int], big_pages: bool, seed: int,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:  # fmt: skip
+    names, required = columns_of(table)
+    folder, random = tmp_path_factory.mktemp("both"), np.random.default_rng(seed)
+    blocks = []
+    for count in counts:
+        bound, fixed, nullable = {}, {}, 0
+        zero_is_null = set()
+        for name in names:
+            what = data.draw(st.sampled_from(("varies", "varies", "fixed", "left out", "nullable")))
+            if what == "nullable" and name not in required and nullable < cells.MOST_NULLABLE:
+                nullable += 1
+                zero_is_null.add(name)
+            elif what == "left out" and name not in required:
+                continue
+            if what == "fixed":
+                fixed[name] = data.draw(st.sampled_from((0, 1, -1, 127, 128, 1 << 40, -(1 << 63))))
+            else:
+                bound[name] = data.draw(a_column())(random, count)
+        bound.setdefault(names[0], np.arange(count))
+        fixed.pop(names[0], None)
+        blocks.append((table, bound, fixed, zero_is_null))
+    with no_inserts():
+        write(folder / "pages.sqlite", blocks, big_pages)
+    with only_inserts():
+        write(folder / "rows.sqlite", blocks, big_pages)
+    assert content(folder / "pages.sqlite", table) == content(folder / "rows.sqlite", table)
+
+
+@needs_deserialize
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.lists(st.integers(1, 60_000), min_size=1, max_size=3),
+    nulls=st.sampled_from((0.0, 0.01, 0.5, 1.0)),
+    bits=st.sampled_from((1, 20, 63)),
+)
+@example(rows=[60_000, 60_000, 60_000], nulls=0.5, bits=63)  # as full as it gets
+def test_an_image_is_a_sound_database(rows: list[int], nulls: float, bits: int) -> None:
+    """Of one page, of many below an inner page, and of rows of several lengths."""
+    made, random = Image(), np.random.default_rng(0)
+    wanted: list[tuple[Any, ...]] = []
+    sql = "CREATE TABLE t (a INTEGER, b INTEGER NOT NULL, c INTEGER, d INTEGER)"
+    for count in rows:
+        a = random.integers(0, 1 << bits, count)
+        a[random.random(count) < nulls] = 0
+        b = np.arange(count) - 7
+        block = [
+            cells.varying(a, zero_is_null=True),
+            cells.varying(b),
+            cells.ALL_NULL,
+            cells.constant(-300),
+        ]
+        taken = made.add("t", sql, block, 0, count)
+        pairs = zip(a[:taken].tolist(), b[:taken].tolist(), strict=True)
+        wanted += [(x or None, y, None, -300) for x, y in pairs]
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.deserialize(made.database())
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("SELECT * FROM t").fetchall() == wanted
+        # By their keys too, through the inner page.
+        found = db.execute("SELECT rowid FROM t").fetchall()
+        assert [row for (row,) in found] == [cells.rowid_of(n) for n in range(len(wanted))]
+        for number in (0, len(wanted) // 2, len(wanted) - 1):
+            key = cells.rowid_of(number)
+            assert db.execute("SELECT * FROM t WHERE rowid = ?", (key,)).fetchone() == wanted[number]
+
+
+def test_an_image_takes_what_it_has_room_for() -> None:
+    values = [cells.varying(np.arange(10_000) + (1 << 40))]
+    made, added = Image(), {}
+    for table in ("t", "u", "v"):
+        sql = f"CREATE TABLE {table} (a INTEGER)"
+        added[table] = 0
+        while taken := made.add(table, sql, values, 0, 10_000):
+            added[table] += taken
+    assert added["t"] == cells.MOST_ROWS and 0 < added["u"] < cells.MOST_ROWS and not added["v"]
+    assert made.tables == ["t", "u"]
+    assert 0.98 * PAGES * PAGE < len(made.database()) <= PAGES * PAGE
+    made.clear()
+    assert made.tables == [] and made.add("t", "CREATE TABLE t (a)", values, 0, 10) == 10
+
+
+def block(first: int, count: int) -> Columns:
+    """Calls whose ``start`` numbers them."""
+    ones = {name: np.ones(count, np.int64) for name in ("eventClass", "nameId", "returnValue")}
+    start = np.arange(first, first + count)
+    return {**ones, "start": start, "end": start + 3, "correlationId": start % 100}
+
+
+def starts(file: Path) -> list[int]:
+    return [row[1] for row in content(file, CALL)]
+
+
+def test_few_rows_and_lists_keep_their_place_among_pages(tmp_path: Path) -> None:
+    file, counts = tmp_path / "x.sqlite", (5, 3000, 5, 3000, 40)
+    with database(file) as db:
+        for many in (False, True):  # the second transaction finds rows in the table
+            with db.transaction():
+                db.require(CALL)
+                for number, count in enumerate(counts):
+                    columns = block(sum(counts) * many + sum(counts[:number]), count)
+                    if number == 2:
+                        columns = {name: values.tolist() for name, values in columns.items()}
+                    db.insert_columns(CALL, columns, {}, count)
+    assert starts(file) == list(range(2 * sum(counts)))
+
+
+@needs_deserialize
+def test_more_rows_than_the_images_of_a_transaction_hold(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(image, "PAGES", image.MOST_TABLES + 4)
+    monkeypatch.setattr(transfer, "_MOST_IMAGES", 2)
+    file, count = tmp_path / "x.sqlite", 20_000
+    with database(file) as db:
+        for begin in (0, 2 * count):
+            with db.transaction():
+                db.require(CALL)
+                for first in (begin, begin + count):
+                    db.insert_columns(CALL, block(first, count), {}, count)
+        attached = db.sql.execute("PRAGMA database_list").fetchall()
+        assert [row[1] for row in attached] == ["main"], "their memory is given back"
+    assert starts(file) == list(range(4 * count))
+
+
+@needs_deserialize
+def test_more_tables_than_an_image_holds() -> None:
+    made, values = Image(), [cells.varying(np.arange(600))]
+    taken = [
+        made.add(f"t{n}", f"CREATE TABLE t{n} (a INTEGER)", values, 0, 600)
+        for n in range(image.MOST_TABLES + 1)
+    ]
+    assert taken == [600] * image.MOST_TABLES + [0]
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.deserialize(made.database())
+        assert db.execute("SELECT count(*), sum(a) FROM t7").fetchone() == (600, 599 * 300)
+
+
+def test_values_that_are_none_of_sqlites_are_refused_as_ever(tmp_path: Path) -> None:
+    good = block(0, 600)
+    for wrong, error in (
+        ({"nameId": np.full(600, 1 << 63, np.uint64)}, OverflowError),
+        ({"nameId": np.arange(600)}, sqlite3.IntegrityError),  # NULL where it must not be
+    ):
+        with database(tmp_path / "x.sqlite") as db:
+            with pytest.raises(error), db.transaction():
+                db.require(CALL)
+                db.insert_columns(CALL, good | wrong, {}, 600, {"nameId"})
+            with db.transaction():
+                db.require(CALL)
+                db.insert_columns(CALL, good | {"callchainId": np.arange(600) / 4}, {}, 600)
+        found = content(tmp_path / "x.sqlite", CALL)
+        assert [row[-1] for row in found[:5]] == [0, 0.25, 0.5, 0.75, 1]
+
+
+def test_a_transaction_that_fails_leaves_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "x.sqlite"
+    with database(file) as db:
+        with db.transaction():
+            db.require(CALL)
+            db.insert_columns(CALL, block(0, 1000), {}, 1000)
+        with pytest.raises(KeyboardInterrupt), db.transaction():
+            for first in range(0, 300_000, 60_000):  # more than an image
+                db.insert_columns(CALL, block(first, 60_000), {}, 60_000)
+            raise KeyboardInterrupt
+        with db.transaction():
+            db.insert_columns(CALL, block(1000, 1000), {}, 1000)
+    assert starts(file) == list(range(2000))
+
+
+def test_which_tables_take_pages() -> None:
+    taken = {t for t in get_args(BulkTable) if transfer.definition_of(statements()[t][0])}
+    if hasattr(sqlite3.Connection, "deserialize"):
+        # The others have a key: SQLite has to look at each row.
+        assert set(get_args(BulkTable)) - taken == {"COMPOSITE_EVENTS", "SAMPLING_CALLCHAINS"}
+    else:
+        assert not taken
+    for sql in (
+        "CREATE TABLE t (a INTEGER UNIQUE)",
+        "CREATE TABLE t (a INTEGER) WITHOUT ROWID",
+        f"CREATE TABLE t ({', '.join(f'c{n} INTEGER' for n in range(70))})",
+        "CREATE TABLE t (",
+    ):
+        assert transfer.definition_of(sql) is None
+
+
+KILLED = """
+    import sys
+    import numpy as np
+    from test_pages import CALL, block, database
+    from pathlib import Path
+    with database(Path(sys.argv[1])) as db:
+        with db.transaction():
+            db.require(CALL)
+            db.insert_columns(CALL, block(0, 1000), {}, 1000)
+        with db.transaction():
+            for first in range(0, 600_000, 60_000):
+                db.insert_columns(CALL, block(first, 60_000), {}, 60_000)
+            print("in the middle", flush=True)
+            sys.stdin.read()
+"""
+
+
+@needs_deserialize
+def test_kill_in_a_big_transaction(tmp_path: Path) -> None:
+    file = tmp_path / "x.sqlite"
+    path = os.pathsep.join(str(Path(__file__).parents[n] / p) for n, p in ((0, "."), (1, "support")))
+    with subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(KILLED), str(file)],
+        env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        text=True,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        assert process.stdout.readline() == "in the middle\n"
+        process.send_signal(signal.SIGKILL)
+    assert file.stat().st_size > 5_000_000, "pages had reached the file"
+    assert starts(file) == list(range(1000))
+    assert list(tmp_path.iterdir()) == [file], "nothing is left behind"
+
+
+@needs_deserialize
+def test_a_limit_on_the_file_is_said_and_what_was_written_stays(tmp_path: Path) -> None:
+    script = """
+        import resource, sys
+        from pathlib import Path
+        from test_pages import CALL, RunFileWriter, block, sample_info
+        from llmprof.errors import RunFileError
+        with RunFileWriter(Path(sys.argv[1]), sample_info()) as run:
+            shift = run.t0_ns
+            def put(count):
+                columns = block(0, count)
+                run.bulk(CALL, columns | {n: columns[n] + shift for n in ("start", "end")})
+            put(1000)
+            resource.setrlimit(resource.RLIMIT_FSIZE, (4_000_000, 4_000_000))
+            try:
+                put(400_000)
+            except RunFileError as why:
+                print(why)
+            put(1000)
+    """
+    file = tmp_path / "x.sqlite"
+    path = os.pathsep.join(str(Path(__file__).parents[n] / p) for n, p in ((0, "."), (1, "support")))
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script), str(file)],
+        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    assert "has reached the limit on file sizes of 4.00 MB" in done.stdout
+    assert len(starts(file)) == 2000
+
+
+def test_the_writer_and_a_failed_batch(tmp_path: Path) -> None:
+    """A round's columns, as ``bulk`` gets them, are there after the call."""
+    columns = block(0, 2000)
+    with RunFileWriter(tmp_path / "x.sqlite", sample_info()) as run:
+        columns |= {name: columns[name] + run.t0_ns for name in ("start", "end")}
+        run.bulk(CALL, columns)
+        assert starts(run.path) == list(range(2000))
+        with pytest.raises(RunFileError), run.batch():
+            run.bulk(CALL, columns)
+            raise RunFileError("the disk")
+        assert len(starts(run.path)) == 2000
