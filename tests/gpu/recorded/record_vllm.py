@@ -1,7 +1,7 @@
 """A vLLM program that knows nothing of llmprof, to be recorded or run alone.
 
-    python3 tests/gpu/recorded/record_vllm.py eager|graphs [--layers 8] [--tokens 60] [--child]
-        [--profile OUT | --both OUT]
+    python3 tests/gpu/recorded/record_vllm.py eager|graphs|warm [--layers 8] [--tokens 60]
+        [--child] [--profile OUT | --both OUT]
 
 Dummy weights in Llama shapes, token ids in and out. One request warms up; then ``--repeats``
 requests, each a phase. It prints ``TRUTH`` and one JSON object: each phase with its decode steps
@@ -46,7 +46,7 @@ SHAPE = {
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("mode", choices=("eager", "graphs"))
+    parser.add_argument("mode", choices=("eager", "graphs", "warm"), help="warm: fills its caches")
     parser.add_argument("--layers", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=60)
     parser.add_argument("--repeats", type=int, default=5)
@@ -72,6 +72,8 @@ def main() -> None:
         document = {**SHAPE, "num_hidden_layers": args.layers}
         (Path(folder) / "config.json").write_text(json.dumps(document))
         understood(folder)
+        if args.mode == "warm":
+            return
         turns.take()
         if args.profile or args.both:
             attach_profiler()

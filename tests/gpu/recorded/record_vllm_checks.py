@@ -31,6 +31,7 @@ from llmprof.records.steps import counted
 
 VLLM = str(Path(__file__).with_name("record_vllm.py"))
 VLLM_RUNS = {"eager": ["eager"], "graphs": ["graphs"], "child": ["graphs", "--child"]}
+BOTH = ("eager", "graphs")
 AFTER = ("--after", "5steps")
 PROCESSES = {"eager": 3, "graphs": 2, "child": 1}
 """Of each tool, in turns: vLLM's attention of 9 µs differs by 10 % from process to process."""
@@ -49,7 +50,13 @@ def start(ahead: Ahead, folder: Path) -> None:
         )
         ahead.start(label, work)
 
-    for number in range(max(PROCESSES.values()) if installed() else 0):
+    if not installed():
+        return
+    bounded([sys.executable, VLLM, "warm"], {})  # once, and not by each of them
+    for mode in BOTH:
+        out = str(folder / f"profile-both-{mode}")
+        recorded(f"vllm both {mode}", [sys.executable, VLLM, mode, "--both", out], AFTER)
+    for number in range(max(PROCESSES.values())):
         for name, words in VLLM_RUNS.items():
             if number >= PROCESSES[name]:
                 continue
@@ -59,15 +66,19 @@ def start(ahead: Ahead, folder: Path) -> None:
                 out = str(folder / f"profile-{name}-{number}")
                 work = partial(told, [*command, "--profile", out], **ahead.turn)
                 ahead.start(f"vllm {name} seen", work)
-        if number == 0:
-            out = str(folder / "profile-both")
-            recorded("vllm both", [sys.executable, VLLM, "eager", "--both", out], AFTER)
 
 
 def judge(ahead: Ahead, folder: Path) -> None:
     if not installed():
         print("skip vllm: it is not installed", flush=True)
         return
+    for mode in BOTH:
+        for run in ahead.of(f"vllm both {mode}"):
+            truths = run.truths()
+            phases = one(f"vllm both {mode}", run, whole=False)
+            if truths and phases:
+                name = f"vllm {mode}, both tools in one process"
+                agree(name, [phases], [truths[0]["generate"]])
     for name in VLLM_RUNS:
         ours = []
         for number in range(PROCESSES[name]):
@@ -77,11 +88,6 @@ def judge(ahead: Ahead, folder: Path) -> None:
         seen = [truth["generate"] for truth in ahead.of(f"vllm {name} seen")]
         if ours and seen:
             agree(f"vllm {name}", ours, seen)
-    for run in ahead.of("vllm both"):
-        truths = run.truths()
-        phases = one("vllm both", run, whole=False)
-        if truths and phases:
-            agree("vllm, both tools in one process", [phases], [truths[0]["generate"]])
     report(folder)
 
 
