@@ -18,7 +18,7 @@ from llmprof.runfile.reader import RunFileReader
 
 
 def test_a_program_becomes_an_engine_with_its_steps(record: Record) -> None:
-    code, said = record.run(record.program, "exit", "40", "25", "2000", RANK="1")
+    code, said = record.run(record.program, "exit", "40", "25", "10000", RANK="1")
     assert code == 7 and record.left() == []
     assert "recorded_program rank 1: 1,000 kernels, 0 copies, 2,000 calls, 40 ranges" in said
     data = record.data()
@@ -109,7 +109,7 @@ def test_a_window_by_time_and_by_steps(record: Record) -> None:
 
 
 def test_twice_states_the_slowdown(record: Record) -> None:
-    code, said = record.run(record.program, "exit", "20", "5", "2000", options=("--twice",))
+    code, said = record.run(record.program, "exit", "20", "5", "10000", options=("--twice",))
     assert code == 7 and "running the command again, untraced" in said and record.left() == []
     data = record.data()
     assert [(r.pass_name, len(r.stamps_ns)) for r in data.rounds] == [
@@ -183,7 +183,7 @@ def test_host_stacks_of_a_program_that_uses_no_gpu(record: Record) -> None:
 
 
 def test_levels(record: Record) -> None:
-    record.run(record.program, "exit", "10", "5", "0", options=("--trace", "steps"))
+    record.run(record.program, "exit", "10", "5", "20000", options=("--trace", "steps"))
     (process,) = record.data().processes
     assert (process.kernels, process.ranges, process.engine_id) == (0, 10, 0)
     (traced,) = record.data().rounds
