@@ -6,6 +6,7 @@ import os
 import shutil
 import stat
 import struct
+from pathlib import Path
 
 from llmprof.plaintext import one_line
 
@@ -25,9 +26,9 @@ def obstacle(command: str) -> str:
     path = shutil.which(command)
     if path is None:
         return ""
-    name = one_line(os.path.basename(path), 80)
+    name = one_line(Path(path).name, 80)
     try:
-        facts = os.stat(path)
+        facts = Path(path).stat()
         loader = _loader(path)
     except (OSError, struct.error):
         return ""
@@ -35,7 +36,7 @@ def obstacle(command: str) -> str:
         return f"{name} runs setuid, and a recorder writes nothing where another user may say where"
     if loader == "":
         return f"{name} is linked statically: it loads neither the CUDA driver nor a recorder"
-    if loader and os.path.basename(loader).startswith("ld-musl-"):
+    if loader and Path(loader).name.startswith("ld-musl-"):
         return (
             f"{name} runs on musl ({one_line(loader, 80)}), and NVIDIA's driver and the recorder on"
             " glibc only"
@@ -51,7 +52,7 @@ def _loader(path: str) -> str | None:
         OSError: it cannot be read.
         struct.error: it is torn.
     """
-    with open(path, "rb") as file:
+    with Path(path).open("rb") as file:
         head = file.read(_HEADER.size)
         if head[:6] != b"\x7fELF\x02\x01":
             return None

@@ -16,11 +16,11 @@ from llmprof.errors import RunFileError, UsageError
 from llmprof.native.build import BuildError, library
 from llmprof.plaintext import one_line
 from llmprof.recording import closing
-from llmprof.recording.sampled.bandwidth import BandwidthSampling
 from llmprof.recording.control import ACTIVITY, RANGES, ControlPage, spool_folder
-from llmprof.recording.sampled.host import HostStacks
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.program import Program
+from llmprof.recording.sampled.bandwidth import BandwidthSampling
+from llmprof.recording.sampled.host import HostStacks
 from llmprof.recording.spooled.devices import DeviceMap
 from llmprof.recording.spooled.spools import Spools
 from llmprof.recording.status import Lane, Outcome, Status

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
@@ -131,7 +130,7 @@ def test_what_cannot_be_split_is_said_before_anything_loads(
 
 def test_a_package_without_tensor_parallelism(load: Load, package: V2) -> None:
     del package.Model.load_tp
-    with pytest.raises(UsageError, match="has no tensor parallelism; install 0.3.2"):
+    with pytest.raises(UsageError, match=r"has no tensor parallelism; install 0\.3\.2"):
         load(tp="2")
 
 

@@ -107,5 +107,5 @@ def test_too_small_a_split(load: Load) -> None:
 
 def test_a_package_without_tensor_parallelism(load: Load, package: V3) -> None:
     package.Model.load_gen = lambda self, device=None: None
-    with pytest.raises(UsageError, match="has no tensor parallelism; install 1.6.5"):
+    with pytest.raises(UsageError, match=r"has no tensor parallelism; install 1\.6\.5"):
         load(tp="2")

@@ -4,7 +4,7 @@
 
 Needs llmprof, torch for CUDA, the packages exllamav2 and exllamav3 and their extensions
 (LLMPROF_EXTENSIONS_DIR, see run_exllama.py), and two GPUs. Each family is one run of llmprof over
-the same random weights. Prints a line a claim and writes split.json and the run files to $OUT; exits
+the same random weights. Prints a line a claim, writes split.json and the run files to $OUT; exits
 1 where a claim fails. About 60 s a family on two H100s.
 """
 
@@ -130,13 +130,15 @@ def family(name: str, engines: list[str], gpus: int, expected: dict[str, int]) -
             print(f"  {line['name']}:", {k: round(line[k], 3) for k in keys})
         for one in group["collectives"]:
             print(f"  {one['name']}: {one['per_step']:.0f} a step, {one['transfer_us']:.1f} µs,",
-                  f"wait {one['wait_us']:.1f} µs, {one['bytes']} bytes, bus {one['bus_gb_s']}")  # fmt: skip
+                  f"wait {one['wait_us']:.1f} µs, {one['bytes']} bytes,",
+                  f"bus {one['bus_gb_s']}")  # fmt: skip
     for skew in document["skews"] or []:
         print(f"{skew['engine']}: {skew['words']}")
     print("no ranks:", document.get("ranks_missing"))
     print("not to be had:", document["unavailable"])
     kept[name] = {"tokens": {k: [list(r)[:12] for r in v] for k, v in tokens.items()},
-                  "lanes": lanes, "ranks": document["ranks"], "skews": document["skews"]}  # fmt: skip
+                  "lanes": lanes, "ranks": document["ranks"],
+                  "skews": document["skews"]}  # fmt: skip
 
 
 def common(a: list[list[int]], b: list[list[int]]) -> int:
@@ -154,9 +156,7 @@ def kernels(file: Path) -> list[tuple[int, int, int, int]]:
 
 
 def v2(folder: Path, shape: str, gpus: int) -> None:
-    model = weights(
-        folder / "exl2", shape, "exllamav2", "--format", "exl2", "--head-bits", "6"
-    )
+    model = weights(folder / "exl2", shape, "exllamav2", "--format", "exl2", "--head-bits", "6")
     split = "/".join(["2.2"] * (gpus - 1) + ["40"])
     engines = [
         f"exllamav2:label=one,model={model}",

@@ -3,10 +3,10 @@
     python3 tests/gpu/run_ranks.py [--ranks N] [--budget 235] [--only rates,host] [--cap WATT]
 
 Needs llmprof importable and torch with NCCL. Takes as many GPUs as there are (2, 4 or 8) and plants
-into the last rank. Prints markdown and writes ranks.json to $OUT; exits 1 where a claim fails. About
-4 minutes on two H100s, 5 on four; a part that would not end within the budget is left out, and said.
-``--cap`` sets the power limit of the last GPU for one part and puts it back: only where the settings
-are yours to change.
+into the last rank. Prints markdown and writes ranks.json to $OUT; exits 1 where a claim fails.
+About 4 minutes on two H100s, 5 on four; a part that would not end within the budget is left out,
+and said. ``--cap`` sets the power limit of the last GPU for one part and puts it back: only where
+the settings are yours to change.
 """
 
 from __future__ import annotations
@@ -161,8 +161,8 @@ def against_the_spot(group: dict[str, Any], model: str, batch: int) -> None:
     # reduced again and again.
     check(
         kernel / 1.3 <= seen <= kernel * 1.3,
-        f"bus bandwidth of {size} bytes, {ranks} ranks: {seen:.3f} GB/s in the step; on the spot {kernel:.3f} GB/s"
-        f" by the kernel, {spot['bus_gb_s']:.3f} GB/s by nccl-tests' formula",
+        f"bus bandwidth of {size} bytes, {ranks} ranks: {seen:.3f} GB/s in the step; on the spot"
+        f" {kernel:.3f} GB/s by the kernel, {spot['bus_gb_s']:.3f} GB/s by nccl-tests' formula",
     )
     link = group["gpus"][0]["nvlink_gb_s"] if group["gpus"] else None
     check(bool(link) and seen < link, f"NVLink carries {link} GB/s by NVML")

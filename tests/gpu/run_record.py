@@ -185,9 +185,7 @@ def start(ahead: Ahead, folder: Path, target: str, *words: str) -> None:
         label = f"{name}-{number}" if number else name
         ahead.start(
             name,
-            partial(
-                Recorded, folder, label, sys.executable, TARGETS, target, *words, **ahead.turn
-            ),
+            partial(Recorded, folder, label, sys.executable, TARGETS, target, *words, **ahead.turn),
         )
         seen = partial(profiled, target, folder, number, *words, **ahead.turn)
         ahead.start(f"{name} seen", seen)
@@ -481,7 +479,7 @@ def main() -> int:
     )
     parser.add_argument("--only", help="names, comma separated")
     parser.add_argument("--keep", help="folder for the run files")
-    parser.add_argument("--budget", type=float, default=1e9, help="no program starts after so many s")
+    parser.add_argument("--budget", type=float, default=1e9, help="s; later no program starts")
     arguments = parser.parse_args()
     wanted = arguments.only.split(",") if arguments.only else list(CHECKS)
     if unknown := set(wanted) - set(CHECKS):

@@ -94,7 +94,7 @@ int main(void) {
 def test_a_musl_program_runs_and_says_why_nothing_was_recorded(
     record: Record, static: bool
 ) -> None:
-    """NVTX in it tries to load the recorder, which needs glibc: musl refuses, the program goes on."""
+    """NVTX in it tries to load the recorder, which needs glibc: musl refuses, it goes on."""
     if shutil.which("musl-gcc") is None:
         pytest.skip("no musl-gcc")
     kind = ("-static",) if static else ("-ldl",)
@@ -305,7 +305,7 @@ def test_an_output_folder_that_cannot_be_written_is_one_line(
     record: Record, tmp_path: Path
 ) -> None:
     """As in a container that is read-only: nothing was started."""
-    script = f"mount -t tmpfs -o ro tmpfs {tmp_path} && exec \"$@\""
+    script = f'mount -t tmpfs -o ro tmpfs {tmp_path} && exec "$@"'
     unshare = ["unshare", "-rm", "sh", "-c", script, "sh"]
     if not shutil.which("unshare") or subprocess.run([*unshare, "true"]).returncode:
         pytest.skip("no mounts of one's own here")
@@ -319,7 +319,7 @@ def test_an_output_folder_that_cannot_be_written_is_one_line(
 
 
 def test_a_program_that_forks_after_it_used_cuda(record: Record) -> None:
-    """CUDA is the parent's alone: the child is no engine, and writes into no file of its parent's."""
+    """CUDA is the parent's alone: the child is no engine, and leaves its parent's file alone."""
     assert record.run(record.program, "fork", "20", "5", "500")[0] == 0
     data = record.data()
     assert [p.kernels for p in data.processes if p.kernels] == [200]

@@ -103,7 +103,9 @@ def a_column(draw: st.DrawFn) -> Callable[[np.random.Generator, int], np.ndarray
 
     def make(random: np.random.Generator, count: int) -> np.ndarray:
         high = (1 << bits) - 1
-        values = random.integers(-high - 1 if sign <= 0 else 0, high, count, np.int64, endpoint=True)
+        values = random.integers(
+            -high - 1 if sign <= 0 else 0, high, count, np.int64, endpoint=True
+        )
         values = -np.maximum(values, -high) if sign < 0 else values
         values[random.random(count) < zeros] = 0
         values[0], values[-1] = (-high - 1, high) if sign == 0 else (0, sign * high)
@@ -191,7 +193,9 @@ def test_an_image_is_a_sound_database(rows: list[int], nulls: float, bits: int) 
         assert [row for (row,) in found] == [cells.rowid_of(n) for n in range(len(wanted))]
         for number in (0, len(wanted) // 2, len(wanted) - 1):
             key = cells.rowid_of(number)
-            assert db.execute("SELECT * FROM t WHERE rowid = ?", (key,)).fetchone() == wanted[number]
+            assert (
+                db.execute("SELECT * FROM t WHERE rowid = ?", (key,)).fetchone() == wanted[number]
+            )
 
 
 def test_an_image_takes_what_it_has_room_for() -> None:
@@ -333,7 +337,9 @@ KILLED = """
 @needs_deserialize
 def test_kill_in_a_big_transaction(tmp_path: Path) -> None:
     file = tmp_path / "x.sqlite"
-    path = os.pathsep.join(str(Path(__file__).parents[n] / p) for n, p in ((0, "."), (1, "support")))
+    path = os.pathsep.join(
+        str(Path(__file__).parents[n] / p) for n, p in ((0, "."), (1, "support"))
+    )
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(file)],
         env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
@@ -368,7 +374,9 @@ def test_a_limit_on_the_file_is_said_and_what_was_written_stays(tmp_path: Path) 
             put(1000)
     """
     file = tmp_path / "x.sqlite"
-    path = os.pathsep.join(str(Path(__file__).parents[n] / p) for n, p in ((0, "."), (1, "support")))
+    path = os.pathsep.join(
+        str(Path(__file__).parents[n] / p) for n, p in ((0, "."), (1, "support"))
+    )
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(file)],
         env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True,

@@ -18,11 +18,11 @@ from llmprof.sweep.store import Ended, Store
 
 
 def rows_of(of=None, **changed: object) -> list[dict]:
-    found = []
-    for point in (of or grid()).points():
-        for name in ("a", "b"):
-            found.append({**row(point, name, **changed), "fields": dict(point.fields), "repeat": 0})
-    return found
+    return [
+        {**row(point, name, **changed), "fields": dict(point.fields), "repeat": 0}
+        for point in (of or grid()).points()
+        for name in ("a", "b")
+    ]
 
 
 def test_an_unknown_interval_is_na_with_its_reason() -> None:
@@ -35,8 +35,8 @@ def test_an_unknown_interval_is_na_with_its_reason() -> None:
     found = curves(rows, ("context", "batch"), "context")
     (text,) = why_missing(found, ["step_ms", "tok_s"])
     assert text == (
-        "interval of step, ms; interval of tok/s, all sequences: n/a at a · batch 1 128; a · batch 2"
-        " 128; b · batch 1 128; b · batch 2 128: 1 round: an interval needs at least 5"
+        "interval of step, ms; interval of tok/s, all sequences: n/a at a · batch 1 128; a · batch"
+        " 2 128; b · batch 1 128; b · batch 2 128: 1 round: an interval needs at least 5"
     )
     for one in rows:
         one["categories"], one["reasons"] = {}, {CATEGORIES: "no traced pass: the time was up"}

@@ -96,7 +96,7 @@ def groups(
 def _driven(
     reader: RunFileReader, engine: EngineRecord, trace: Traced, rules: Sequence[Rule]
 ) -> list[Member] | Unavailable:
-    """The ranks of one engine of llmprof's own: rank 0 is the worker, the others have rows of their own."""
+    """The ranks of one engine of llmprof's own: rank 0 is the worker, the others have own rows."""
     traced, record = trace.round, trace.record
     if isinstance(traced, Unavailable):
         return traced

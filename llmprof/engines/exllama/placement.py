@@ -1,4 +1,4 @@
-"""On which GPUs an ExLlama engine computes, and how it is split over them. Standard library only."""
+"""On which GPUs an ExLlama engine computes, and how it is split. Standard library only."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GB = 1 << 30
 
 @dataclass(frozen=True)
 class Placement:
-    """GPU 0 alone, tensor parallel over the first ``tp`` GPUs, or layer after layer over several."""
+    """GPU 0 alone, tensor parallel over the first ``tp`` GPUs, or layer after layer."""
 
     engine: str
     tp: int = 1
@@ -108,8 +108,11 @@ def read_placement(given: Options, engine: str) -> Placement:
         parts = tuple(float(word) for word in text.split("/"))
     except ValueError:
         parts = ()
-    if not parts or min(parts) < 0 or max(parts) in (0.0, float("inf")) or any(
-        gb != gb for gb in parts
+    if (
+        not parts
+        or min(parts) < 0
+        or max(parts) in (0.0, float("inf"))
+        or any(gb != gb for gb in parts)
     ):
         raise UsageError(
             f"{engine}:gpu_split={text}: expected the GB that each GPU may take, as in"

@@ -235,10 +235,14 @@ class ExLlamaV2Engine(ExLlamaAdapter):
         if parallel:
             notes.append("GPUs exchange their parts through host memory: copies, no collectives")
         if self._graphs and not graphs:
-            why = "has none with tensor parallelism" if parallel else "captures quantised layers only"
+            why = (
+                "has none with tensor parallelism" if parallel else "captures quantised layers only"
+            )
             notes.append(f"no CUDA graphs: the package {why}")
         if self._attention == "sdpa" and parallel:
-            notes.append("prefill attends with a causal mask of llmprof's: exllamav2 0.3.2 has none")
+            notes.append(
+                "prefill attends with a causal mask of llmprof's: exllamav2 0.3.2 has none"
+            )
         elif self._attention == "sdpa":
             notes.append(
                 "prefill attends by matmul: the SDPA prefill of exllamav2 0.3.2 has no causal mask"

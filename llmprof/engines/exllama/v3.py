@@ -183,9 +183,7 @@ class ExLlamaV3Engine(ExLlamaAdapter):
             return {}
         self._model.tp_drain_acks()
         found = self._ranks.ask_all({"do": "end_trace", "serial": serial})
-        return {
-            rank: self._begun.get(rank) or trace_words(facts) for rank, facts in found.items()
-        }
+        return {rank: self._begun.get(rank) or trace_words(facts) for rank, facts in found.items()}
 
     def free(self) -> None:
         if self._ranks is not None:

@@ -93,7 +93,7 @@ def work(
         else:
             answers.untraced = why.reason
     threading.Thread(target=answers.serve, daemon=True).start()
-    target, arguments = pickle.loads(payload)  # noqa: S301 - rank 0 made it
+    target, arguments = pickle.loads(payload)
     target(*arguments)
     if answers.tracer is not None:
         answers.tracer.close()

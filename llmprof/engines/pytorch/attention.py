@@ -1,6 +1,6 @@
 """Which attention torch takes for a decode step. torch is handed in, not imported.
 
-On Hopper and Blackwell torch (2.9 and newer, with a cuDNN that can) prefers cuDNN's attention, which
+On Hopper and Blackwell torch (2.9 and newer, with a cuDNN that can) prefers cuDNN's attention: it
 makes a plan for each shape at its first use and keeps it for the life of the process: some 45 ms of
 the host on an H100, and every decode step has a KV length of its own.
 """

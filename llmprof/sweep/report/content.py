@@ -13,7 +13,6 @@ from llmprof.sweep.report.gaps import CATEGORIES, Failed, failed_points, why_mis
 from llmprof.sweep.rows import Row
 from llmprof.sweep.store import Store
 
-
 COLUMNS = (
     "step_ms",
     "tok_s",

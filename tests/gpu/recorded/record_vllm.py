@@ -100,8 +100,8 @@ def main() -> None:
 
 
 def understood(folder: str) -> None:
-    """vLLM looks at a model's class in a process of its own, and keeps what it saw: before the turn,
-    since it needs no GPU and takes as long as the import."""
+    """vLLM looks at a model's class in a process of its own, and keeps what it saw: before the
+    turn, since it needs no GPU and takes as long as the import."""
     from vllm.engine.arg_utils import EngineArgs
 
     EngineArgs(model=folder, skip_tokenizer_init=True, max_model_len=1024).create_model_config()

@@ -62,9 +62,7 @@ FOUND_NOTES = (
 """Of a group that nobody named."""
 
 
-def twins(
-    members: Sequence[Member], notes: tuple[str, ...] = FOUND_NOTES
-) -> list[SkewReport]:
+def twins(members: Sequence[Member], notes: tuple[str, ...] = FOUND_NOTES) -> list[SkewReport]:
     """Groups among processes (or GPUs of one) without collectives; times must be on one clock."""
     rest = [m for m in members if len(m.label) >= LEAST_KERNELS and not len(m.collectives)]
     found = []
@@ -104,9 +102,7 @@ def _shift(a: Member, b: Member) -> int | None:
     return found if best >= ALIKE else None
 
 
-def _report(
-    group: Sequence[Member], shifts: Sequence[int], notes: tuple[str, ...]
-) -> SkewReport:
+def _report(group: Sequence[Member], shifts: Sequence[int], notes: tuple[str, ...]) -> SkewReport:
     first = max(0, *shifts)
     last = min(len(m.label) + shift for m, shift in zip(group, shifts, strict=True))
     pieces = [m.start_ns[first - s : last - s] for m, s in zip(group, shifts, strict=True)]
