@@ -9,7 +9,8 @@
 #include <string.h>
 #include <wchar.h>
 
-enum { TEXT_ROOM = 1024, RING = 1 << 16, CALLBACKS = 1, CORE = 1, CORE2 = 5 };
+enum { RING = 1 << 16, CALLBACKS = 1, CORE = 1, CORE2 = 5 };
+#define EXTENDED ((int32_t)0xDFBD0009) /* NVTX_PAYLOAD_TYPE_EXT */
 enum { ASCII = 1, UNICODE = 2, REGISTERED = 3 };
 
 /* A FRAME_NVTX is a row of these, each followed by `length` bytes of text, padded to 8. */
@@ -17,7 +18,8 @@ struct event {
   uint64_t time_ns, id, domain, payload;
   uint32_t tid;
   uint16_t length;
-  uint8_t type; /* ( ) push, pop; S E start, end; M mark; D a domain's name; T a thread's name */
+  uint8_t type; /* ( ) push, pop; S E start, end; M mark; D a domain's name; T a thread's name;
+                   P a payload of the thread's next event, id: its schema; K a schema */
   uint8_t payload_type;
 };
 _Static_assert(sizeof(struct event) == 40, "as llmprof reads it");
@@ -27,7 +29,7 @@ struct attributes { /* nvtxEventAttributes_t */
   uint32_t category;
   int32_t color_type;
   uint32_t color;
-  int32_t payload_type, reserved;
+  int32_t payload_type, payloads; /* how many, where they are of the payload extension */
   uint64_t payload;
   int32_t message_type, reserved_too;
   const void *message;
@@ -57,7 +59,9 @@ void ranges_forget(void) {
 
 static void put(char type, const void *domain, uint64_t id, const char *string, size_t length,
                 int payload_type, uint64_t payload) {
-  if (!(control_wanted() & WANT_RANGES) && type != 'D' && type != 'T') return;
+  if (!(control_wanted() & WANT_RANGES) && type != 'D' && type != 'T' &&
+      type != 'K')
+    return;
   struct event event = {
       .time_ns = monotonic_ns(), .id = id, .domain = (uint64_t)(uintptr_t)domain,
       .payload = payload, .tid = thread_id(),
@@ -103,6 +107,11 @@ static void put_with(char type, const void *domain, uint64_t id, const struct at
   } else if (with->message_type == UNICODE) {
     string = wide, length = narrow(with->message, wide);
   }
+  if (with->payload_type == EXTENDED && with->payloads > 0) {
+    payloads_put(domain, (const void *)(uintptr_t)with->payload, (size_t)with->payloads);
+    put(type, domain, id, string, length, 0, 0);
+    return;
+  }
   put(type, domain, id, string, length, with->payload_type, with->payload);
 }
 
@@ -140,6 +149,16 @@ static int domain_push(const void *d, const struct attributes *a) {
   return put_with('(', d, 0, a), depth++;
 }
 static int domain_pop(const void *d) { return put_plain(')', d, 0, NULL), --depth; }
+
+void ranges_put(char type, const void *domain, uint64_t id, const void *bytes, size_t length) {
+  put(type, domain, id, bytes, length, 0, 0);
+}
+int ranges_push(const void *domain) { return put_plain('(', domain, 0, NULL), depth++; }
+int ranges_pop(const void *domain) { return domain_pop(domain); }
+uint64_t ranges_start(const void *domain) {
+  uint64_t id = new_id();
+  return put_plain('S', domain, id, NULL), id;
+}
 
 /* Handles are our own copies of the text: what a range refers to may be gone when it ends. */
 static const void *register_a(const void *domain, const char *s) {

@@ -10,6 +10,7 @@
  *   library.c   which libcupti
  *   names.c     kernel names, record sizes
  *   ranges.c    NVTX
+ *   payloads.c  its payload extension
  *   spool.c     frames, JSON, the control page
  *
  * No CUDA header is needed: what is used of cupti_activity.h is the same from CUDA 12.0 to 13.5. */
@@ -119,10 +120,18 @@ void activity_flush(int forced);
 void activity_mark(const char *where);
 void activity_forget(void);
 
-/* ranges.c */
+/* ranges.c; a text, a payload and a schema have TEXT_ROOM bytes at most */
+enum { TEXT_ROOM = 1024 };
+void ranges_put(char type, const void *domain, uint64_t id, const void *bytes, size_t length);
+int ranges_push(const void *domain);
+int ranges_pop(const void *domain);
+uint64_t ranges_start(const void *domain);
 void ranges_flush(void);
 void ranges_forget(void);
 int ranges_attach(const void *(*export_table)(uint32_t));
+
+/* payloads.c; `data` is nvtxPayloadData_t[count] */
+void payloads_put(const void *domain, const void *data, size_t count);
 
 /* process.c */
 int process_begin(void); /* the spool and the helper of this process image; 0 where none can be */

@@ -295,6 +295,8 @@ class NvtxEvent:
     pid: int
     tid: int
     domain: str = "llmprof"
+    values: str = ""
+    """A JSON object of what the program attached (NVTX's payload extension)."""
 
 
 @dataclass(frozen=True)

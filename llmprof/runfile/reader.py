@@ -43,6 +43,7 @@ from llmprof.runfile.trace.host_ranges import recorded_stacks
 from llmprof.runfile.trace.host_rows import HostRows, read_samples, together
 
 if TYPE_CHECKING:
+    from llmprof.runfile.trace.collective_calls import CollectiveCalls
     from llmprof.runfile.trace.ranges import LaunchRows, RangeRows
     from llmprof.runfile.trace.reader import ProcessTotals
     from llmprof.runfile.trace.rows import Ints, PmColumns, TraceRows
@@ -237,6 +238,13 @@ class RunFileReader(AbstractContextManager["RunFileReader"]):
                 return read_trace(self._sql, tables, pid, window, limit, advance, calls, back)
             except (TypeError, ValueError, OverflowError) as why:
                 raise RowError(f"a trace table holds something else than integers: {why}") from None
+
+    def collective_calls(self, process: int) -> CollectiveCalls | None:
+        """Calls of NCCL that it says the bytes of; ``None``: there are none."""
+        from llmprof.runfile.trace.collective_calls import collective_calls
+
+        with self._reading():
+            return collective_calls(self._sql, self._tables(), process)
 
     def work_in(self, records: Sequence[RoundRecord]) -> list[int]:
         """How much device work began in each round of one process (kernels, copies, graphs)."""

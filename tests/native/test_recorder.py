@@ -23,6 +23,7 @@ from waiting import until
 
 from llmprof.native import build
 from llmprof.recording.control import ControlPage
+from llmprof.recording.spooled.ranges import RangeReader
 from llmprof.tracers.cupti import library, spool
 from llmprof.tracers.cupti.decode import Trace
 
@@ -106,6 +107,36 @@ def test_an_end_that_can_be_heard_loses_nothing(
     assert kernels(only(tmp_path)) == (3000, 6000)
     marks = [value for kind, value in frames(only(tmp_path)) if kind == spool.MARK]
     assert [m["where"] for m in marks if m] == ["on", "end"]
+
+
+def test_what_a_program_attaches_to_its_ranges_is_kept(
+    built: recorder_build.Built, tmp_path: Path
+) -> None:
+    environment = built.environment(tmp_path)
+    done = subprocess.run(
+        [built.payloads, "3"], env=environment, capture_output=True, text=True, timeout=60
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    with spool.SpoolReader(only(tmp_path)) as reader:
+        ranges = RangeReader(1)
+        ended = [
+            event
+            for frame in reader.frames()
+            if frame.kind == spool.NVTX
+            for event in ranges.read(reader.payload(frame))
+        ]
+    assert ranges.open == 0  # a range that ends with a payload has an end
+    assert [(event.domain, event.text) for event in ended] == [
+        ("NCCL", "ncclCommInitRank"),
+        *[("NCCL", "ncclAllReduce")] * 3,
+    ]
+    one = {"NCCL communicator ID": 0xABCDEF0123456789}
+    assert json.loads(ended[0].values) == {
+        **one, "No. of ranks": 4, "Rank": 2, "CUDA device": 2,
+    }  # fmt: skip
+    assert [json.loads(event.values) for event in ended[1:]] == [
+        {**one, "Message size [bytes]": size} for size in (8192, 16384, 24576)
+    ]
 
 
 @pytest.mark.parametrize(

@@ -265,7 +265,7 @@ def readable(built: recorder_build.Built) -> Iterator[Record]:
             shutil.copy(file, folder)
         (folder / "out").mkdir()
         program, recorder = folder / built.program.name, folder / built.recorder.name
-        copies = recorder_build.Built(folder, recorder, program)
+        copies = recorder_build.Built(folder, recorder, program, built.payloads)
         yield Record(copies, folder / "cache", folder / "out")
 
 

@@ -15,6 +15,7 @@ from llmprof.analysis.device.sweep import Spans
 from llmprof.analysis.ranks.matched.joins import Joins, joins
 from llmprof.analysis.ranks.matched.matching import match
 from llmprof.analysis.ranks.matched.members import Member, member
+from llmprof.analysis.ranks.matched.sizes import collective_sizes, main_communicator
 from llmprof.analysis.ranks.matched.twins import SkewReport, twins
 from llmprof.analysis.ranks.report import report
 from llmprof.analysis.ranks.results import RanksReport
@@ -56,7 +57,7 @@ def groups(
     found: list[RanksReport] = []
     missing: dict[str, str] = {}
     if data.info.source != "driven":
-        members = _members(data, traces, rules)
+        members = _members(reader, data, traces, rules)
         worlds = [p.world_size or 0 for p in data.processes]
         if (ranks := reader.source()[0].ranks) is not None:  # one rank's file
             worlds.append(ranks[1])
@@ -65,7 +66,8 @@ def groups(
         communicating = [one for one in members if len(one.collectives)]
         for group in _clusters(communicating, same_host):
             names = dict.fromkeys(one.engine for one in group)
-            made = report(group, ", ".join(names), {}, max(world, len(group)), same_host)
+            whole = group[0].communicator_ranks or world
+            made = report(group, ", ".join(names), {}, max(whole, len(group)), same_host)
             if isinstance(made, Unavailable):
                 missing[group[0].engine] = made.reason
             else:
@@ -123,7 +125,9 @@ def _driven(
     return members
 
 
-def _members(data: RunData, traces: Sequence[Traced], rules: Sequence[Rule]) -> list[Member]:
+def _members(
+    reader: RunFileReader, data: RunData, traces: Sequence[Traced], rules: Sequence[Rule]
+) -> list[Member]:
     """Every (process, device) of a file that llmprof did not drive."""
     said: dict[int, int | None] = {p.process: p.rank for p in data.processes}
     found: list[Member] = []
@@ -131,12 +135,17 @@ def _members(data: RunData, traces: Sequence[Traced], rules: Sequence[Rule]) -> 
         traced, record = trace.round, trace.record
         if isinstance(traced, Unavailable) or record is None:
             continue
+        rows, (communicator, size) = traced.rows, (0, 0)
+        if calls := reader.collective_calls(record.pid):
+            communicator, size = main_communicator(calls)
+            sizes = collective_sizes(rows, calls)
+            rows = replace(rows, kernels=replace(rows.kernels, collective_bytes=sizes))
         # Converted traces of torch.profiler have the rank in the process' name.
         named = re.fullmatch(r"rank (\d{1,7})", engine.label)
         for device in traced.work.devices():
             rank = said.get(record.pid, int(named[1]) if named else None)
             one = member(
-                traced.rows,
+                rows,
                 record.pid,
                 device,
                 device if rank is None else rank,
@@ -145,7 +154,7 @@ def _members(data: RunData, traces: Sequence[Traced], rules: Sequence[Rule]) -> 
                 _bounds(traced),
                 rank is not None,
             )
-            found.append(one)
+            found.append(replace(one, communicator=communicator, communicator_ranks=size))
     return found
 
 
@@ -162,7 +171,10 @@ def _clusters(members: Sequence[Member], same_host: bool) -> list[list[Member]]:
         first, *others = rest
         group, rest = [first], []
         for other in others:
-            together = not isinstance(match([first, other], same_host), Unavailable)
+            named = {first.communicator, other.communicator} - {0}
+            together = len(named) < 2 and not isinstance(
+                match([first, other], same_host), Unavailable
+            )
             (group if together else rest).append(other)
         if len({m.rank for m in group}) < len(group):
             group = [replace(m, rank=n, from_environment=False) for n, m in enumerate(group)]

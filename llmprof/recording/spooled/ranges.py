@@ -6,6 +6,7 @@ import re
 import struct
 
 from llmprof.records import NvtxEvent
+from llmprof.recording.spooled.payloads import Schemas
 
 _EVENT = struct.Struct("<QQQQIHcB")
 """``struct event`` of the recorder: time, id, domain, payload, thread, text length, two types."""
@@ -24,8 +25,11 @@ class RangeReader:
 
     def __init__(self, process: int) -> None:
         self._process = process
-        self._stacks: dict[tuple[int, int], list[tuple[int, str]]] = {}
-        self._started: dict[int, tuple[int, int, int, str]] = {}
+        self._stacks: dict[tuple[int, int], list[tuple[int, str, str]]] = {}
+        self._started: dict[int, tuple[int, int, int, str, str]] = {}
+        self._schemas = Schemas()
+        self._attached: dict[int, str] = {}
+        """Thread → what belongs to its next event."""
         self._domains: dict[int, str] = {0: ""}
         self.thread_names: dict[int, str] = {}
         self.marks = 0
@@ -46,23 +50,30 @@ class RangeReader:
             at = text_at + (length + 7 & ~7)
             if time_ns >= FAR_NS:
                 continue
+            if kind == b"P":
+                blob = payload[text_at : text_at + length]
+                self._attached[tid] = self._schemas.json(domain, number, blob)
+                continue
+            values = self._attached.pop(tid, "") if kind in b"()SEM" else ""
             if kind == b")":
                 stack = self._stacks.get((tid, domain))
                 if stack:
-                    start, text = stack.pop()
-                    self._end(ended, start, time_ns, domain, tid, text)
+                    start, text, first = stack.pop()
+                    self._end(ended, start, time_ns, domain, tid, text, values or first)
                 continue
             if kind == b"E":
                 found = self._started.pop(number, None)
                 if found is not None:
-                    start, domain, tid, text = found
-                    self._end(ended, start, time_ns, domain, tid, text)
+                    start, domain, tid, text, first = found
+                    self._end(ended, start, time_ns, domain, tid, text, values or first)
                 continue
             text = payload[text_at : text_at + length].decode(errors="replace")
             if kind == b"(":
-                self._stacks.setdefault((tid, domain), []).append((time_ns, text))
+                self._stacks.setdefault((tid, domain), []).append((time_ns, text, values))
             elif kind == b"S":
-                self._started[number] = time_ns, domain, tid, text
+                self._started[number] = time_ns, domain, tid, text, values
+            elif kind == b"K":
+                self._schemas.learn(domain, number, text)
             elif kind == b"D":
                 self._domains[domain] = text
             elif kind == b"T":
@@ -72,10 +83,17 @@ class RangeReader:
         return ended
 
     def _end(
-        self, ended: list[NvtxEvent], start: int, end: int, domain: int, tid: int, text: str
+        self,
+        ended: list[NvtxEvent],
+        start: int,
+        end: int,
+        domain: int,
+        tid: int,
+        text: str,
+        values: str,
     ) -> None:
         name = self._domains.get(domain, f"domain {domain:#x}")
-        ended.append(NvtxEvent(start, max(start, end), text, self._process, tid, name))
+        ended.append(NvtxEvent(start, max(start, end), text, self._process, tid, name, values))
         shape = _NUMBER.sub("*", text)
         if shape in self.shapes or len(self.shapes) < MAX_SHAPES:
             self.shapes[shape] = self.shapes.get(shape, 0) + 1

@@ -329,8 +329,8 @@ class RunFileWriter(AbstractContextManager["RunFileWriter"]):
             self._name_domain(domain, pid, start - t0)
         # Text inline and endGlobalTid NULL: otherwise some readers lose the range.
         self._db.sql.executemany(
-            'INSERT INTO NVTX_EVENTS (start, "end", eventType, "text", globalTid, domainId)'
-            f" VALUES (?, ?, {schema.PUSH_POP}, ?, ?, ?)",
+            'INSERT INTO NVTX_EVENTS (start, "end", eventType, "text", globalTid, domainId,'
+            f" jsonText) VALUES (?, ?, {schema.PUSH_POP}, ?, ?, ?, ?)",
             (
                 (
                     e.start_ns - t0,
@@ -338,6 +338,7 @@ class RunFileWriter(AbstractContextManager["RunFileWriter"]):
                     clean(e.text),
                     tids[e.pid, e.tid],
                     self._domains[e.domain],
+                    clean(e.values) if e.values else None,
                 )
                 for e in events
             ),

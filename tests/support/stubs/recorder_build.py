@@ -19,6 +19,8 @@ class Built:
     folder: Path
     recorder: Path
     program: Path
+    payloads: Path
+    """Attaches payloads to NVTX ranges."""
 
     def environment(self, spools: Path, **more: str) -> dict[str, str]:
         """As ``llmprof record`` sets it, with the stub driver on the library path."""
@@ -55,4 +57,6 @@ def make(folder: Path, flags: tuple[str, ...] = SANITIZE) -> Built:
     program = folder / "recorded_program"
     compile_("-o", str(program), str(SUPPORT / "recorded_program.c"),
              *(str(folder / name) for _, name in libraries), "-ldl")  # fmt: skip
-    return Built(folder, recorder, program)
+    payloads = folder / "payload_program"
+    compile_("-o", str(payloads), str(SUPPORT / "payload_program.c"), "-ldl")
+    return Built(folder, recorder, program, payloads)

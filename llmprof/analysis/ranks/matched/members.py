@@ -40,6 +40,10 @@ class Member:
     """The rank is what the program said (RANK); else it is the order of the GPUs."""
     drawn: tuple[Work, Ints] | None = None
     """The same work and its streams as a timeline draws it."""
+    communicator: int = 0
+    """NCCL's hash of the one that it works with most, equal on all of its ranks; 0: not known."""
+    communicator_ranks: int = 0
+    """How many ranks that has; 0: not known."""
     payload: Ints | None = None
     """Bytes of each piece that is a collective (0: not known); ``None``: of none."""
 
