@@ -43,7 +43,7 @@ def calls(*made: tuple[int, str, int], tid: int = 7, ranks: int = 4) -> Collecti
 
 def rows(*kernels: tuple[int, str, int], launched: bool = True, tid: int = 7) -> TraceRows:
     """(start of the launching call, name, graph node) of each; the kernel starts 100 later."""
-    names = {n: name for n, name in enumerate(dict.fromkeys(one[1] for one in kernels), 1)}
+    names = dict(enumerate(dict.fromkeys(one[1] for one in kernels), 1))
     number = {name: n for n, name in names.items()}
     launch = ints(*(one[0] for one in kernels))
     count = len(kernels)

@@ -215,7 +215,7 @@ RECEIVE = "void pg_all_reduce_cpu_recv_kernel<(int)2>(PGContext*, int)"
 
 
 def by_way_of_the_host(member: Member) -> Member:
-    """Every all-reduce as exllamav3 makes it: one kernel hands in, one waits for the sum."""
+    """All-reduces as exllamav3 makes them: a kernel that hands in, one that waits for the sum."""
     rows = []
     for start, end, label, launch in zip(
         member.start_ns, member.end_ns, member.label, member.launch_ns, strict=True

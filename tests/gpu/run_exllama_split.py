@@ -4,8 +4,8 @@
 
 Needs llmprof, torch for CUDA, the packages exllamav2 and exllamav3 and their extensions
 (LLMPROF_EXTENSIONS_DIR, see run_exllama.py), and two GPUs. Each family is one run of llmprof over
-the same random weights. Prints a line a claim, writes split.json and the run files to $OUT; exits
-1 where a claim fails. About 60 s a family on two H100s.
+the same random weights. Prints a line a claim and writes split.json and the run files to $OUT;
+exits 1 where a claim fails. About 60 s a family on two H100s.
 """
 
 from __future__ import annotations
@@ -129,16 +129,20 @@ def family(name: str, engines: list[str], gpus: int, expected: dict[str, int]) -
             keys = ("wait_ms", "transfer_ms", "exposed_ms", "compute_ms", "idle_ms")
             print(f"  {line['name']}:", {k: round(line[k], 3) for k in keys})
         for one in group["collectives"]:
-            print(f"  {one['name']}: {one['per_step']:.0f} a step, {one['transfer_us']:.1f} µs,",
-                  f"wait {one['wait_us']:.1f} µs, {one['bytes']} bytes,",
-                  f"bus {one['bus_gb_s']}")  # fmt: skip
+            print(
+                f"  {one['name']}: {one['per_step']:.0f} a step, {one['transfer_us']:.1f} µs,"
+                f" wait {one['wait_us']:.1f} µs, {one['bytes']} bytes, bus {one['bus_gb_s']}"
+            )
     for skew in document["skews"] or []:
         print(f"{skew['engine']}: {skew['words']}")
     print("no ranks:", document.get("ranks_missing"))
     print("not to be had:", document["unavailable"])
-    kept[name] = {"tokens": {k: [list(r)[:12] for r in v] for k, v in tokens.items()},
-                  "lanes": lanes, "ranks": document["ranks"],
-                  "skews": document["skews"]}  # fmt: skip
+    kept[name] = {
+        "tokens": {label: [list(row)[:12] for row in rows] for label, rows in tokens.items()},
+        "lanes": lanes,
+        "ranks": document["ranks"],
+        "skews": document["skews"],
+    }
 
 
 def common(a: list[list[int]], b: list[list[int]]) -> int:

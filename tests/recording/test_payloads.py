@@ -11,9 +11,12 @@ from hypothesis import strategies as st
 from llmprof.recording.spooled.payloads import Schemas
 from llmprof.recording.spooled.ranges import RangeReader
 
-ALL_REDUCE = "0 24\n0 18 0 0 NCCL communicator ID\n8 22 0 0 Message size [bytes]\n16 16777240 0 0 Op\n"
+ALL_REDUCE = (
+    "0 24\n0 18 0 0 NCCL communicator ID\n8 22 0 0 Message size [bytes]\n16 16777240 0 0 Op\n"
+)
 COMM = (
-    "0 24\n0 18 0 0 NCCL communicator ID\n8 5 0 0 No. of ranks\n12 5 0 0 Rank\n16 5 0 0 CUDA device\n"
+    "0 24\n0 18 0 0 NCCL communicator ID\n8 5 0 0 No. of ranks\n12 5 0 0 Rank\n"
+    "16 5 0 0 CUDA device\n"
 )
 HASH = 0xABCDEF0123456789
 DOMAIN = 0x1000

@@ -1,4 +1,4 @@
-"""On which GPUs an ExLlama engine computes, and how it is split. Standard library only."""
+"""On which GPUs an ExLlama engine computes, and how it is split over them. Standard library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GB = 1 << 30
 
 @dataclass(frozen=True)
 class Placement:
-    """GPU 0 alone, tensor parallel over the first ``tp`` GPUs, or layer after layer."""
+    """GPU 0 alone, tensor parallel over the first ``tp`` GPUs, or layer by layer over several."""
 
     engine: str
     tp: int = 1

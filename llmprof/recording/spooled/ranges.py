@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 import struct
 
-from llmprof.records import NvtxEvent
 from llmprof.recording.spooled.payloads import Schemas
+from llmprof.records import NvtxEvent
 
 _EVENT = struct.Struct("<QQQQIHcB")
 """``struct event`` of the recorder: time, id, domain, payload, thread, text length, two types."""

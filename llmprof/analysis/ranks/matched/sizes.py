@@ -1,10 +1,10 @@
 """How many bytes each collective of a recorded program moved, from the calls that NCCL described.
 
-A kernel that was launched on its own belongs to the one call that its thread made since the launch
-of its collective before. Several calls in between were fused into one kernel (a group of NCCL): then
-its bytes are not known. Kernels of CUDA graphs are replayed without a call; they belong to the calls
-that no other kernel claims, which were made while graphs were captured, and are of one size where all
-of those are.
+A kernel that was launched on its own belongs to the one call that its thread made since it launched
+the collective before. Several calls in between were fused into one kernel (a group of NCCL): then
+its bytes are not known. Kernels of CUDA graphs are replayed without a call; they belong to the
+calls that no other kernel claims, which were made while graphs were captured, and are of one size
+where all of those are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _KINDS = {"AlltoAll": "AllToAll", "Send": "SendRecv", "Recv": "SendRecv"}
 
 
 def main_communicator(calls: CollectiveCalls) -> tuple[int, int]:
-    """The one that most calls are on: NCCL's hash, and how many ranks it has (each 0: not known)."""
+    """The one of most calls: NCCL's hash, and how many ranks it has (0: not known)."""
     known = calls.communicator[calls.communicator >= 0]
     if not len(known):
         return 0, 0
