@@ -4,7 +4,7 @@
 
 Columns as ``ingest/activities.py`` makes them of a CUDA graph of 587 kernels, one CUPTI buffer
 (4 MiB) and one transaction a call: one process, device, context and stream, 22 launch shapes, times
-and grid ids that all differ. Interleaved; prints medians. Goal: 0.5 million rows a second.
+and grid ids that all differ. Interleaved; prints medians. Goal: 2.5 times as fast.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from llmprof.records import RunInfo
 from llmprof.runfile import schema
 from llmprof.runfile.writing.writer import RunFileWriter
 
-GOAL = 0.5e6
+GOAL = 2.5
 TABLE = "CUPTI_ACTIVITY_KIND_KERNEL"
 NODES = 587
 SHAPES = 22
@@ -107,9 +107,10 @@ def main() -> int:
     for name, found in rates.items():
         spread = f"{min(found) / 1e6:.2f}–{max(found) / 1e6:.2f}"
         print(f"{name:6} {medians[name] / 1e6:.2f} M rows/s ({spread})")
-    met = medians["ours"] >= GOAL
-    print(f"ratio  {medians['ours'] / medians['plain']:.2f}")
-    print(f"goal   {GOAL / 1e6:.1f} M rows/s: {'met' if met else 'MISSED'}")
+    ratio = medians["ours"] / medians["plain"]
+    met = ratio >= GOAL
+    print(f"ratio  {ratio:.2f}")
+    print(f"goal   {GOAL}: {'met' if met else 'MISSED'}")
     return 0 if met else 1
 
 

@@ -14,8 +14,9 @@ import sqlite3
 import stat
 import tempfile
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,6 +25,7 @@ from llmprof.plaintext import one_line
 from llmprof.runfile import schema
 from llmprof.runfile.codec import clean
 from llmprof.runfile.locks import writable
+from llmprof.runfile.pages.bound import insert_bound
 
 if TYPE_CHECKING:
     from llmprof.runfile.pages.transfer import PageTransfer
@@ -36,11 +38,6 @@ _BUGS = (
 )
 """Subclasses of DatabaseError that mean a wrong call, not a disk in trouble."""
 
-_MAX_PARAMETERS = 999
-"""Of one statement: SQLITE_MAX_VARIABLE_NUMBER before SQLite 3.32."""
-_MAX_ROWS = 64
-"""Of one statement; more of them gain nothing."""
-_BLOCK_ROWS = 4096
 _PAGE = 16384
 """The largest that a file has."""
 
@@ -97,17 +94,27 @@ class RunDatabase:
         self._size_before = 0
         self._pages: PageTransfer | None = None
         self._created = _claim(path)
-        self.sql = writable(path)
+        self._sql = writable(path, check_same_thread=False)  # ``PageTransfer`` has a thread
         try:
             if unmarked:
                 # A row takes 7 % less time than with SQLite's own 4096; a small file is larger.
-                self.sql.execute("PRAGMA page_size = 16384")
-            self.sql.execute("PRAGMA journal_mode = DELETE")
+                self._sql.execute("PRAGMA page_size = 16384")
+            self._sql.execute("PRAGMA journal_mode = DELETE")
             # Enough for a killed process and a full disk; FULL would add an fsync to each round.
-            self.sql.execute("PRAGMA synchronous = NORMAL")
+            self._sql.execute("PRAGMA synchronous = NORMAL")
         except sqlite3.Error as why:
             self.abandon()
             raise RunFileError(f"{one_line(str(path))}: cannot be created: {why}") from why
+
+    @property
+    def sql(self) -> sqlite3.Connection:
+        """Raises ``sqlite3.Error``: rows of the open transaction could not be written."""
+        return self._sql if self._pages is None else self._pages.sql
+
+    def close(self) -> None:
+        if self._pages is not None:
+            self._pages.close()
+        self._sql.close()
 
     def check_ours(self) -> None:
         """Inside the first transaction, which holds the lock: nobody else has written the file.
@@ -124,7 +131,7 @@ class RunDatabase:
 
     def abandon(self) -> None:
         """Close, and remove the file if it is ours: nothing was ever committed to it."""
-        self.sql.close()
+        self.close()
         if self._created:
             with suppress(OSError):
                 self.path.unlink()
@@ -167,52 +174,25 @@ class RunDatabase:
         """``count`` rows, given column by column; ``fixed`` holds what is the same in every row.
 
         Rows of numpy columns go into the file as pages (``runfile.pages``), at the latest when the
-        transaction ends. All others, and where SQLite does not allow it, are inserted: one value to
-        bind and one statement to step for each cell and row is what that costs, so ``fixed`` goes
-        into the text of the statement, and a statement takes many rows.
+        transaction ends. All others, and where SQLite does not allow it, are inserted.
 
         Args:
             bound: lists of Python values, or numpy arrays of integers.
             zero_is_null: columns whose 0 is written as NULL.
         """
-        begin = self._as_pages(table, bound, fixed, count, zero_is_null)
-        width = len(bound)
-        names = ", ".join(quoted(name) for name in (*bound, *fixed))
-        marks = ["NULLIF(?, 0)" if name in zero_is_null else "?" for name in bound]
-        literals = [
-            "NULL" if name in zero_is_null and not value else str(int(value))
-            for name, value in fixed.items()
-        ]
-        row = f"({', '.join([*marks, *literals])})"
-        many = max(1, min(_MAX_ROWS, _MAX_PARAMETERS // max(1, width)))
-        whole = count - (count - begin) % many
-        for first, last, rows in ((begin, whole, many), (whole, count, count - whole)):
-            if first < last:
-                self.sql.executemany(
-                    f"INSERT INTO {quoted(table)} ({names}) VALUES {', '.join([row] * rows)}",
-                    _cells(list(bound.values()), first, last, rows),
-                )
-
-    def _as_pages(
-        self,
-        table: str,
-        bound: Mapping[str, Any],
-        fixed: Mapping[str, int],
-        count: int,
-        zero_is_null: Collection[str],
-    ) -> int:
-        """Write the first rows as pages; how many. What is there of the table is in order then."""
-        if self._pages is None:
-            if not any(hasattr(column, "dtype") for column in bound.values()):
-                return 0
+        done = 0
+        if self._pages is None and any(hasattr(column, "dtype") for column in bound.values()):
             from llmprof.runfile.pages.transfer import PageTransfer
 
-            self._pages = PageTransfer(self.sql)
-        definition = schema.statements()[table][0]
-        done = self._pages.add(table, definition, {**bound, **fixed}, count, zero_is_null)
-        if done < count and self._pages.waits(table):
-            self._pages.settle()
-        return done
+            self._pages = PageTransfer(self._sql)
+        if self._pages is not None:
+            definition = schema.statements()[table][0]
+            columns = {**bound, **fixed}
+            done = self._pages.add(table, definition, columns, count, zero_is_null)
+            if done < count and self._pages.waits(table):
+                self._pages.settle()
+        if done < count:
+            insert_bound(self.sql, table, bound, fixed, range(done, count), zero_is_null)
 
     def replace_all(self, table: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Let ``rows`` be all that the table holds; without any, it is not created for it."""
@@ -222,11 +202,10 @@ class RunDatabase:
 
     def check_columns(self, table: str, given: set[str]) -> None:
         """Raises ``ValueError``: an unknown column, or a required one left out."""
-        # cid, name, type, notnull, default, pk
-        columns = self.sql.execute(f"PRAGMA table_info({quoted(table)})").fetchall()
-        if unknown := given - {c[1] for c in columns}:
+        columns, required = _columns_of(table)
+        if unknown := given - columns:
             raise ValueError(f"{table}: no column {', '.join(sorted(unknown))}")
-        if left_out := {c[1] for c in columns if c[3]} - given:
+        if left_out := required - given:
             raise ValueError(f"{table}: needs column {', '.join(sorted(left_out))}")
 
     @contextmanager
@@ -335,6 +314,8 @@ class RunDatabase:
             return 0  # SQLite makes it with the first page that changes
 
     def _roll_back(self) -> None:
+        if self._pages is not None:
+            self._pages.forget()
         # SQLite has done it by itself after a full disk. If undoing fails too, the journal stays
         # and the next one to open the file does it.
         with suppress(sqlite3.Error):
@@ -374,33 +355,14 @@ class RunDatabase:
         return RunFileError(f"{path}: cannot be written: {why}; {kept}")
 
 
-def _cells(columns: list[Any], first: int, last: int, rows: int) -> Iterator[list[Any]]:
-    """The parameters of each statement of ``rows`` rows, row after row."""
-    width = len(columns)
-    if not width:
-        yield from ([] for _ in range(first, last, rows))
-    elif all(_fits_int64(column) for column in columns):
-        import numpy as np
-
-        # A block of rows that the processor's cache holds, and one call that makes all its values.
-        block = max(1, _BLOCK_ROWS // rows) * rows
-        for begin in range(first, last, block):
-            end = min(begin + block, last)
-            table = np.empty((end - begin, width), np.int64)
-            for at, column in enumerate(columns):
-                table[:, at] = column[begin:end]
-            yield from table.reshape(-1, rows * width).tolist()
-    else:
-        cells: list[Any] = [None] * ((last - first) * width)
-        for at, column in enumerate(columns):
-            part = column[first:last]
-            cells[at::width] = part.tolist() if hasattr(part, "tolist") else part
-        yield from (cells[i : i + rows * width] for i in range(0, len(cells), rows * width))
-
-
-def _fits_int64(column: Any) -> bool:
-    dtype = getattr(column, "dtype", None)
-    return dtype is not None and dtype.kind in "iu" and dtype != "uint64"
+@cache
+def _columns_of(table: str) -> tuple[frozenset[str], frozenset[str]]:
+    """All columns of a table, and those that must not be NULL."""
+    with closing(sqlite3.connect(":memory:")) as empty:
+        empty.execute(schema.statements()[table][0])
+        # cid, name, type, not null, default, key
+        columns = empty.execute(f"PRAGMA table_info({quoted(table)})").fetchall()
+    return frozenset(c[1] for c in columns), frozenset(c[1] for c in columns if c[3])
 
 
 def _claim(path: Path) -> bool:

@@ -36,8 +36,11 @@ def locks_work(path: Path) -> bool:
     return True
 
 
-def writable(path: Path) -> sqlite3.Connection:
+def writable(path: Path, check_same_thread: bool = True) -> sqlite3.Connection:
     """A connection that writes a file, in autocommit mode; no locks where there are none.
+
+    Args:
+        check_same_thread: as ``sqlite3.connect`` has it.
 
     Raises:
         sqlite3.Error: it cannot be opened.
@@ -45,6 +48,8 @@ def writable(path: Path) -> sqlite3.Connection:
     with suppress(OSError):  # SQLite says why
         path.touch(exist_ok=True)
     if locks_work(path):
-        return sqlite3.connect(path, isolation_level=None)
+        return sqlite3.connect(path, isolation_level=None, check_same_thread=check_same_thread)
     name = f"{path.resolve().as_uri()}?nolock=1"
-    return sqlite3.connect(name, uri=True, isolation_level=None)
+    return sqlite3.connect(
+        name, uri=True, isolation_level=None, check_same_thread=check_same_thread
+    )

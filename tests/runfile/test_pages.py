@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 from runfile_factory import sample_info
 
 from llmprof.errors import RunFileError
+from llmprof.records import Missing
 from llmprof.runfile.database import RunDatabase
 from llmprof.runfile.pages import cells, image, transfer
 from llmprof.runfile.pages.image import PAGE, PAGES, Image
@@ -57,7 +58,7 @@ def database(file: Path, big_pages: bool = True) -> Iterator[RunDatabase]:
             db.require("StringIds")  # every transaction may write strings
         yield db
     finally:
-        db.sql.close()
+        db.close()
 
 
 def write(
@@ -87,7 +88,7 @@ def no_inserts() -> Iterator[None]:
         raise AssertionError("rows were inserted one by one")
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("llmprof.runfile.database._cells", never)
+        patch.setattr("llmprof.runfile.database.insert_bound", never)
         yield
 
 
@@ -329,6 +330,7 @@ KILLED = """
         with db.transaction():
             for first in range(0, 600_000, 60_000):
                 db.insert_columns(CALL, block(first, 60_000), {}, 60_000)
+            db.sql.execute("SELECT 1")  # two images are written, one waits
             print("in the middle", flush=True)
             sys.stdin.read()
 """
@@ -383,6 +385,35 @@ def test_a_limit_on_the_file_is_said_and_what_was_written_stays(tmp_path: Path) 
     )  # fmt: skip
     assert "has reached the limit on file sizes of 4.00 MB" in done.stdout
     assert len(starts(file)) == 2000
+
+
+@needs_deserialize
+@pytest.mark.parametrize("then", ["bulk", "another call", "nothing"])
+def test_a_thread_that_fails_takes_back_the_batch(
+    then: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whatever is called next: nothing must reach the file outside of the batch's transaction."""
+
+    def full(sql: sqlite3.Connection, *_: Any) -> None:
+        sql.execute("ROLLBACK")  # as SQLite does by itself
+        raise sqlite3.OperationalError("database or disk is full")
+
+    columns = block(0, 60_000)
+    with RunFileWriter(tmp_path / "x.sqlite", sample_info()) as run:
+        columns |= {name: columns[name] + run.t0_ns for name in ("start", "end")}
+        run.put_missing([Missing("run", "gpm", "kept")])
+        with monkeypatch.context() as patch:
+            patch.setattr(transfer, "_write", full)
+            patch.setattr(image, "PAGES", 100)
+            with pytest.raises(RunFileError), run.batch():
+                run.bulk(CALL, columns)
+                if then == "bulk":
+                    run.bulk(CALL, columns)
+                elif then == "another call":
+                    run.put_missing([Missing("run", "gpm", "lost")])
+        run.bulk(CALL, columns)
+    assert starts(run.path) == list(range(60_000))
+    assert [row[-1] for row in content(run.path, "LLMPROF_MISSING")] == ["kept"]
 
 
 def test_the_writer_and_a_failed_batch(tmp_path: Path) -> None:

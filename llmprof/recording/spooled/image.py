@@ -26,10 +26,9 @@ from llmprof.tracers.cupti.layout import Layout
 from llmprof.tracers.cupti.times import TimeCheck
 
 FLUSH_BYTES = 4 << 20
-"""Raw records that wait before they are decoded together: frames of 20 ms are small, and a commit
-waits for the disk."""
-DECODE_BYTES = 2 << 20
-"""Of records that are decoded as one: what the processor's cache holds."""
+"""Raw records that wait before they are decoded together: frames of 20 ms are small."""
+DECODE_BYTES = 4 << 20
+"""Of records that are decoded as one; as much again is in use meanwhile."""
 FLUSH_NS = 500_000_000
 DEVICES_WAIT_NS = 2_000_000_000
 """Records wait so long to be told which GPUs the process means."""

@@ -83,7 +83,7 @@ class Image:
         into = self._tables.get(table) or _Table(sql)
         form = shape_of(columns)
         a_page = (PAGE - _LEAF_HEADER.size) // (form.length + 2)
-        free = PAGES - MOST_TABLES - self._taken
+        free = len(self._pages) - MOST_TABLES - self._taken
         count = min(count, free * a_page, MOST_ROWS - into.rows)
         if count <= 0:
             return 0
@@ -142,7 +142,7 @@ class Image:
             fill(cells, form, its, rows.start + which, rowids[which])
             raw = form.template.dtype
             # A cell at every byte of the image.
-            every: Array = np.ndarray((PAGES * PAGE - form.length + 1,), raw, self._pages, 0, (1,))
+            every: Array = np.ndarray((self._pages.size - form.length + 1,), raw, self._pages, 0, (1,))
             every[places.reshape(-1)[which]] = cells.view(raw)
 
     def database(self) -> memoryview:

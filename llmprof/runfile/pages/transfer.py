@@ -12,6 +12,7 @@ import ctypes
 import sqlite3
 import sys
 from collections.abc import Collection, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, suppress
 from functools import cache, lru_cache
 from typing import Any, NamedTuple
@@ -46,19 +47,31 @@ class Definition(NamedTuple):
 class PageTransfer:
     """Rows that wait to be written to one file within the open transaction.
 
-    What was added is there after ``settle``. ``end`` has to be called when the transaction has
-    ended, in whatever way.
+    What was added is there after ``settle``. A full image is written by a thread, while the next one
+    is made: SQLite needs about as long for it. ``sql`` waits for that thread, so the connection is
+    only ever used by one.
     """
 
     def __init__(self, sql: sqlite3.Connection) -> None:
+        """``sql`` was opened with ``check_same_thread=False``, and is used through ``sql`` only."""
         _keep_freed_memory()
         self._sql = sql
-        self._image: Image | None = None
+        self._image, self._other = Image(), Image()
         self._attached: list[str] = []
+        self._thread: ThreadPoolExecutor | None = None
+        self._writing: Future[None] | None = None
+
+    @property
+    def sql(self) -> sqlite3.Connection:
+        """Raises ``sqlite3.Error``: rows that were added before could not be written."""
+        if self._writing is not None:
+            writing, self._writing = self._writing, None
+            writing.result()
+        return self._sql
 
     def waits(self, table: str) -> bool:
         """Whether rows of it were added and are not there yet."""
-        return self._image is not None and table in self._image.tables
+        return table in self._image.tables
 
     def add(
         self,
@@ -85,13 +98,11 @@ class PageTransfer:
         block = definition and _block(definition, columns, zero_is_null)
         if not block:
             return 0
-        if self._image is None:
-            self._image = Image()
         done = 0
         while done < count and len(self._attached) < _MOST_IMAGES:
             done += self._image.add(table, sql, block, done, count - done)
             if done < count:
-                self.settle()
+                self._hand_over()
         return done
 
     def settle(self) -> None:
@@ -100,24 +111,45 @@ class PageTransfer:
         Raises:
             sqlite3.Error: the file cannot be written.
         """
-        if self._image is None or not self._image.tables:
-            return
-        name = f"llmprof_rows_{len(self._attached)}"
-        # A new name each time: the image that was read in this transaction stays locked in it.
-        _attach(self._sql, name, self._image)
-        self._attached.append(name)
-        for table in self._image.tables:
-            self._sql.execute(_copy(table, name))
-        self._image.clear()
+        if self._image.tables:
+            _write(self.sql, self._new_name(), self._image)
 
     def end(self) -> None:
-        """Forget what was not written, and give back the memory."""
-        if self._image is not None:
-            self._image.clear()
+        """The transaction has ended: give back the memory."""
         for name in self._attached:
             with suppress(sqlite3.Error):  # a file in trouble, which is said elsewhere
-                self._sql.execute(f"DETACH {name}")
+                self.sql.execute(f"DETACH {name}")
         self._attached.clear()
+
+    def forget(self) -> None:
+        """Leave out what waits; the transaction is about to be taken back."""
+        with suppress(Exception):  # what was wrong was raised, or is of no interest any more
+            _ = self.sql
+        self._image.clear()
+
+    def close(self) -> None:
+        self.forget()
+        if self._thread is not None:
+            self._thread.shutdown()
+
+    def _hand_over(self) -> None:
+        sql = self.sql  # the one before is written
+        if self._thread is None:
+            self._thread = ThreadPoolExecutor(1, "llmprof-rows")
+        self._writing = self._thread.submit(_write, sql, self._new_name(), self._image)
+        self._image, self._other = self._other, self._image
+
+    def _new_name(self) -> str:
+        """Each image has one of its own: what was read in this transaction stays locked in it."""
+        self._attached.append(f"llmprof_rows_{len(self._attached)}")
+        return self._attached[-1]
+
+
+def _write(sql: sqlite3.Connection, name: str, image: Image) -> None:
+    _attach(sql, name, image)
+    for table in image.tables:
+        sql.execute(_copy(table, name))
+    image.clear()
 
 
 @cache

@@ -88,7 +88,7 @@ class ExportWriter:
         except BaseException:
             self._db.abandon()
             raise
-        self._db.sql.close()
+        self._db.close()
 
     def string(self, text: str) -> int:
         return self._db.string_id(text)

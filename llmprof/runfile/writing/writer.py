@@ -84,7 +84,7 @@ class RunFileWriter(AbstractContextManager["RunFileWriter"]):
 
     def close(self) -> None:
         """Everything is committed already; a second close does nothing."""
-        self._db.sql.close()
+        self._db.close()
 
     @property
     def t0_ns(self) -> int:
