@@ -13,6 +13,7 @@ import shutil
 import sqlite3
 import stat
 import tempfile
+import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field, replace
@@ -94,6 +95,7 @@ class RunDatabase:
         self._size_before = 0
         self._pages: PageTransfer | None = None
         self._created = _claim(path)
+        self._owner = threading.get_ident()
         self._sql = writable(path, check_same_thread=False)  # ``PageTransfer`` has a thread
         try:
             if unmarked:
@@ -239,6 +241,8 @@ class RunDatabase:
         Raises:
             RunFileError: disk full, I/O error, or another program holds the file.
         """
+        if threading.get_ident() != self._owner:
+            raise sqlite3.ProgrammingError("the run file was opened in another thread")
         before = self.written.copy() if self._batch is None else self._batch
         try:
             if self._batch is None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -99,3 +100,10 @@ def test_zero_is_null_where_that_is_asked_for(writer: RunFileWriter) -> None:
     with closing(sqlite3.connect(writer.path)) as db:
         found = db.execute("SELECT graphNodeId FROM CUPTI_ACTIVITY_KIND_KERNEL").fetchall()
     assert [n for (n,) in found] == [None, 5, None, 1 << 40, *[None] * 4]
+
+
+def test_another_thread_is_refused(writer: RunFileWriter) -> None:
+    with ThreadPoolExecutor() as pool:
+        put = pool.submit(writer.put_missing, [Missing("run", "gpm", "lost")])
+        assert isinstance(put.exception(), sqlite3.ProgrammingError)
+    assert count(writer.path, "LLMPROF_MISSING") == 0

@@ -53,7 +53,7 @@ class RunFileWriter(AbstractContextManager["RunFileWriter"]):
     """Creates a run file and adds to it.
 
     Records carry absolute CLOCK_MONOTONIC; the file gets ns since ``info.t0_ns``. To be used from
-    one thread, the session's (SQLite refuses any other).
+    one thread, the session's.
 
     Every method raises ``RunFileError`` when the file can't be written (disk full, I/O error). The
     call that failed has then left nothing; what was there before is kept, and the file opens.
