@@ -31,6 +31,7 @@ KERNEL, CALL = "CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME"
 needs_deserialize = pytest.mark.skipif(
     not hasattr(sqlite3.Connection, "deserialize"), reason="Python 3.10 inserts all rows"
 )
+HERE = os.pathsep.join([str(Path(__file__).parent), str(Path(__file__).parents[1] / "support")])
 Columns = dict[str, Any]
 
 
@@ -104,9 +105,8 @@ def a_column(draw: st.DrawFn) -> Callable[[np.random.Generator, int], np.ndarray
 
     def make(random: np.random.Generator, count: int) -> np.ndarray:
         high = (1 << bits) - 1
-        values = random.integers(
-            -high - 1 if sign <= 0 else 0, high, count, np.int64, endpoint=True
-        )
+        low = -high - 1 if sign <= 0 else 0
+        values = random.integers(low, high, count, np.int64, endpoint=True)
         values = -np.maximum(values, -high) if sign < 0 else values
         values[random.random(count) < zeros] = 0
         values[0], values[-1] = (-high - 1, high) if sign == 0 else (0, sign * high)
@@ -193,10 +193,8 @@ def test_an_image_is_a_sound_database(rows: list[int], nulls: float, bits: int) 
         found = db.execute("SELECT rowid FROM t").fetchall()
         assert [row for (row,) in found] == [cells.rowid_of(n) for n in range(len(wanted))]
         for number in (0, len(wanted) // 2, len(wanted) - 1):
-            key = cells.rowid_of(number)
-            assert (
-                db.execute("SELECT * FROM t WHERE rowid = ?", (key,)).fetchone() == wanted[number]
-            )
+            by_key = db.execute("SELECT * FROM t WHERE rowid = ?", (cells.rowid_of(number),))
+            assert by_key.fetchone() == wanted[number]
 
 
 def test_an_image_takes_what_it_has_room_for() -> None:
@@ -339,12 +337,9 @@ KILLED = """
 @needs_deserialize
 def test_kill_in_a_big_transaction(tmp_path: Path) -> None:
     file = tmp_path / "x.sqlite"
-    path = os.pathsep.join(
-        str(Path(__file__).parents[n] / p) for n, p in ((0, "."), (1, "support"))
-    )
     with subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(KILLED), str(file)],
-        env={**os.environ, "PYTHONPATH": path}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": HERE}, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
         text=True,
     ) as process:  # fmt: skip
         assert process.stdout is not None
@@ -376,12 +371,9 @@ def test_a_limit_on_the_file_is_said_and_what_was_written_stays(tmp_path: Path) 
             put(1000)
     """
     file = tmp_path / "x.sqlite"
-    path = os.pathsep.join(
-        str(Path(__file__).parents[n] / p) for n, p in ((0, "."), (1, "support"))
-    )
     done = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(script), str(file)],
-        env={**os.environ, "PYTHONPATH": path}, capture_output=True, text=True, check=True,
+        env={**os.environ, "PYTHONPATH": HERE}, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert "has reached the limit on file sizes of 4.00 MB" in done.stdout
     assert len(starts(file)) == 2000

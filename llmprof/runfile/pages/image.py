@@ -142,7 +142,8 @@ class Image:
             fill(cells, form, its, rows.start + which, rowids[which])
             raw = form.template.dtype
             # A cell at every byte of the image.
-            every: Array = np.ndarray((self._pages.size - form.length + 1,), raw, self._pages, 0, (1,))
+            many = self._pages.size - form.length + 1
+            every: Array = np.ndarray((many,), raw, self._pages, 0, (1,))
             every[places.reshape(-1)[which]] = cells.view(raw)
 
     def database(self) -> memoryview:

@@ -47,9 +47,9 @@ class Definition(NamedTuple):
 class PageTransfer:
     """Rows that wait to be written to one file within the open transaction.
 
-    What was added is there after ``settle``. A full image is written by a thread, while the next one
-    is made: SQLite needs about as long for it. ``sql`` waits for that thread, so the connection is
-    only ever used by one.
+    What was added is there after ``settle``. A full image is written by a thread, while the next
+    one is made: SQLite needs about as long for it. ``sql`` waits for that thread, so the connection
+    is only ever used by one.
     """
 
     def __init__(self, sql: sqlite3.Connection) -> None:
