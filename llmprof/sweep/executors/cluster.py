@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
@@ -21,6 +23,7 @@ from llmprof.sweep.store import Ended, Store
 POLL_S = 0.1
 LOOK_S = 2.0
 """How often the nodes of the cluster are looked at."""
+CONNECT_S = 10.0
 PROBE_S = 60.0
 NO_NODE_S = 60.0
 """A cluster without a fit node may get one for this long."""
@@ -73,6 +76,9 @@ def connect(
     except ImportError:
         raise MissingPackage(f"--on ray needs ray: {how_to_install('ray')}") from None
     shown = "--on ray" if address == "auto" else f"--on {address}"
+    hint = "start one with: ray start --head" if address == "auto" else "is that its address?"
+    if silent := _silent(address):
+        raise UsageError(f"{shown}: no Ray cluster can be reached ({silent}); {hint}")
     try:
         # No runtime_env: neither code nor environment nor files of this machine are sent.
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
@@ -80,7 +86,6 @@ def connect(
         if "ray[client]" in str(why):  # installed without gRPC
             need = f"{shown} needs Ray's client: {how_to_install('ray')}"
             raise MissingPackage(need) from None
-        hint = "start one with: ray start --head" if address == "auto" else "is that its address?"
         text = one_line(str(why), 160)
         raise UsageError(f"{shown}: no Ray cluster can be reached ({text}); {hint}") from None
     executor = RayExecutor(ray, grid, accelerator, runs_at, shares)
@@ -318,6 +323,21 @@ class RayExecutor:
                     file.write(self._ray.get(task.slot.actor.chunk.remote(offset)))
             task.slot.actor.forget.remote()
             return store.keep_run(task.point, part)
+
+
+def _silent(address: str) -> str:
+    """Why nothing answers at the cluster's host and port, empty where something does: Ray itself
+    tries for up to 80 s before it says so. An address of another kind is left to Ray."""
+    target = os.environ.get("RAY_ADDRESS", "") if address == "auto" else address
+    host, _, port = target.removeprefix("ray://").rpartition(":")
+    if not host or "/" in host or not port.isdecimal() or int(port) > 65535:
+        return ""
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), CONNECT_S).close()
+    except (OSError, UnicodeError) as why:
+        reason = getattr(why, "strerror", None) or str(why) or type(why).__name__
+        return one_line(f"{host}:{port}: {reason}", 120)
+    return ""
 
 
 def _host(node: dict[str, Any]) -> str:
