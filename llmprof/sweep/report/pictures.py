@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from textwrap import wrap
 from typing import Any
 
 from llmprof.analysis.device.naming.categories import OTHER
@@ -34,6 +35,8 @@ _SETTINGS = {
 MOST_CURVES = 12
 MOST_PANELS = 6
 MOST_BARS = 40
+HALVES = (1, 2, 4)
+"""So many panels stand two in a row, others three."""
 STACK = "stack"
 """Label of the axes that show categories."""
 
@@ -54,16 +57,24 @@ def picture(content: Content, to: str) -> bytes:
     rows = 1 + _rows(len(stacks)) + _rows(len(maps))
     with matplotlib.rc_context(_SETTINGS):
         figure = Figure(figsize=(11, 3.6 * rows + 0.9), layout="constrained")
-        figure.suptitle(shortened(content.title, 110), fontsize=10)
         # Six columns: two panels a row for curves, up to three for the others.
         grid = figure.add_gridspec(rows, 6)
         for number, metric in enumerate(("step_ms", "tok_s")):
             axes = figure.add_subplot(grid[0, number * 3 : number * 3 + 3])
-            _curves(axes, content, metric, legend=number == 0)
+            _curves(axes, content, metric)
+        # Above the panels: inside one it hides a curve. The layout leaves no room for a title of
+        # the figure beside it, so the title is the legend's.
+        title = "\n".join(wrap(shortened(content.title, 300), 120))
+        figure.legend(
+            *figure.axes[0].get_legend_handles_labels(), loc="outside upper center", ncols=4,
+            fontsize=7, title=title, title_fontsize=10, frameon=False,
+        )  # fmt: skip
         at = 1
+        parts = [place.categories() for curve in stacks for place in curve.places]
+        highest = max((sum(p.values()) for p in parts), default=0.0)
         for number, curve in enumerate(stacks):
             axes = figure.add_subplot(grid[_cell(at, number, len(stacks))], label=STACK)
-            _stack(axes, curve, content.axis)
+            _stack(axes, curve, content.axis, highest)
         at += _rows(len(stacks))
         for number, found in enumerate(maps):
             axes = figure.add_subplot(grid[_cell(at, number, len(maps))])
@@ -76,17 +87,18 @@ def picture(content: Content, to: str) -> bytes:
 
 
 def _rows(panels: int) -> int:
-    return (panels + 2) // 3
+    a_row = 2 if panels in HALVES else 3
+    return -(-panels // a_row)
 
 
 def _cell(first: int, number: int, panels: int) -> tuple[int, slice]:
-    """Row and columns of one of several panels: two of them share a row as halves."""
-    each = 3 if panels <= 2 else 2
+    """Row and columns of one of several panels: two or four of them share rows as halves."""
+    each = 3 if panels in HALVES else 2
     at = number % (6 // each) * each
     return first + number * each // 6, slice(at, at + each)
 
 
-def _curves(axes: Any, content: Content, metric: str, legend: bool) -> None:
+def _curves(axes: Any, content: Content, metric: str) -> None:
     found = content.curves[:MOST_CURVES]
     engines = list(dict.fromkeys(curve.engine for curve in found))
     kinds = list(dict.fromkeys(curve.hardware for curve in found))
@@ -115,10 +127,6 @@ def _curves(axes: Any, content: Content, metric: str, legend: bool) -> None:
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25)
     _x_axis(axes, content.axis, found)
-    if legend:
-        # "best" looks at every place of every curve.
-        many = sum(len(curve.places) for curve in found) > 200
-        axes.legend(fontsize=7, framealpha=0.9, loc="upper left" if many else "best")
     if len(content.curves) > len(found):
         axes.set_title(f"{len(found)} of {len(content.curves)} curves", fontsize=8)
 
@@ -153,19 +161,25 @@ def _legend_of_stacks(figure: Any, stacks: Sequence[Any]) -> None:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             found.setdefault(label, handle)
     if found:
+        known = [shortened(name, 26) for name, _ in CATEGORIES]
+        found = dict(sorted(found.items(), key=lambda item: _index(known, item[0])))
         place = {"loc": "outside lower center", "ncols": 6, "fontsize": 7}
         figure.legend(list(found.values()), list(found), title="categories", **place)
 
 
-def _stack(axes: Any, curve: Curve, axis: str) -> None:
-    """Bars at equal distances, since a bar's width means nothing."""
+def _index(known: Sequence[str], name: str) -> int:
+    return known.index(name) if name in known else known.index(OTHER)
+
+
+def _stack(axes: Any, curve: Curve, axis: str, highest: float) -> None:
+    """Bars at equal distances, since a bar's width means nothing; all stacks in one scale."""
     places = [place for place in curve.places if place.categories()]
     parts = [place.categories() for place in places]
     colours = dict(CATEGORIES)
     known = [name for name, _ in CATEGORIES]
     names = sorted(
         {name for part in parts for name in part},
-        key=lambda n: known.index(n) if n in known else known.index(OTHER),
+        key=lambda n: _index(known, n),
     )
     heights = [[part.get(name, 0.0) for part in parts] for name in names]
     shades = [colours.get(name, colours[OTHER]) for name in names]
@@ -180,7 +194,7 @@ def _stack(axes: Any, curve: Curve, axis: str) -> None:
     axes.set_xlabel(axis)
     axes.set_ylabel("ms a step, as traced")
     axes.set_title(shortened(curve.label, 44), fontsize=8)
-    axes.set_ylim(0, max(sum(p.values()) for p in parts) * 1.05)
+    axes.set_ylim(0, highest * 1.05)
 
 
 def _bars(
@@ -224,7 +238,7 @@ def _maps(content: Content) -> list[tuple[str, str, str, list[Curve]]]:
 
 
 def _heat(axes: Any, figure: Any, title: str, axis: str, other: str, lines: list[Curve]) -> None:
-    """Step time over both axes; what did not run stays white."""
+    """Step time over both axes; what did not run stays white and says n/a."""
     xs: dict[float, Place] = {p.x: p for line in lines for p in line.places}
     columns = sorted(xs)
     lines = sorted(lines, key=lambda line: _key(line.held.get(other, "")))
@@ -237,9 +251,9 @@ def _heat(axes: Any, figure: Any, title: str, axis: str, other: str, lines: list
         middle = (min(flat) + max(flat)) / 2 if flat else 0
         for y, row in enumerate(cells):
             for x, v in enumerate(row):
-                if v is not None:
-                    axes.text(x, y, f"{v:.3g}", ha="center", va="center", fontsize=6,
-                              color="white" if v < middle else "black")  # fmt: skip
+                text, shade = ("n/a", "#777777") if v is None else (
+                    f"{v:.3g}", "white" if v < middle else "black")  # fmt: skip
+                axes.text(x, y, text, ha="center", va="center", fontsize=6, color=shade)
     step = max(1, len(columns) // 10)
     axes.set_xticks(range(0, len(columns), step), [xs[x].shown for x in columns[::step]])
     up = max(1, len(lines) // 10)
