@@ -25,7 +25,7 @@ def warnings_of(facts: dict[str, Any], info: EngineInfo | None, timed: bool) -> 
         why = info.warmup_lengths if info else ""
         found.append(
             f"a step at a KV length that it meets for the first time took"
-            f" {met['step_ns'] / 1e6:.1f} ms in warm-up, later {step_ms:.1f} ms;"
-            f" rounds are timed after that: {why}"
+            f" {met['step_ns'] / 1e6:.1f} ms in warm-up, later {step_ms:.1f} ms; rounds are timed"
+            f" after that: {why}"
         )
     return found

@@ -35,8 +35,8 @@ def test_an_unknown_interval_is_na_with_its_reason() -> None:
     found = curves(rows, ("context", "batch"), "context")
     (text,) = why_missing(found, ["step_ms", "tok_s"])
     assert text == (
-        "interval of step, ms; interval of tok/s, all sequences: n/a at a · batch 1 128; a · batch"
-        " 2 128; b · batch 1 128; b · batch 2 128: 1 round: an interval needs at least 5"
+        "interval of step, ms; interval of tok/s, all sequences: n/a at a · batch 1 128;"
+        " a · batch 2 128; b · batch 1 128; b · batch 2 128: 1 round: an interval needs at least 5"
     )
     for one in rows:
         one["categories"], one["reasons"] = {}, {CATEGORIES: "no traced pass: the time was up"}

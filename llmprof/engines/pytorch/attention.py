@@ -1,8 +1,8 @@
 """Which attention torch takes for a decode step. torch is handed in, not imported.
 
-On Hopper and Blackwell torch (2.9 and newer, with a cuDNN that can) prefers cuDNN's attention: it
-makes a plan for each shape at its first use and keeps it for the life of the process: some 45 ms of
-the host on an H100, and every decode step has a KV length of its own.
+On Hopper and Blackwell torch (2.9 and newer, with a cuDNN that can) prefers cuDNN's attention. That
+makes a plan for each shape at its first use and keeps it for the life of the process: 43 ms of the
+host on an H100 (a call with a plan: 0.03 ms), and every decode step has a KV length of its own.
 """
 
 from __future__ import annotations
