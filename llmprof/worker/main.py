@@ -141,6 +141,10 @@ class Worker:
         def tell(steps: int, stable: bool) -> None:
             self.progress(f"warm-up, {steps} steps" + (", stable" if stable else ""), None)
 
+        # What is loaded stays loaded: unfrozen, torch's modules alone make the collection before
+        # each round take 0.1 s.
+        gc.collect()
+        gc.freeze()
         batch = len(self.prompt)
         limits = max(0, ask["min_steps"] - self._made[batch]), ask["max_s"]
         result = warm_up(
@@ -154,8 +158,6 @@ class Worker:
             ask.get("meet", False),
         )
         self._made[batch] += result.steps
-        # What is loaded stays loaded: unfrozen, torch's modules alone make the collection before
-        # each round take 0.1 s.
         gc.collect()
         gc.freeze()
         self.done(**asdict(result))

@@ -150,7 +150,9 @@ def warm_up(
     A few steps come first: on a busy machine 64 may take minutes. The next round has the length of
     the timed ones, so that whatever depends on the KV length (a CUDA graph a bucket, an autotuner a
     shape) happens here. Those after it are short and all of one length: their medians are
-    comparable, which those of a growing KV cache would not be.
+    comparable, which those of a growing KV cache would not be. Where the first few steps are slow
+    and later ones are not (kernels are loaded, clocks rise), rounds become longer again: short ones
+    with a prefill each would not make ``min_steps`` in the time.
 
     Args:
         min_steps: decode steps that the engine needs at the least.
@@ -168,7 +170,7 @@ def warm_up(
     begin, done, medians, free_s = time.monotonic(), 0, list[int](), 0.0
     met: Met | None = None
     probes = [SHORTEST] * (0 if steps <= SHORTEST else 1 if not meet else 2 if round_s else 0)
-    whole = steps
+    whole, longest = steps, 0
     first_step_ns = 0
     while True:
         length = probes.pop() if (probing := bool(probes)) else whole
@@ -188,9 +190,10 @@ def warm_up(
             met = Met(length, step_ns, sum(laps))
             free_s = met.decode_ns / 1e9
             took_s = prefill_ns / 1e9
-        whole = min(whole, SHORT_ROUND) if not probing else whole
-        comparable = not probing and not meeting and length == whole
-        if laps and comparable:
+        longest = max(longest, length)
+        if not probing:
+            whole = min(whole, SHORT_ROUND)
+        if laps and not probing and not meeting and length == whole:
             medians.append(step_ns)
         stable = len(medians) > 1 and abs(medians[-1] / max(1, medians[-2]) - 1) <= TOLERANCE
         tell(done, stable)
@@ -201,15 +204,21 @@ def warm_up(
         ready = met is not None or not meet
         if ready and ((stable and done >= min_steps) or spent + next_s > limit):
             return WarmUp(done, stable and done >= min_steps, medians, prefill_ns, step_ns, met)
-        if probing and not probes:
+        if probes:
+            continue
 
-            def seconds(n: int, each: int, first: int = prefill_ns) -> float:
-                return (first + n * each) / 1e9
+        def seconds(n: int, each: int, first: int = prefill_ns) -> float:
+            return (first + n * each) / 1e9
 
-            now, before = partial(seconds, each=step_ns), partial(seconds, each=first_step_ns)
-            if round_s is None:
-                whole = fitting_length(now, steps, max_seconds - spent)
-            else:
-                whole = round_length(now, steps, round_s, round_s / FINE)
-            if meet:
-                whole = fitting_length(before, whole, PATIENCE * max_seconds)
+        now, before = partial(seconds, each=step_ns), partial(seconds, each=first_step_ns)
+        left_s = (max_seconds if probing else limit) - spent
+        if round_s is None:
+            fitting = fitting_length(now, steps, left_s)
+        else:
+            fitting = round_length(now, steps, round_s, round_s / FINE)
+        if probing:
+            meeting_s = PATIENCE * max_seconds
+            whole = fitting_length(before, fitting, meeting_s) if meet else fitting
+        elif fitting > longest and met is None and seconds(fitting, step_ns) <= left_s:
+            whole = fitting
+            medians.clear()

@@ -230,6 +230,31 @@ def test_without_such_an_engine_nothing_changes(
     assert done.met is None and engine.rounds[0] == 4 and max(engine.rounds) < 96
 
 
+class Cold(Slow):
+    """Its first steps load kernels: 90 ms each; later ones take 5 ms, a prefill 60 ms."""
+
+    def prefill(self, prompt: object) -> list[int]:
+        self.now_ns += 60_000_000
+        return [1]
+
+    def decode_step(self) -> list[int]:
+        self.now_ns += 90_000_000 if sum(self.rounds) < 6 else 5_000_000
+        self.rounds[-1] += 1
+        return [1]
+
+
+@pytest.mark.parametrize("round_s", [None, 4.0])
+def test_rounds_of_warm_up_grow_again_where_only_the_first_steps_were_slow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, round_s: float | None
+) -> None:
+    """Else 208 steps are never made in the time: each short round has a prefill."""
+    engine = Cold()
+    done = warmed(engine, 64, (208, 0.8), monkeypatch, tmp_path, round_s=round_s)
+    assert engine.rounds[0] == 4 and max(engine.rounds) == 64
+    assert done.steps >= 208 and done.stable and done.step_ns == 5_000_000
+    assert len(engine.rounds) < 8
+
+
 def test_what_a_run_says_of_its_warm_up() -> None:
     info = EngineInfo(warmup_lengths="a plan a length")
     facts: dict = {"steps": 104, "stable": False, "step_ns": 4_000_000, "met": None}
