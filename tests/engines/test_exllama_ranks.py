@@ -25,12 +25,12 @@ SUPPORT = Path(spawned_ranks.__file__).parent
 def group() -> Iterator[tuple[RankProcesses, dict]]:
     """Ranks 1 and 2, and the process without a GPU."""
     module = SimpleNamespace(Process=spawned_ranks.context.Process)
-    ranks = RankProcesses(None, "kernels")
+    ranks = RankProcesses(None, "kernels", ("made_up_ext", ""))
     with ranks.started_by(module):
         processes = spawned_ranks.started(module, [1, 2, -1])
     assert module.Process is spawned_ranks.context.Process
     for device, (process, pipe) in processes.items():
-        assert pipe.recv() == ("ready", device, [1, 2, -1], process.pid)
+        assert pipe.recv() == ("ready", device, [1, 2, -1], process.pid, False)
     yield ranks, processes
     ranks.closing()
     for process, _ in processes.values():
@@ -80,11 +80,15 @@ def test_what_fails_while_all_ranks_live_stays_what_it_is(group) -> None:
         raise RuntimeError("no such thing")
 
 
-def test_ranks_of_a_worker_find_llmprof_where_it_is_not_installed() -> None:
+def test_ranks_of_a_worker_find_llmprof_and_the_extension(tmp_path: Path) -> None:
+    extension = tmp_path / "made_up_ext.py"
+    extension.write_text("")
     read, write = os.pipe()
     # -S: without the site-packages that have llmprof.
     command = [sys.executable, "-S", str(BOOT), "0", str(write), "spawned_ranks"]
-    environment = {**os.environ, "PYTHONPATH": str(SUPPORT)}
+    environment = {
+        **os.environ, "PYTHONPATH": str(SUPPORT), "MADE_UP_EXTENSION": str(extension)
+    }  # fmt: skip
     process = subprocess.Popen(command, pass_fds=(write,), env=environment)
     os.close(write)
     with os.fdopen(read) as lines:
@@ -92,4 +96,5 @@ def test_ranks_of_a_worker_find_llmprof_where_it_is_not_installed() -> None:
     assert process.wait(30) == 0
     document = json.loads(text)
     assert document["answers"] == {"1": {"unavailable": "kernels of this rank were not recorded"}}
-    assert document["said"] == {"1": [1, [1, -1]], "-1": [-1, [1, -1]]}
+    said = {device: (facts[0], facts[3]) for device, facts in document["said"].items()}
+    assert said == {"1": (1, True), "-1": (-1, True)}

@@ -18,7 +18,7 @@ def rank(conn: Any, device: int, devices: list[int]) -> None:
     sys.modules["torch"] = SimpleNamespace(  # type: ignore[assignment]
         cuda=SimpleNamespace(synchronize=lambda device: None)
     )
-    conn.send(("ready", device, devices, os.getpid()))
+    conn.send(("ready", device, devices, os.getpid(), "made_up_ext" in sys.modules))
     while conn.recv() != "quit":
         conn.send("done")
 
@@ -39,10 +39,13 @@ def serve(read_fd: int, write_fd: int) -> None:
     from llmprof.engines.exllama.v3_ranks import RankProcesses
 
     module = SimpleNamespace(Process=context.Process)
-    ranks = RankProcesses(None, "kernels")
+    extension = "made_up_ext", os.environ["MADE_UP_EXTENSION"]
+    ranks = RankProcesses(None, "kernels", extension)
     with ranks.started_by(module):
         processes = started(module, [1, -1])
-    said = {device: pipe.recv()[1:3] for device, (_, pipe) in processes.items()}
+    said = {device: pipe.recv()[1:] for device, (_, pipe) in processes.items()}
+    for device, (process, _) in processes.items():
+        assert said[device][2] == process.pid
     answers = ranks.ask_all({"do": "end_trace", "serial": 1})
     ranks.closing()
     for process, pipe in processes.values():

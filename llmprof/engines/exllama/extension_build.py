@@ -62,7 +62,7 @@ def extension_import(
     if extension not in sys.modules:
         ready = _ready_made(extension, folder)
         if ready is not None:
-            sys.modules[extension] = _load(ready, extension)
+            sys.modules[extension] = load_extension(ready, extension)
         elif importlib.util.find_spec(extension) is None:
             _check_toolchain(engine, cpp_extension.CUDA_HOME)
     real = cpp_extension.load
@@ -121,7 +121,12 @@ def _ready_made(extension: str, folder: str) -> Path | None:
     return None
 
 
-def _load(file: Path, extension: str) -> ModuleType:
+def load_extension(file: Path, extension: str) -> ModuleType:
+    """That module from that file.
+
+    Raises:
+        UsageError: it does not load.
+    """
     spec = importlib.util.spec_from_file_location(extension, file)
     if spec is None or spec.loader is None:
         raise UsageError(f"{one_line(str(file))}: not an extension module")

@@ -131,7 +131,8 @@ class ExLlamaV3Engine(ExLlamaAdapter):
         """One process a GPU. What compiles at first use does it before ranks wait for one another:
         a collective of the package gives up on a rank that compiles for too long."""
         asked = opening.request
-        self._ranks = ranks = RankProcesses(asked.spool, asked.trace)
+        built = getattr(sys.modules.get(self.extension), "__file__", None) or ""
+        self._ranks = ranks = RankProcesses(asked.spool, asked.trace, (self.extension, built))
         with ranks.started_by(import_module("exllamav3.model.model_tp")), ranks.failures():
             self._model.load(
                 tensor_p=True,

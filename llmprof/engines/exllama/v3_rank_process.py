@@ -10,10 +10,13 @@ import pickle
 import subprocess
 import sys
 import threading
+from contextlib import suppress
+from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmprof.engines.exllama.extension_build import load_extension
 from llmprof.records import Unavailable
 from llmprof.tracers.pyspy import metronome
 
@@ -74,14 +77,24 @@ class _Answers:
 
 
 def work(
-    payload: bytes, pipe: Connection, spool: str | None, trace: str | None, device: int
+    payload: bytes,
+    extension: tuple[str, str],
+    pipe: Connection | None,
+    spool: str | None,
+    trace: str | None,
+    device: int,
 ) -> None:
     """Be that process until rank 0 tells the package to end.
 
     Args:
         payload: pickled (the package's function, its arguments).
+        extension: name and file of the CUDA extension; the package would look for one to build.
+        pipe: what rank 0 asks on; ``None``: a process without a GPU.
         spool: where kernels go; ``None``: they are not recorded.
     """
+    if pipe is None:
+        _package(payload, extension)
+        return
     answers = _Answers(pipe, device)
     if spool is not None:
         from llmprof.tracers.cupti.tracer import LEVELS, CuptiTracer
@@ -93,7 +106,16 @@ def work(
         else:
             answers.untraced = why.reason
     threading.Thread(target=answers.serve, daemon=True).start()
-    target, arguments = pickle.loads(payload)
-    target(*arguments)
+    _package(payload, extension)
     if answers.tracer is not None:
         answers.tracer.close()
+
+
+def _package(payload: bytes, extension: tuple[str, str]) -> None:
+    name, file = extension
+    if file:
+        with suppress(ImportError):  # then the extension says what it lacks
+            import_module("torch")  # whose libraries it links to
+        sys.modules[name] = load_extension(Path(file), name)
+    target, arguments = pickle.loads(payload)
+    target(*arguments)

@@ -3,7 +3,7 @@
 The package starts them itself with multiprocessing (``create_tp_context`` of model_tp.py); the
 worker is the rank of GPU 0. Each is started here through ``v3_rank_process``, which records its
 kernels and answers on a pipe of its own. The process that adds up in host memory (device -1) has
-no GPU and is left alone.
+no GPU: it only gets the extension that the worker found.
 """
 
 from __future__ import annotations
@@ -38,10 +38,11 @@ class RankProcesses:
     Args:
         spool: of the worker's kernels; ``None``: nothing is traced.
         trace: level of the traced pass.
+        extension: name and file of the CUDA extension that the worker has loaded.
     """
 
-    def __init__(self, spool: str | None, trace: str | None) -> None:
-        self._spool, self._trace = spool, trace
+    def __init__(self, spool: str | None, trace: str | None, extension: tuple[str, str]) -> None:
+        self._spool, self._trace, self._extension = spool, trace, extension
         self._processes: dict[int, Any] = {}
         self._pipes: dict[int, Connection] = {}
         self._closing = False
@@ -52,15 +53,16 @@ class RankProcesses:
         real, theirs = module.Process, list[Connection]()
 
         def started(target: Callable[..., None], args: tuple[Any, ...]) -> Any:
-            device = int(args[1])
-            if device < 0:
-                return real(target=target, args=args)
-            spool = None if self._spool is None else rank_spool(self._spool, device)
-            self._pipes[device], end = Pipe()
-            theirs.append(end)
+            device, end, spool = int(args[1]), None, None
+            if device >= 0:
+                self._pipes[device], end = Pipe()
+                theirs.append(end)
+                spool = None if self._spool is None else rank_spool(self._spool, device)
             words = ("llmprof.engines.exllama.v3_rank_process", "work")
-            more = (_Pickled((target, args)), end, spool, self._trace, device)
-            self._processes[device] = made = real(target=_entry(), args=(*words, *more))
+            more = (_Pickled((target, args)), self._extension, end, spool, self._trace, device)
+            made = real(target=_entry(), args=(*words, *more))
+            if device >= 0:
+                self._processes[device] = made
             return made
 
         module.Process = started
