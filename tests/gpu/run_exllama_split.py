@@ -71,9 +71,21 @@ def run(engines: list[str], file: Path, limit_s: float) -> dict[str, Any]:
     return document
 
 
-def family(name: str, engines: list[str], gpus: int, expected: dict[str, int]) -> None:
-    """Args:
-    expected: label → processes that have kernels.
+def family(
+    name: str,
+    engines: list[str],
+    gpus: int,
+    expected: dict[str, int],
+    alone: list[list[int]] | None = None,
+) -> list[list[int]]:
+    """One run of llmprof, and what it must show.
+
+    Args:
+        expected: label → processes that have kernels.
+        alone: tokens of one GPU; ``None``: those of the first engine here.
+
+    Returns:
+        The tokens of one GPU.
     """
     print(f"\n## {name} ({time.monotonic() - begun:.0f} s)\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
@@ -105,11 +117,11 @@ def family(name: str, engines: list[str], gpus: int, expected: dict[str, int]) -
         check(engine["j_per_token"] is not None, f"{engine['label']}: energy of all its GPUs")
     for row in lanes:
         print(f"kernels: process {row[0]}, GPU {row[1]}: {row[2]:,} in {row[3] / 1e6:.2f} ms")
-    first = next(iter(tokens))
+    reference = alone or next(iter(tokens.values()))
     for label, mine in tokens.items():
-        same = common(tokens[first], mine)
-        if label != first:
-            check(same >= MUST_AGREE, f"{label}: agrees with {first} on the first {same} tokens")
+        if mine is not reference:
+            same = common(reference, mine)
+            check(same >= MUST_AGREE, f"{label}: agrees with one GPU on the first {same} tokens")
     by_pid: dict[int, set[int]] = {}
     for pid, device, _, _ in lanes:
         by_pid.setdefault(pid, set()).add(device)
@@ -143,6 +155,7 @@ def family(name: str, engines: list[str], gpus: int, expected: dict[str, int]) -
         "ranks": document["ranks"],
         "skews": document["skews"],
     }
+    return reference
 
 
 def common(a: list[list[int]], b: list[list[int]]) -> int:
@@ -166,10 +179,14 @@ def v2(folder: Path, shape: str, gpus: int) -> None:
         f"exllamav2:label=one,model={model}",
         f"exllamav2:label=layers,gpu_split={split},model={model}",
         f"exllamav2:label=tp{gpus},tp={gpus},model={model}",
+    ]
+    alone = family("exllamav2", engines, gpus, {"layers": 1, f"tp{gpus}": 1})
+    engines = [
+        f"exllamav2:label=layers-forward,drive=forward,gpu_split={split},model={model}",
         f"exllamav2:label=tp{gpus}-forward,tp={gpus},drive=forward,model={model}",
     ]
-    both = {"layers": 1, f"tp{gpus}": 1, f"tp{gpus}-forward": 1}
-    family("exllamav2", engines, gpus, both)
+    expected = {"layers-forward": 1, f"tp{gpus}-forward": 1}
+    family("exllamav2-forward", engines, gpus, expected, alone)
 
 
 def v3(folder: Path, shape: str, gpus: int) -> None:
@@ -177,12 +194,14 @@ def v3(folder: Path, shape: str, gpus: int) -> None:
     split = "/".join(["2.6"] * (gpus - 1) + ["40"])
     engines = [
         f"exllamav3:label=one,model={model}",
-        f"exllamav3:label=layers,gpu_split={split},model={model}",
         f"exllamav3:label=tp{gpus},tp={gpus},model={model}",
+    ]
+    alone = family("exllamav3", engines, gpus, {f"tp{gpus}": gpus})
+    engines = [
+        f"exllamav3:label=layers,gpu_split={split},model={model}",
         f"exllamav3:label=tp{gpus}-nccl,tp={gpus},tp_backend=nccl,model={model}",
     ]
-    both = {"layers": 1, f"tp{gpus}": gpus, f"tp{gpus}-nccl": gpus}
-    family("exllamav3", engines, gpus, both)
+    family("exllamav3-more", engines, gpus, {"layers": 1, f"tp{gpus}-nccl": gpus}, alone)
 
 
 def main() -> int:
