@@ -2,6 +2,7 @@
 loop; and what it plants into a rank of the torch engine.
 
     python3 tests/gpu/ranks_programs.py bandwidth 10240,67108864     (with torchrun's variables)
+    torchrun --nproc-per-node 4 tests/gpu/ranks_programs.py recorded
 """
 
 from __future__ import annotations
@@ -152,6 +153,54 @@ def profiled(rank: int, folder: Path) -> None:
     seen.export_chrome_trace(str(folder / f"rank{rank}.pt.trace.json"))
 
 
+def recorded(rank: int, groups: bool) -> None:
+    """Steps with all-reduces of 8 kB launched one by one, then (not with groups) a graph with
+    all-reduces of 10 kB: nothing but NCCL says how large they are.
+
+    Args:
+        groups: ranks 2n and 2n + 1 reduce among themselves, as copies of a model of two ranks do.
+    """
+    import torch
+    import torch.distributed as dist
+
+    device, mine = f"cuda:{rank}", None
+    world = dist.get_world_size()
+    if groups:
+        made = [dist.new_group([n, n + 1]) for n in range(0, world, 2)]
+        mine = made[rank // 2]
+    weight = torch.randn(4096, 4096, dtype=torch.float16, device=device) / 64
+    x = torch.randn(1, 4096, dtype=torch.float16, device=device)
+    small = torch.zeros(5120, dtype=torch.float16, device=device)
+    parts = torch.zeros(world * 8, dtype=torch.float16, device=device)
+
+    def step() -> None:
+        y = x
+        for _ in range(8):
+            y = y @ weight
+            dist.all_reduce(y, group=mine)
+        if not groups:
+            dist.all_gather_into_tensor(parts, y[0, :8].contiguous())
+        float(y.sum().item())
+
+    for number in range(40):
+        torch.cuda.nvtx.range_push(f"decode {number}")
+        step()
+        torch.cuda.nvtx.range_pop()
+    if not groups:
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            for _ in range(8):
+                small.mul_(0.5)
+                dist.all_reduce(small)
+        for number in range(40, 80):
+            torch.cuda.nvtx.range_push(f"decode {number}")
+            graph.replay()
+            torch.cuda.synchronize()
+            torch.cuda.nvtx.range_pop()
+    torch.cuda.synchronize()
+    time.sleep(1.0)  # the recorder writes what it has; teardown of NCCL has been seen to hang
+
+
 def start(world: int, port: int, *arguments: str, timeout_s: float = 90) -> list[str]:
     """Run a program of this file on ``world`` ranks; the lines that they print.
 
@@ -194,6 +243,8 @@ def main() -> None:
     dist.init_process_group("nccl", device_id=torch.device("cuda", rank))
     if sys.argv[1] == "bandwidth":
         bandwidth(rank, [int(word) for word in sys.argv[2].split(",")])
+    elif sys.argv[1] in ("recorded", "groups"):
+        recorded(rank, sys.argv[1] == "groups")
     else:
         profiled(rank, Path(sys.argv[2]))
     sys.stdout.flush()

@@ -324,6 +324,75 @@ def same_totals(world: int) -> None:
     kept["profiler"] = group
 
 
+def recorded(world: int, what: str) -> list[dict[str, Any]]:
+    """The groups of a program under torchrun that was recorded."""
+    program = Path(__file__).resolve().with_name("ranks_programs.py")
+    with tempfile.TemporaryDirectory() as folder:
+        file, out = Path(folder) / "run.sqlite", Path(folder) / "run.json"
+        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+        done = subprocess.run(
+            [
+                sys.executable, "-m", "llmprof", "record", "--headless", "-o", str(file), "--",
+                *torchrun, "--nproc-per-node", str(world), str(program), what,
+            ],
+            capture_output=True, cwd=ROOT, env={**os.environ, **SAFE}, timeout=90, check=False,
+        )  # fmt: skip
+        print(done.stdout.decode(errors="replace")[-1500:])
+        if not file.exists():
+            raise RuntimeError(f"nothing recorded: {done.stderr.decode(errors='replace')[-1500:]}")
+        if target := os.environ.get("OUT"):
+            packed = lzma.compress(file.read_bytes(), preset=1)
+            if len(packed) < 8 << 20:
+                (Path(target) / f"{what}-{world}.sqlite.xz").write_bytes(packed)
+        subprocess.run(
+            [sys.executable, "-m", "llmprof", "export", str(file), "--to", "json", "-o", str(out)],
+            cwd=ROOT, timeout=60, check=True, stderr=subprocess.PIPE,
+        )  # fmt: skip
+        document: dict[str, Any] = json.loads(out.read_text())
+    if not document["ranks"]:
+        raise RuntimeError(f"no ranks: {document.get('ranks_missing')}")
+    for group in document["ranks"]:
+        show(group)
+    kept[what] = document["ranks"]
+    groups: list[dict[str, Any]] = document["ranks"]
+    return groups
+
+
+def from_nccl(world: int) -> None:
+    heading(f"A recorded program of {world} ranks: bytes from what NCCL says of its calls")
+    groups = recorded(world, "recorded")
+    (group, *more) = groups
+    check(not more and len(group["ranks"]) == world, f"one group of {len(group['ranks'])} ranks")
+    found = {
+        (one["kind"], one["bytes"]): one["bus_gb_s"] for one in group["collectives"] if one["bytes"]
+    }
+    wanted = {("AllReduce", 8192), ("AllReduce", 10240), ("AllGather", 16 * world)}
+    check(wanted == set(found), f"sizes: {sorted(found)}; launched, in a graph, gathered")
+    unsized = [one["name"] for one in group["collectives"] if not one["bytes"]]
+    check(not unsized, f"collectives of unknown size: {unsized}")
+    for size in (8192, 10240):
+        spot = kept.get(f"on_the_spot {world}", {}).get(str(size))
+        seen = found.get(("AllReduce", size))
+        if spot and seen:
+            # Launched one by one the ranks are apart by more than a transfer takes.
+            check(
+                spot["kernel_bus_gb_s"] / 2 <= seen <= 2 * spot["kernel_bus_gb_s"],
+                f"bus bandwidth of {size} bytes: {seen:.3f} GB/s, {spot['kernel_bus_gb_s']:.3f} on"
+                " the spot",
+            )
+
+
+def sub_groups(world: int) -> None:
+    heading(f"{world} ranks in groups of two, recorded: a group for each communicator")
+    groups = recorded(world, "groups")
+    numbers = [[line["rank"] for line in group["ranks"]] for group in groups]
+    check(
+        sorted(numbers) == [[n, n + 1] for n in range(0, world, 2)], f"groups of ranks: {numbers}"
+    )
+    sizes = [group["world_size"] for group in groups]
+    check(set(sizes) == {2}, f"ranks of their communicators: {sizes}")
+
+
 def dead_rank(world: int) -> None:
     heading("A rank that dies, and more ranks than GPUs")
     base = [sys.executable, "-m", "llmprof", "--headless", "--json", "--model", "llama2-7b"]
@@ -398,6 +467,8 @@ def main() -> int:
         "host": (30, lambda: plant(world, "host", "host")),
         "kernel": (30, lambda: plant(world, "kernel", "kernels")),
         "profiler": (20, lambda: same_totals(world)),
+        "recorded": (25, lambda: from_nccl(world)),
+        "groups": (25, lambda: sub_groups(world)),
         "70b": (60, lambda: rates(world, "llama2-70b", [world], "32", "3")),
         "batched": (35, lambda: batched(world)),
         "death": (55, lambda: dead_rank(world)),
