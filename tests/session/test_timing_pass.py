@@ -12,6 +12,7 @@ import pytest
 from llmprof.goal import Goal, fitting_length, round_length
 from llmprof.records import EngineInfo, Unavailable
 from llmprof.session.passes.clock import RunClock
+from llmprof.session.passes.timing import TimingPass
 from llmprof.session.warmed import warnings_of
 from llmprof.worker.rounds import warm_up
 from llmprof.worker.stamps import StampBoard
@@ -114,6 +115,35 @@ def test_auto_makes_many_processes_where_starting_is_cheap() -> None:
     cheap = simulate(replace(World(GRAPH), loading_s=0.1), goal, 1)
     dear = simulate(replace(World(GRAPH), loading_s=20.0), goal, 1)
     assert (cheap.pair.processes, dear.pair.processes) == (8, 1)
+
+
+@pytest.mark.parametrize(("round_s", "rounds"), [(13.0, 1), (1.5, 3), (0.29, 16)])
+def test_an_engine_alone_that_is_too_slow_for_five_rounds_keeps_the_time(
+    round_s: float, rounds: int
+) -> None:
+    """Of 12 s, four fifths are for warm-up and timing; another engine comes after it."""
+    now = [0.0]
+    plan = SimpleNamespace(workload=SimpleNamespace(decode_len=64))
+    runs = [
+        SimpleNamespace(
+            record=SimpleNamespace(engine_id=number), alive=True, plan=plan, loading_s=0.0,
+            warmup_max_s=60.0, round_s=None, prefill_s=0.1, step_s=0.01, met_steps=None,
+        )
+        for number in range(2)
+    ]  # fmt: skip
+    made = []
+
+    def one_round(run: object, index: int) -> None:
+        made.append(index)
+        now[0] += round_s
+
+    goal = Goal(max_s=12.0)
+    clock = RunClock(goal, runs, lambda: now[0])  # type: ignore[arg-type]
+    timing = TimingPass(
+        runs, goal, 0, clock, None, one_round, None, traces=True, adapt=False,  # type: ignore[arg-type]
+    )  # fmt: skip
+    timing.alone(runs[0])  # type: ignore[arg-type]
+    assert len(made) == rounds
 
 
 class Slow:

@@ -161,7 +161,9 @@ class TimingPass:
             for other in self._runs:
                 other.shorten(length)
         later = [r for r in self._runs if r.record.engine_id >= run.record.engine_id and r.alive]
-        end = self._clock.timing_left(self._traces) / max(1, len(later))
+        shares = max(1, len(later))
+        end = self._clock.timing_left(self._traces) / shares
+        least = self._clock.timing_left(self._traces, least=True) / shares
         begin, index = self._clock.spent(), 0
         while True:
             self._one_round(run, index)
@@ -170,8 +172,8 @@ class TimingPass:
             if goal.rounds is not None:
                 if index >= goal.rounds:
                     return
-            elif index >= LEAST_ROUNDS and spent * (1 + 1 / index) > end:
-                return
+            elif spent * (1 + 1 / index) > (end if index >= LEAST_ROUNDS else least):
+                return  # too slow for five rounds: the time ends it all the same
 
     def end_blocks(self) -> None:
         self.goal = replace(self.goal, ended_by="rounds" if self.goal.rounds else "time")
