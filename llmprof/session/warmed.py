@@ -16,7 +16,12 @@ def warnings_of(facts: dict[str, Any], info: EngineInfo | None, timed: bool) -> 
     timed: of the worker that is timed, not of the traced pass.
     """
     found, where = [], "" if timed else "traced pass: "
-    if not facts["stable"]:
+    if facts["lacking"]:
+        found.append(
+            f"{where}warm-up ended {facts['lacking']} steps before the engine is as fast as it"
+            " gets: more time (--max-time) makes them"
+        )
+    elif not facts["stable"]:
         found.append(
             f"{where}warm-up ended after {facts['steps']} steps without a stable step time"
         )

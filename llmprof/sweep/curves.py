@@ -26,6 +26,9 @@ METRICS = {
 }
 """Column → heading, in the order in which they are offered."""
 IDLE = "idle"
+TRACED_SLOW = 1.3
+"""A traced step that took so many times a timed one is said: CUDA graphs of 420 kernels take up to
+1.23 times as long on an H100."""
 MOST_SHOWN = 8
 """Places that a sentence names."""
 
@@ -165,8 +168,25 @@ def doubts(found: Sequence[Curve]) -> list[str]:
                 f"{curve.label}: the SM clock was {min(clocks):.0f} to {max(clocks):.0f} MHz"
                 " along the curve"
             )
-        lines += [f"{curve.label}: {text}" for text in _held_down(curve)]
+        lines += [f"{curve.label}: {text}" for text in (*_held_down(curve), *_slow_traces(curve))]
     return lines
+
+
+def _slow_traces(curve: Curve) -> list[str]:
+    slow = [
+        f"{place.shown} ({ratio:.2f}×)"
+        for place in curve.places
+        if (ratio := place.value("slowdown")) is not None and ratio > TRACED_SLOW
+    ]
+    if not slow:
+        return []
+    return [f"traced steps took much longer than timed ones at {_some(slow)}: idle time there may"
+            " be of the tracing or of a busy host"]  # fmt: skip
+
+
+def _some(shown: list[str]) -> str:
+    rest = len(shown) - MOST_SHOWN
+    return ", ".join([*shown[:MOST_SHOWN], f"and {rest} more places"] if rest > 0 else shown)
 
 
 def _held_down(curve: Curve) -> list[str]:
@@ -179,11 +199,8 @@ def _held_down(curve: Curve) -> list[str]:
                 found.setdefault(reason or part, {})[place.shown] = share if reason else "?"
     lines = []
     for reason, places in found.items():
-        shown = [f"{place} ({share})" for place, share in places.items()]
-        rest = len(shown) - MOST_SHOWN
-        if rest > 0:
-            shown = [*shown[:MOST_SHOWN], f"and {rest} more places"]
-        lines.append(f"{reason} held the clocks down at {', '.join(shown)} of the samples")
+        shown = _some([f"{place} ({share})" for place, share in places.items()])
+        lines.append(f"{reason} held the clocks down at {shown} of the samples")
     return lines
 
 

@@ -122,6 +122,8 @@ class WarmUp:
     """Of the last round, like ``step_ns``."""
     step_ns: int
     """Median."""
+    lacking: int = 0
+    """Steps of the engine's own minimum that the time had no room for."""
     met: Met | None = None
 
 
@@ -203,7 +205,9 @@ def warm_up(
         limit = max_seconds if done >= min_steps else PATIENCE * max_seconds
         ready = met is not None or not meet
         if ready and ((stable and done >= min_steps) or spent + next_s > limit):
-            return WarmUp(done, stable and done >= min_steps, medians, prefill_ns, step_ns, met)
+            lacking = max(0, min_steps - done)
+            stable = stable and not lacking
+            return WarmUp(done, stable, medians, prefill_ns, step_ns, lacking, met)
         if probes:
             continue
 

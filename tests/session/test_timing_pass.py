@@ -287,9 +287,11 @@ def test_rounds_of_warm_up_grow_again_where_only_the_first_steps_were_slow(
 
 def test_what_a_run_says_of_its_warm_up() -> None:
     info = EngineInfo(warmup_lengths="a plan a length")
-    facts: dict = {"steps": 104, "stable": False, "step_ns": 4_000_000, "met": None}
+    facts: dict = {"steps": 104, "stable": False, "step_ns": 4_000_000, "met": None, "lacking": 0}
     (text,) = warnings_of(facts, info, timed=True)
     assert text == "warm-up ended after 104 steps without a stable step time"
+    (text,) = warnings_of({**facts, "lacking": 104}, info, timed=True)
+    assert "ended 104 steps before the engine is as fast as it gets" in text
     facts |= {"stable": True, "met": {"steps": 96, "step_ns": 49_000_000, "decode_ns": 1}}
     (text,) = warnings_of(facts, info, timed=True)
     assert "49.0 ms in warm-up, later 4.0 ms" in text and text.endswith("a plan a length")

@@ -60,6 +60,16 @@ def test_what_held_the_clocks_down_is_named_with_its_share() -> None:
     )
 
 
+def test_a_trace_that_is_much_slower_than_what_is_timed_is_a_doubt() -> None:
+    rows = rows_of(grid("128,1k", "1"), slowdown=1.2)
+    assert doubts(curves(rows, ("context", "batch"), "context")) == []
+    rows[2]["slowdown"] = 3.227
+    (text,) = doubts(curves(rows, ("context", "batch"), "context"))
+    assert text.startswith(
+        "a · batch 1: traced steps took much longer than timed ones at 1k (3.23×)"
+    )
+
+
 def test_curves_come_by_what_is_held_and_not_by_the_order_of_the_grid() -> None:
     found = curves(rows_of(grid("128,1k", "1,16,8,2")), ("context", "batch"), "context")
     assert [c.held["batch"] for c in found if c.engine == "a"] == ["1", "2", "8", "16"]
