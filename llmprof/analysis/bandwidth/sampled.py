@@ -5,19 +5,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmprof.analysis.bandwidth.pm_steps import misplaced, step_activity, weighted_means
+from llmprof.analysis.timing.conditions import gpu_indices
 from llmprof.analysis.timing.steps import workload_number
 from llmprof.records import EngineRecord, Maybe, RoundRecord, RunData, Unavailable
 from llmprof.runfile.reader import RunFileReader
+from llmprof.runfile.schema import pm_round
 
 
 @dataclass(frozen=True)
 class SampledSteps:
     """One entry a decode step; ``None`` where a step is too short for its own value.
 
-    GB is 1e9 bytes. ``measured``: DRAM throughput by PM sampling × peak; device-wide. ``modelled``:
-    weights + KV at that step's context / the step's time.
+    GB is 1e9 bytes. ``measured``: DRAM throughput by PM sampling × peak; device-wide, and of all
+    GPUs together where the layers of one rank lie on several. ``modelled``: weights + KV at that
+    step's context / the step's time.
     """
 
     interval_ns: int
@@ -74,6 +78,14 @@ def sampled_steps(
     mean: Maybe = Unavailable("the GPU's peak bandwidth is not known")
     if peak is not None:
         mean = float(whole[0] / 100 * peak) if covered[0] > 0 else Unavailable("no samples")
+    steps_gb_s = activity.dram_gb_s
+    for device in _further(engine):
+        more = _of_device(reader, data, record, device, facts.device)
+        if more is None:
+            text = f"the counters of GPU {device}, which holds layers too, were not sampled"
+            return Unavailable(text)
+        steps_gb_s = steps_gb_s + more[0]
+        mean = mean + more[1] if isinstance(mean, float) else mean
     modelled = _modelled(data, engine, record)
     sizes = [m * s for m, s in zip(modelled, np.diff(stamps).tolist(), strict=True) if m]
     return SampledSteps(
@@ -81,7 +93,7 @@ def sampled_steps(
         clock=facts.clock,
         clock_error_ns=facts.clock_error_ns,
         dropped=facts.dropped,
-        measured_gb_s=_values(activity.dram_gb_s),
+        measured_gb_s=_values(steps_gb_s),
         modelled_gb_s=tuple(modelled),
         sm_active_pct=_values(activity.sm_active_pct),
         mean_measured_gb_s=mean,
@@ -92,6 +104,31 @@ def sampled_steps(
         ),
         why_no_steps="" if activity.unavailable is None else activity.unavailable.reason,
     )
+
+
+def _further(engine: EngineRecord) -> list[int]:
+    """GPUs beside the first that hold layers of the same rank."""
+    alone = engine.info is not None and engine.info.ranks == 1
+    return gpu_indices(engine)[1:] if alone else []
+
+
+def _of_device(
+    reader: RunFileReader, data: RunData, record: RoundRecord, device: int, primary: int
+) -> tuple[NDArray[np.float64], float] | None:
+    """GB/s in each step, and over all of them; ``None``: not known."""
+    found = reader.pm_samples(pm_round(record.round_id, device, primary))
+    peak = next((d.peak_bandwidth_gb_s for d in data.gpu_devices if d.index == device), None)
+    if found is None or peak is None or found[0].clock == "contradiction":
+        return None
+    facts, samples = found
+    stamps = np.array(record.stamps_ns, np.int64)
+    times = samples.start_ns, samples.end_ns
+    share = samples.dram_pct
+    activity = step_activity(
+        stamps, *times, share, samples.sm_active_pct, facts.clock_error_ns, peak
+    )
+    whole, covered = weighted_means(stamps[[0, -1]], *times, share)
+    return (activity.dram_gb_s, float(whole[0] / 100 * peak)) if covered[0] > 0 else None
 
 
 def _modelled(data: RunData, engine: EngineRecord, record: RoundRecord) -> list[float | None]:

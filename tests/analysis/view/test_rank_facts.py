@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import jsonschema
@@ -11,6 +12,7 @@ import ranks_factory
 import ranks_facts
 from ranks_run import run_of
 
+from llmprof.analysis.bandwidth.sampled import sampled_steps
 from llmprof.analysis.ranks.results import RanksReport
 from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.report import build
@@ -19,6 +21,7 @@ from llmprof.exports.json import schema
 from llmprof.exports.json.report import to_document
 from llmprof.exports.text.table import render
 from llmprof.records import Missing, Unavailable
+from llmprof.runfile.reader import RunFileReader
 
 POWER_CAP = 4
 """NVML's clocks event reason SW power cap (nvml.h)."""
@@ -135,3 +138,27 @@ def test_json_and_text_have_them(tmp_path: Path) -> None:
     assert "mem GiB" in text
     assert "GPU 1 was held back: " in text
     assert max(map(len, text.splitlines())) <= 80
+
+
+@pytest.mark.parametrize(("ranks", "gb_s"), [(1, 1010.0), (2, 500.0)])
+def test_layers_on_two_gpus_are_read_by_both(tmp_path: Path, ranks: int, gb_s: float) -> None:
+    members = [replace(m, pid=4711) for m in ranks_factory.group(2, 12)]
+    path = run_of(
+        tmp_path / "run.sqlite",
+        members,
+        lambda w, _: ranks_facts.put_gpus(w, members, {}),
+        one_process=True,
+    )
+    data = open_run(path)
+    (engine,) = data.engines
+    assert engine.info is not None
+    engine = replace(engine, info=replace(engine.info, ranks=ranks))
+    wide = {"max_mem_clock_mhz": 1000, "bus_width_bits": 4000}  # 1000 GB/s
+    devices = [replace(d, **wide) for d in data.gpu_devices]
+    with RunFileReader(path) as reader:
+        found = sampled_steps(reader, replace(data, gpu_devices=devices), engine)
+        assert not isinstance(found, Unavailable)
+        assert found.mean_measured_gb_s == pytest.approx(gb_s)
+        assert all(value is None or value == pytest.approx(gb_s) for value in found.measured_gb_s)
+        unknown = sampled_steps(reader, replace(data, gpu_devices=devices[:1]), engine)
+    assert isinstance(unknown, Unavailable) == (ranks == 1)
