@@ -123,6 +123,8 @@ def test_calls_come_out_of_the_run_file_as_nccl_made_them(tmp_path: Path) -> Non
             [
                 event(1, "ncclCommInitRank", comm),
                 event(10, "ncclAllReduce", sent),
+                # Of a communicator that is split off: its parent's number of ranks.
+                event(15, "ncclCommSplit", {**comm, "NCCL communicator ID": 3, "Key": 0}),
                 event(20, "ncclGroupEnd", None),
                 event(30, "step", sent),
                 event(40, "ncclAllReduce", {**sent, "Message size [bytes]": "many"}),

@@ -67,6 +67,8 @@ def groups(
         for group in _clusters(communicating, same_host):
             names = dict.fromkeys(one.engine for one in group)
             whole = group[0].communicator_ranks or world
+            if group[0].communicator and len(members) >= world:
+                whole = len(group)  # all ranks are here, and these are all of its own
             made = report(group, ", ".join(names), {}, max(whole, len(group)), same_host)
             if isinstance(made, Unavailable):
                 missing[group[0].engine] = made.reason

@@ -21,7 +21,7 @@ _NAMES = {
     "No. of ranks": "ranks",
     "Rank": "rank",
 }
-"""As nvtx_payload_schemas.h (NCCL 2.26 to 2.30) calls its fields."""
+"""As nvtx_payload_schemas.h (NCCL 2.25 to 2.30) calls its fields."""
 _LIMITS = {"communicator": 2**64, "bytes": 2**62}
 
 
@@ -41,7 +41,7 @@ class CollectiveCalls:
     communicators: tuple[int, ...]
     """NCCL's hash of each: equal on all of its ranks."""
     ranks: tuple[int, ...]
-    """How many ranks each communicator has; 0: it was made before the recording."""
+    """How many ranks each communicator has; 0: not said, or before the recording."""
 
     def __len__(self) -> int:
         return len(self.start_ns)
@@ -71,7 +71,8 @@ def collective_calls(
             continue
         values = _values(text)
         hashed = values.get("communicator")
-        if hashed is not None and "ranks" in values:
+        # ncclCommSplit and ncclCommShrink (2.25 to 2.28) say how many the parent has.
+        if hashed is not None and "ranks" in values and str(name).startswith("ncclCommInit"):
             sizes[hashed] = values["ranks"]
         if "bytes" not in values or hashed == 0:
             continue
