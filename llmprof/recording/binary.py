@@ -23,12 +23,13 @@ _PROGRAM, _POSITION_INDEPENDENT = 2, 3
 def obstacle(command: str) -> str:
     """Why the CUDA driver, and with it the recorder, does not get into a program: one line that
     begins with its name. Empty where nothing is known to be in the way."""
-    path = shutil.which(command)
-    if path is None:
+    found = shutil.which(command)
+    if found is None:
         return ""
-    name = one_line(Path(path).name, 80)
+    path = Path(found)
+    name = one_line(path.name, 80)
     try:
-        facts = Path(path).stat()
+        facts = path.stat()
         loader = _loader(path)
     except (OSError, struct.error):
         return ""
@@ -44,7 +45,7 @@ def obstacle(command: str) -> str:
     return ""
 
 
-def _loader(path: str) -> str | None:
+def _loader(path: Path) -> str | None:
     """The ELF file's loader, empty for a static program; ``None``: it is none of the kind that
     is looked at (a script, another byte order).
 
@@ -52,7 +53,7 @@ def _loader(path: str) -> str | None:
         OSError: it cannot be read.
         struct.error: it is torn.
     """
-    with Path(path).open("rb") as file:
+    with path.open("rb") as file:
         head = file.read(_HEADER.size)
         if head[:6] != b"\x7fELF\x02\x01":
             return None

@@ -479,7 +479,7 @@ def main() -> int:
     )
     parser.add_argument("--only", help="names, comma separated")
     parser.add_argument("--keep", help="folder for the run files")
-    parser.add_argument("--budget", type=float, default=1e9, help="s; later no program starts")
+    parser.add_argument("--budget", type=float, default=1e9, help="in s: no program starts later")
     arguments = parser.parse_args()
     wanted = arguments.only.split(",") if arguments.only else list(CHECKS)
     if unknown := set(wanted) - set(CHECKS):

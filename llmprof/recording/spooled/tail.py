@@ -36,7 +36,7 @@ class SpoolTail:
         """Whole frames that were not read before: (kind, payload), about ``limit`` bytes."""
         found: list[tuple[int, bytes]] = []
         try:
-            size = Path(self.path).stat().st_size
+            size = self.path.stat().st_size
             if size > self._at and self._fd < 0:
                 self._fd = os.open(self.path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -79,7 +79,7 @@ class SpoolTail:
 
     def close(self) -> None:
         with suppress(OSError):
-            self.torn = max(0, Path(self.path).stat().st_size - self._at)
+            self.torn = max(0, self.path.stat().st_size - self._at)
         self._put_away()
 
     def _put_away(self) -> None:

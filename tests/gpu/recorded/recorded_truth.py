@@ -33,7 +33,7 @@ BOUND = 0.01
 TICKS_US = 0.128
 """Four steps of the GPU's clock: on an H100 every duration is a multiple of 32 ns."""
 AT_ONCE = 6
-"""Programs that start, run or are written down; one has the GPU (``turns``)."""
+"""Programs that start, run or are written down: one has the GPU (``turns``), the others none."""
 LONGEST_S = 240.0
 """Of one program, its wait for the GPU included."""
 failed: list[str] = []
