@@ -55,14 +55,14 @@ def run_of(
         writer.put_engine(engine)
         writer.put_round(record)
         for member in members:
-            _put(writer, member)
+            put_member(writer, member)
         if further is not None:
             further(writer, record)
         writer.set_state("finished")
     return path
 
 
-def _put(writer: RunFileWriter, member: Member) -> None:
+def put_member(writer: RunFileWriter, member: Member) -> None:
     """The kernels of one rank and the calls that launched them."""
     count = len(member.label)
     if not count:
