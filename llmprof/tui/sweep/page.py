@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Final
 
-from llmprof.sweep.curves import IDLE, METRICS, Curve, Place, curves, doubts
+from llmprof.sweep.curves import IDLE, METRICS, Curve, Place, chosen_axis, curves, doubts
 from llmprof.sweep.fields import FIELDS
 from llmprof.sweep.fits import fit_words
 from llmprof.sweep.report.gaps import CATEGORIES, failed_points, why_missing
@@ -54,8 +54,9 @@ class Known:
         title: str, axes: tuple[str, ...], rows: Sequence[PointRow], points: int, done: int,
         failed: int,
     ) -> Known:  # fmt: skip
-        """With the curves over every axis."""
-        chosen = axes or ("context",)
+        """With the curves over every axis; the page opens with the one that the report takes."""
+        first = chosen_axis(axes, "")
+        chosen = (first, *(axis for axis in axes if axis != first))
         by_axis = {axis: tuple(curves(rows, axes, axis)) for axis in chosen}
         return Known(title, chosen, tuple(rows), points, done, failed, by_axis)
 
@@ -99,7 +100,7 @@ def _doubts(found: Sequence[Curve], whole: bool, width: int) -> list[Row]:
     texts = doubts(found)
     if len(texts) > MOST_DOUBTS and not whole:
         rest = len(texts) - MOST_DOUBTS + 1
-        texts = [*texts[: MOST_DOUBTS - 1], f"{rest} more about clocks and drivers: page fits"]
+        texts = [*texts[: MOST_DOUBTS - 1], f"{rest} more such lines: page fits"]
     return [fit(row(Span(f"! {t}", "warn")), width) for d in texts for t in wrap(d, width - 2)]
 
 
@@ -115,7 +116,7 @@ def header(known: Known | None, view: SweepView, width: int) -> list[Row]:
         return [row(Span("llmprof", "bright"), Span("  sweep", "strong")), ()]
     left = row(Span("llmprof", "bright"), Span("  sweep  ", "strong"), Span(clean(known.title)))
     state = f"{known.done} of {known.points} points"
-    right = [Span(f"{known.failed} failed  ", "warn")] if known.failed else []
+    right = [Span(f"{known.failed} did not run  ", "warn")] if known.failed else []
     right.append(Span(state, "good" if known.done == known.points else "dim"))
     tabs = [
         Span(f"[{name}]" if name == view.tab else f" {name} ",

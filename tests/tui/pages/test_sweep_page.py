@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from sweep_factory import grid, made_store, row
 
+from llmprof.sweep.grid import make
 from llmprof.sweep.store import Ended, Store
 from llmprof.tui.drawing.cells import text_of, width_of
 from llmprof.tui.drawing.glyphs import ASCII, UNICODE
@@ -68,7 +69,7 @@ def test_failed_points_are_named_and_their_text_moves_no_terminal(tmp_path: Path
     for tab in TABS:
         shown = text(store, SweepView(tab=tab))
         assert "\x1b" not in shown
-    assert "1 failed" in shown
+    assert "1 did not run" in shown
 
 
 @pytest.mark.parametrize(("width", "height"), [(40, 12), (80, 24), (200, 60)])
@@ -112,3 +113,10 @@ async def test_keys_choose_and_enter_opens_the_run(tmp_path: Path) -> None:
         assert app.page.view == replace(SweepView(), metric=1, axis=2, curve=1, place=1)
         await pilot.press("up", "enter")
     assert app.return_value == (run, replace(SweepView(), metric=1, axis=2, place=1))
+
+
+def test_it_opens_with_the_axis_that_the_report_takes(tmp_path: Path) -> None:
+    """Whatever the order of the grid's fields."""
+    store = made_store(tmp_path / "s", make(["fake"], {"batch": "1,2", "context": "128,1k,4k"}))
+    assert store.grid.axes[0] == "batch"
+    assert "over context" in text(store, SweepView())
