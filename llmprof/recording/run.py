@@ -19,7 +19,7 @@ from llmprof.recording import closing
 from llmprof.recording.control import ACTIVITY, RANGES, ControlPage, spool_folder
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.program import Program
-from llmprof.recording.sampled.bandwidth import BandwidthSampling
+from llmprof.recording.sampled.bandwidth import BandwidthSampling, copies
 from llmprof.recording.sampled.host import HostStacks
 from llmprof.recording.spooled.devices import DeviceMap
 from llmprof.recording.spooled.spools import Spools
@@ -150,7 +150,10 @@ class Recording:
             tool_commit=environment.tool_commit(),
             command=list(plan.command),
             workload={},
-            environment=environment.collect(found),
+            environment={
+                **environment.collect(found),
+                **({"copy_gb_s": copies(self._known, plan.gpus)} if plan.bandwidth else {}),
+            },
             trace_level=plan.level,
             schedule="single",
             source="recorded",

@@ -38,13 +38,15 @@ class CopyBandwidth:
     repetitions: int
 
 
-def measure_copy_bandwidth(device_index: int) -> CopyBandwidth | Unavailable:
+def measure_copy_bandwidth(device_index: int, uuid: str = "") -> CopyBandwidth | Unavailable:
     """Copy on this device, in a child process; about a second, most of it making the context.
 
     Args:
         device_index: CUDA ordinal, as a process with this environment sees it.
+        uuid: of the only GPU that the child shall see, whatever this environment says.
     """
-    child = TracerChild("the copy measurement", __name__, {})
+    only = {"CUDA_VISIBLE_DEVICES": uuid} if uuid else {}
+    child = TracerChild("the copy measurement", __name__, only)
     try:
         facts, _ = child.ask({"do": "copy", "device": device_index}, TIMEOUT_S)
     except ChildFailed as why:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pm_stub
 import pytest
 
 from llmprof.analysis.bandwidth.kept import kept_bandwidth
@@ -223,3 +224,16 @@ def test_a_window_that_never_opens_is_a_reason(sampled: Sampled) -> None:
         "the window did not open: nothing was sampled"
     ]
     assert sampled.asked == ["open", "close"]
+
+
+def test_what_a_copy_reaches_is_measured_before_the_program_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the GPUs that are wanted."""
+    monkeypatch.setenv("LD_LIBRARY_PATH", str(Path(pm_stub.build(tmp_path)).parent))
+    monkeypatch.setenv("LLMPROF_STUB_COPY_GB_S", "2500")
+    gpus = [GpuDevice(n, f"GPU {n}", f"GPU-{n}") for n in (1, 2)]
+    assert bandwidth.copies(gpus, frozenset({2})) == {"cuda:2": pytest.approx(2500, rel=1e-3)}
+    monkeypatch.setenv("LLMPROF_STUB_CUDA", "none")
+    found = bandwidth.copies(gpus, None)
+    assert list(found) == ["cuda:1", "cuda:2"] and "cuInit" in found["cuda:1"]["reason"]

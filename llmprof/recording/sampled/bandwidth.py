@@ -4,18 +4,35 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 from llmprof.ingest.pm_samples import put_pm_samples
+from llmprof.machine import unavailable
 from llmprof.recording.sampled.stretches import Spread, Stretches
 from llmprof.records import GpuDevice, Missing, Unavailable
 from llmprof.runfile.schema import PM_ROUNDS, PM_STRETCH
 from llmprof.runfile.writing.writer import RunFileWriter
+from llmprof.tracers.copy_bandwidth import measure_copy_bandwidth
 from llmprof.tracers.pm.tracer import PmSamples, PmTracer
 
 INTERVAL_NS = 200_000
 """A sample takes the sampler 55–80 µs to evaluate."""
 SPREAD = Spread(first_s=60, each_s=10, every_s=60, most_s=240)
 """The samples of a minute at 5 kHz take 25 MB in the sampler's process."""
+
+
+def copies(devices: Sequence[GpuDevice], gpus: frozenset[int] | None) -> dict[str, Any]:
+    """What a copy reaches on each GPU, before the program starts: a second a GPU, all at once."""
+
+    def on(device: GpuDevice) -> Any:
+        copy = measure_copy_bandwidth(0, device.uuid)
+        return unavailable(copy.reason) if isinstance(copy, Unavailable) else copy.gb_s
+
+    wanted = [device for device in devices if gpus is None or device.index in gpus]
+    names = [f"cuda:{device.index}" for device in wanted]
+    with ThreadPoolExecutor(max(1, len(wanted))) as pool:
+        return dict(zip(names, pool.map(on, wanted), strict=True))
 
 
 class BandwidthSampling:
