@@ -394,9 +394,9 @@ def test_a_thread_that_fails_takes_back_the_batch(
     with RunFileWriter(tmp_path / "x.sqlite", sample_info()) as run:
         columns |= {name: columns[name] + run.t0_ns for name in ("start", "end")}
         run.put_missing([Missing("run", "gpm", "kept")])
+        monkeypatch.setattr(image, "PAGES", 50)  # a third of the columns
         with monkeypatch.context() as patch:
             patch.setattr(transfer, "_write", full)
-            patch.setattr(image, "PAGES", 100)
             with pytest.raises(RunFileError), run.batch():
                 run.bulk(CALL, columns)
                 if then == "bulk":

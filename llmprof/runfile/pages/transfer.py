@@ -126,6 +126,7 @@ class PageTransfer:
         with suppress(Exception):  # what was wrong was raised, or is of no interest any more
             _ = self.sql
         self._image.clear()
+        self._other.clear()  # its writing may have failed
 
     def close(self) -> None:
         self.forget()
@@ -168,7 +169,8 @@ def definition_of(sql: str) -> Definition | None:
 
     Python 3.10 cannot hand a database over (``Connection.deserialize``).
     """
-    if not hasattr(sqlite3.Connection, "deserialize") or sys.byteorder != "little":
+    able = hasattr(sqlite3.Connection, "deserialize") and sqlite3.threadsafety
+    if not able or sys.byteorder != "little":
         return None
     try:
         with closing(sqlite3.connect(":memory:", isolation_level=None)) as db:
