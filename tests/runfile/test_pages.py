@@ -9,7 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, get_args
 
@@ -253,6 +253,56 @@ def test_more_rows_than_the_images_of_a_transaction_hold(
         attached = db.sql.execute("PRAGMA database_list").fetchall()
         assert [row[1] for row in attached] == ["main"], "their memory is given back"
     assert starts(file) == list(range(4 * count))
+
+
+@needs_deserialize
+@settings(max_examples=40, deadline=None)
+@given(
+    transactions=st.lists(
+        st.tuples(
+            st.lists(
+                st.tuples(st.booleans(), st.sampled_from((1, 40, 600, 2500)), st.booleans()),
+                min_size=1, max_size=8,
+            ),
+            st.sampled_from(("committed", "committed", "taken back")),
+        ),
+        min_size=1, max_size=5,
+    )
+)  # fmt: skip
+def test_any_order_of_tables_and_ends_leaves_the_rows_of_inserts(
+    transactions: list[tuple[list[tuple[bool, int, bool]], str]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    """Images of a few pages, so that most calls fill one."""
+    folder, sync = tmp_path_factory.mktemp("order"), "CUPTI_ACTIVITY_KIND_SYNCHRONIZATION"
+
+    def record(file: Path) -> list[list[tuple[Any, ...]]]:
+        with database(file) as db:
+            number = 0
+            for calls, end in transactions:
+                with suppress(InterruptedError), db.transaction():
+                    for table, count, as_list in calls:
+                        columns = block(number, count)
+                        if table:
+                            columns = dict.fromkeys(columns_of(sync)[1], columns["start"])
+                        if as_list:
+                            columns = {name: values.tolist() for name, values in columns.items()}
+                        number += count
+                        db.require(sync if table else CALL)
+                        db.insert_columns(sync if table else CALL, columns, {}, count)
+                    if end == "taken back":
+                        raise InterruptedError
+            with db.transaction():
+                db.require(sync)
+                db.require(CALL)
+        return [content(file, sync), content(file, CALL)]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(image, "PAGES", image.MOST_TABLES + 6)
+        patch.setattr(transfer, "_MOST_IMAGES", 3)
+        pages = record(folder / "pages.sqlite")
+    with only_inserts():
+        assert pages == record(folder / "rows.sqlite")
 
 
 @needs_deserialize
