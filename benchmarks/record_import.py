@@ -39,6 +39,7 @@ from llmprof.tracers.cupti.decode import decode_buffer, record_dtype
 from llmprof.tracers.cupti.layout import API_FIELDS, KERNEL_FIELDS, known_layout
 
 NODES, FRAME = 587, 6000
+PLAIN_ROWS = 300_000
 
 
 def frames(kernels: int, calls: bool) -> Iterator[bytes]:
@@ -96,7 +97,8 @@ def write_spool(path: Path, kernels: int, calls: bool) -> float:
 
 
 def plain_insert(run: Path, scratch: Path) -> float:
-    """Processor seconds that the rows of the run's kernels and calls take, a statement a row."""
+    """Processor seconds that the rows of the run's kernels and calls take, a statement a row: of
+    ``PLAIN_ROWS`` of each, scaled."""
     took = 0.0
     with closing(sqlite3.connect(run)) as source, closing(sqlite3.connect(scratch)) as sql:
         for table in ("CUPTI_ACTIVITY_KIND_KERNEL", "CUPTI_ACTIVITY_KIND_RUNTIME"):
@@ -106,13 +108,15 @@ def plain_insert(run: Path, scratch: Path) -> float:
             if found is None:
                 continue
             sql.execute(found[0])
-            rows = source.execute(f"SELECT * FROM {table}")
-            marks = ", ".join("?" * len(rows.description))
+            (count,) = source.execute(f"SELECT count(*) FROM {table}").fetchone()
+            rows = source.execute(f"SELECT * FROM {table} LIMIT {PLAIN_ROWS}")
+            marks, its = ", ".join("?" * len(rows.description)), 0.0
             while some := rows.fetchmany(1 << 16):
                 begin = time.process_time()
                 sql.executemany(f"INSERT INTO {table} VALUES ({marks})", some)
                 sql.commit()
-                took += time.process_time() - begin
+                its += time.process_time() - begin
+            took += its * max(1.0, count / PLAIN_ROWS)
     return took
 
 
