@@ -26,9 +26,15 @@ def app(path: Path = FIXTURE, **more) -> LlmprofApp:
 
 
 async def settled(pilot) -> MainScreen:
-    await pilot.app.workers.wait_for_complete()
-    await pilot.pause()
-    return pilot.app.main
+    """Waits until a finished run's trace is shown: a thread's last message may come late."""
+    main = pilot.app.main
+    for _ in range(2000):
+        await pilot.app.workers.wait_for_complete()
+        await pilot.pause()
+        if pilot.app.source.live or (main.view.trace is not None and main.view.reading is None):
+            break
+        await pilot.pause(0.01)
+    return main
 
 
 def shown(screen: MainScreen) -> str:
