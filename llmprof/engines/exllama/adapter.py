@@ -316,6 +316,8 @@ class ExLlamaAdapter(DrivenEngine[Drive], ABC):
         on_host = self._embeds_on_host(opening)
         where = "CPU, as the package does by default" if on_host else "GPU"
         notes.append(f"embedding table on the {where}")
+        if self.placement.gpu_split:
+            notes.append("layers lie on several GPUs: one waits while another computes")
         share = self.placement.tp
         if share > 1:
             notes.append(f"tensor parallel over {share} GPUs: sizes and bytes are one GPU's")
