@@ -252,6 +252,51 @@ def test_a_sum_by_way_of_host_memory_waits_in_its_second_kernel() -> None:
     assert isinstance(lines["Receive"].bus_gb_s, Unavailable)
 
 
+def test_one_step_that_takes_long_does_not_hide_a_late_rank() -> None:
+    """The first step under a profiler took half a second, the others 2 ms."""
+    members = group(4, 24, host_ns={1: 60_000})
+    held = 500_000_000
+    first = members[0].bounds_ns[1]
+    moved = [
+        replace(
+            m,
+            start_ns=np.where(m.start_ns > first, m.start_ns + held, m.start_ns),
+            end_ns=np.where(m.end_ns > first, m.end_ns + held, m.end_ns),
+            launch_ns=np.where(m.launch_ns > first, m.launch_ns + held, m.launch_ns),
+            bounds_ns=np.where(m.bounds_ns > first, m.bounds_ns + held, m.bounds_ns),
+        )
+        for m in members
+    ]
+    found = made(moved)
+    assert found.reason is not None
+    assert found.reason.rank == 1
+
+
+def test_what_is_over_the_margin_and_not_called_late_says_why() -> None:
+    """In seven of twelve steps: the median step is late, and chance does that."""
+    parts = (7, {1: 6_000}), (5, None)
+    halves = [
+        group(2, steps, host_ns=late, start_ns=1_000_000_000 * (n + 1))
+        for n, (steps, late) in enumerate(parts)
+    ]
+    joined = [
+        replace(
+            a,
+            start_ns=np.concatenate([a.start_ns, b.start_ns]),
+            end_ns=np.concatenate([a.end_ns, b.end_ns]),
+            label=np.concatenate([a.label, b.label]),
+            launch_ns=np.concatenate([a.launch_ns, b.launch_ns]),
+            bounds_ns=np.concatenate([a.bounds_ns, b.bounds_ns[1:]]),
+        )
+        for a, b in zip(*halves, strict=True)
+    ]
+    found = made(joined)
+    assert found.lateness is not None
+    assert found.lateness.excess_ns > found.lateness.margin_ns
+    assert found.verdict == "balanced"
+    assert "in 7 of 12, which are too few" in found.words
+
+
 def test_bus_factors_are_those_of_nccl_tests() -> None:
     assert bus_factor("AllReduce", 2) == 1.0
     assert bus_factor("AllReduce", 4) == 1.5

@@ -145,7 +145,7 @@ def profiled(rank: int, folder: Path) -> None:
     for _ in range(5):
         step()
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as seen:
-        for number in range(12):
+        for number in range(24):
             with record_function(f"decode {number}"):
                 if rank == 1:
                     time.sleep(0.001)

@@ -1,11 +1,11 @@
 """ExLlama v2 and v3 over several GPUs: layer split and tensor parallel beside one GPU.
 
-    python3 tests/gpu/run_exllama_split.py [--gpus 2] [--only v2,v3] [--shape llama2-7b]
+    python3 tests/gpu/run_exllama_split.py [--gpus 2] [--only v2,v3] [--layers 8] [--budget S]
 
 Needs llmprof, torch for CUDA, the packages exllamav2 and exllamav3 and their extensions
 (LLMPROF_EXTENSIONS_DIR, see run_exllama.py), and two GPUs. Each family is one run of llmprof over
-the same random weights. Prints a line a claim and writes split.json and the run files to $OUT;
-exits 1 where a claim fails. About 60 s a family on two H100s.
+the same random weights, llama2-7b with fewer layers. Prints a line a claim and writes split.json
+and the run files to $OUT; exits 1 where a claim fails. About 40 s a run of two or three engines.
 """
 
 from __future__ import annotations
@@ -28,10 +28,15 @@ sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 from ranks_programs import SAFE  # noqa: E402
 
 from llmprof.analysis.view.opening import open_run  # noqa: E402
+from llmprof.models.presets import PRESETS  # noqa: E402
 
 failures: list[str] = []
 kept: dict[str, Any] = {"claims": []}
 begun = time.monotonic()
+ends = begun + 1e9
+"""When the budget is spent."""
+LIMIT_S, LEAST_S = 50.0, 20.0
+"""Of one run of llmprof."""
 MUST_AGREE = 3
 """First tokens; v2 sums with atomics, and random weights have near ties."""
 
@@ -43,32 +48,82 @@ def check(good: bool, text: str) -> None:
         failures.append(text)
 
 
-def weights(folder: Path, shape: str, engine: str, *more: str) -> str:
+def weights(folder: Path, layers: int, engine: str, *more: str) -> str:
     begin = time.monotonic()
-    command = [sys.executable, "-m", "llmprof", "model", "synth", shape, "--engine", engine, *more]
-    subprocess.run([*command, "-o", str(folder)], check=True, cwd=ROOT, timeout=120)
+    shape = PRESETS["llama2-7b"]
+    config = folder.with_suffix(".json")
+    config.write_text(
+        json.dumps(
+            {
+                "model_type": "llama",
+                "architectures": ["LlamaForCausalLM"],
+                "hidden_size": shape.hidden_size,
+                "intermediate_size": shape.intermediate_size,
+                "num_hidden_layers": layers,
+                "num_attention_heads": shape.num_attention_heads,
+                "num_key_value_heads": shape.num_key_value_heads,
+                "head_dim": shape.head_dim,
+                "vocab_size": shape.vocab_size,
+                "rms_norm_eps": shape.rms_norm_eps,
+                "rope_theta": shape.rope_theta,
+                "max_position_embeddings": 2048,
+                "hidden_act": "silu",
+                "tie_word_embeddings": False,
+            }
+        )
+    )
+    command = [sys.executable, "-m", "llmprof", "model", "synth", "--config", str(config)]
+    command += ["--engine", engine, *more, "-o", str(folder)]
+    subprocess.run(command, check=True, cwd=ROOT, timeout=60)
     print(f"({folder.name}: weights in {time.monotonic() - begin:.0f} s)", flush=True)
     return str(folder)
 
 
 def run(engines: list[str], file: Path, limit_s: float) -> dict[str, Any]:
+    """llmprof's document; where it does not end in time, where its workers stand."""
     command = [sys.executable, "-m", "llmprof", "--headless", "--json", "-o", str(file)]
     for engine in engines:
         command += ["--engine", engine]
-    command += ["--prompt-len", "64", "--decode-len", "48", "--traced-steps", "48", "--rounds", "4"]
-    command += ["--trace", "full", "--bandwidth", "steps"]
-    try:
-        done = subprocess.run(
-            command, capture_output=True, cwd=ROOT, env={**os.environ, **SAFE}, timeout=limit_s,
-            check=False,
-        )  # fmt: skip
-    except subprocess.TimeoutExpired as why:
-        text = (why.stderr or b"").decode(errors="replace")[-2000:]
-        raise RuntimeError(f"llmprof did not end within {limit_s:.0f} s: {text}") from None
-    if not done.stdout:
-        raise RuntimeError(done.stderr.decode(errors="replace")[-3000:])
-    document: dict[str, Any] = json.loads(done.stdout)
+    command += ["--prompt-len", "64", "--decode-len", "32", "--traced-steps", "32", "--rounds", "2"]
+    command += ["--trace", "full", "--bandwidth", "steps", "--no-host"]
+    out, err = file.with_suffix(".out"), file.with_suffix(".err")
+    with out.open("wb") as answers, err.open("wb") as words:
+        process = subprocess.Popen(
+            command, cwd=ROOT, env={**os.environ, **SAFE}, stdout=answers, stderr=words
+        )
+        try:
+            process.wait(limit_s)
+        except subprocess.TimeoutExpired:
+            stand()
+            process.terminate()
+            try:
+                process.wait(8)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+    if not out.stat().st_size:
+        raise RuntimeError(
+            f"llmprof ended with {process.returncode}: {err.read_text(errors='replace')[-4000:]}"
+        )
+    document: dict[str, Any] = json.loads(out.read_text())
     return document
+
+
+def stand() -> None:
+    """Print the stacks of all processes of llmprof."""
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            command = (folder / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if b"boot.py" in command or b"spawn_main" in command:
+            done = subprocess.run(
+                ["py-spy", "dump", "--pid", folder.name], capture_output=True, text=True,
+                timeout=10, check=False,
+            )  # fmt: skip
+            print(f"-- {folder.name} {command[:200]!r}\n{done.stdout[:2500]}{done.stderr[:300]}")
 
 
 def family(
@@ -90,7 +145,7 @@ def family(
     print(f"\n## {name} ({time.monotonic() - begun:.0f} s)\n", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "run.sqlite"
-        document = run(engines, file, 150)
+        document = run(engines, file, min(LIMIT_S, ends - time.monotonic()))
         if out := os.environ.get("OUT"):
             packed = lzma.compress(file.read_bytes(), preset=1)
             if len(packed) < 14 << 20:
@@ -160,7 +215,8 @@ def family(
 
 def common(a: list[list[int]], b: list[list[int]]) -> int:
     one, two = (a[0] if a else []), (b[0] if b else [])
-    return next((n for n, (x, y) in enumerate(zip(one, two, strict=False)) if x != y), len(one))
+    least = min(len(one), len(two))
+    return next((n for n in range(least) if one[n] != two[n]), least)
 
 
 def kernels(file: Path) -> list[tuple[int, int, int, int]]:
@@ -172,53 +228,62 @@ def kernels(file: Path) -> list[tuple[int, int, int, int]]:
         ).fetchall()
 
 
-def v2(folder: Path, shape: str, gpus: int) -> None:
-    model = weights(folder / "exl2", shape, "exllamav2", "--format", "exl2", "--head-bits", "6")
-    split = "/".join(["2.2"] * (gpus - 1) + ["40"])
-    engines = [
-        f"exllamav2:label=one,model={model}",
-        f"exllamav2:label=layers,gpu_split={split},model={model}",
-        f"exllamav2:label=tp{gpus},tp={gpus},model={model}",
-    ]
-    alone = family("exllamav2", engines, gpus, {"layers": 1, f"tp{gpus}": 1})
-    engines = [
-        f"exllamav2:label=layers-forward,drive=forward,gpu_split={split},model={model}",
-        f"exllamav2:label=tp{gpus}-forward,tp={gpus},drive=forward,model={model}",
-    ]
-    expected = {"layers-forward": 1, f"tp{gpus}-forward": 1}
-    family("exllamav2-forward", engines, gpus, expected, alone)
+def v2(folder: Path, layers: int, gpus: int) -> tuple[list[str], dict[str, int], list[str]]:
+    """Engines of the first run, processes that are traced of each, engines of a second run."""
+    model = weights(folder / "exl2", layers, "exllamav2", "--format", "exl2", "--head-bits", "6")
+    # A layer has 0.1 GB; scratch, tables and one matrix dequantised come to it.
+    split = "/".join([f"{0.3 + 0.1 * layers / gpus:.2f}"] * (gpus - 1) + ["40"])
+    plain = f"exllamav2:cudnn_attention=0,model={model}"
+    return (
+        [f"{plain},label=one", f"{plain},label=tp,tp={gpus}"],
+        {"tp": 1, "layers": 1, "tp-forward": 1},
+        [
+            f"{plain},label=layers,gpu_split={split}",
+            f"{plain},label=tp-forward,tp={gpus},drive=forward",
+        ],
+    )
 
 
-def v3(folder: Path, shape: str, gpus: int) -> None:
-    model = weights(folder / "exl3", shape, "exllamav3")
-    split = "/".join(["2.6"] * (gpus - 1) + ["40"])
-    engines = [
-        f"exllamav3:label=one,model={model}",
-        f"exllamav3:label=tp{gpus},tp={gpus},model={model}",
-    ]
-    alone = family("exllamav3", engines, gpus, {f"tp{gpus}": gpus})
-    engines = [
-        f"exllamav3:label=layers,gpu_split={split},model={model}",
-        f"exllamav3:label=tp{gpus}-nccl,tp={gpus},tp_backend=nccl,model={model}",
-    ]
-    family("exllamav3-more", engines, gpus, {"layers": 1, f"tp{gpus}-nccl": gpus}, alone)
+def v3(folder: Path, layers: int, gpus: int) -> tuple[list[str], dict[str, int], list[str]]:
+    model = weights(folder / "exl3", layers, "exllamav3")
+    split = "/".join([f"{0.6 + 0.1 * layers / gpus:.2f}"] * (gpus - 1) + ["40"])
+    plain = f"exllamav3:model={model}"
+    return (
+        [f"{plain},label=one", f"{plain},label=tp,tp={gpus}"],
+        {"tp": gpus, "nccl": gpus, "layers": 1},
+        [
+            f"{plain},label=nccl,tp={gpus},tp_backend=nccl",
+            f"{plain},label=layers,gpu_split={split}",
+        ],
+    )
 
 
 def main() -> int:
+    global ends
     parser = argparse.ArgumentParser()
     parser.add_argument("--gpus", type=int, default=2)
     parser.add_argument("--only", default="v2,v3")
-    parser.add_argument("--shape", default="llama2-7b")
+    parser.add_argument("--layers", type=int, default=8)
+    parser.add_argument("--budget", type=float, default=1e9, help="s")
     given = parser.parse_args()
+    ends = begun + given.budget
     os.environ.update(SAFE)
     with tempfile.TemporaryDirectory() as scratch:
-        for name, part in (("v2", v2), ("v3", v3)):
-            if name not in given.only.split(","):
+        runs: list[tuple[str, str, list[str], dict[str, int]]] = []
+        for name in given.only.split(","):
+            part = {"v2": v2, "v3": v3}[name]
+            first, expected, second = part(Path(scratch), given.layers, given.gpus)
+            runs.append((name, f"exllama{name}", first, expected))
+            runs.append((name, f"exllama{name}-more", second, expected))
+        alone: dict[str, list[list[int]]] = {}
+        for name, title, engines, expected in sorted(runs, key=lambda one: "more" in one[1]):
+            if ends - time.monotonic() < LEAST_S:
+                print(f"\n{title} was left out: the budget is spent")
                 continue
             try:
-                part(Path(scratch), given.shape, given.gpus)
+                alone[name] = family(title, engines, given.gpus, expected, alone.get(name))
             except (RuntimeError, subprocess.SubprocessError, OSError, KeyError, ValueError) as why:
-                check(False, f"{name}: {type(why).__name__}: {why}")
+                check(False, f"{title}: {type(why).__name__}: {why}")
             if out := os.environ.get("OUT"):
                 (Path(out) / "split.json").write_text(json.dumps(kept, indent=1))
     print(f"\n{len(failures)} failed" if failures else "\nall claims hold")

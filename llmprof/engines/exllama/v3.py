@@ -60,7 +60,7 @@ class ExLlamaV3Engine(ExLlamaAdapter):
         # graph.cu reads it once, at the first capture.
         os.environ["EXL3_GRAPHS"] = "1" if self._graphs else "0"
         try:
-            with _pydantic_error():
+            with pydantic_stand_in():
                 self._module = import_module("exllamav3")
                 samplers = import_module("exllamav3.generator.sampler")
         except ImportError as why:
@@ -284,7 +284,7 @@ class ExLlamaV3Engine(ExLlamaAdapter):
 
 
 @contextmanager
-def _pydantic_error() -> Iterator[None]:
+def pydantic_stand_in() -> Iterator[None]:
     """exllamav3's util/memory.py imports one exception class of pydantic, which decoding never
     raises: where pydantic is absent a stand-in serves for the import, and is gone after it."""
     if "pydantic" in sys.modules or util.find_spec("pydantic") is not None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmprof.engines.exllama.extension_build import load_extension
+from llmprof.engines.exllama.v3 import pydantic_stand_in
 from llmprof.records import Unavailable
 from llmprof.tracers.pyspy import metronome
 
@@ -117,5 +118,6 @@ def _package(payload: bytes, extension: tuple[str, str]) -> None:
         with suppress(ImportError):  # then the extension says what it lacks
             import_module("torch")  # whose libraries it links to
         sys.modules[name] = load_extension(Path(file), name)
-    target, arguments = pickle.loads(payload)
+    with pydantic_stand_in():
+        target, arguments = pickle.loads(payload)
     target(*arguments)
