@@ -197,6 +197,20 @@ def test_a_spool_gives_records_names_and_clock(tmp_path: Path) -> None:
     trace.close()
 
 
+@pytest.mark.parametrize("drift_ns", [-500_000_000, 500_000_000])
+def test_readings_of_clocks_that_contradict_each_other_date_nothing(
+    tmp_path: Path, drift_ns: int
+) -> None:
+    """A damaged reading would move every kernel; an honest clock drifts by parts in a million."""
+    layout = layout_of(CUDA_13_0)
+    buffers = [make_buffer([CONCURRENT_KERNEL], layout)]
+    write_spool(tmp_path / "s", buffers, layout, drift_ns=drift_ns)
+    trace = Trace(tmp_path / "s")
+    clock = trace.clock(1)
+    assert isinstance(clock, Unavailable) and "contradict each other" in clock.reason
+    trace.close()
+
+
 @pytest.fixture(scope="module")
 def whole_spool(tmp_path_factory: pytest.TempPathFactory) -> bytes:
     path = tmp_path_factory.mktemp("spool") / "s"

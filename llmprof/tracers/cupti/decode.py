@@ -407,7 +407,15 @@ class Trace:
         ends = {m.where: m for m in self.marks if m.round_id == round_id}
         if "begin" not in ends or "end" not in ends:
             return Unavailable(f"round {round_id} of the trace was not finished")
-        return ClockMap(ends["begin"], ends["end"])
+        begin, end = ends["begin"], ends["end"]
+        cupti, host = end.cupti_ns - begin.cupti_ns, end.monotonic_ns - begin.monotonic_ns
+        # Both count ns and drift by parts in a million: readings this far apart are damaged.
+        if abs(host - cupti) > abs(cupti) // 100 + begin.error_ns + end.error_ns + 1_000_000:
+            return Unavailable(
+                f"the clock readings of round {round_id} contradict each other: {cupti} ns by"
+                f" CUPTI's clock, {host} ns by the host's"
+            )
+        return ClockMap(begin, end)
 
     def records(self, round_id: int | None = None) -> Iterator[Records]:
         """The buffers of one round (or of all), decoded one at a time.
