@@ -13,10 +13,12 @@ from types import SimpleNamespace
 
 import pytest
 import spawned_ranks
+from waiting import until
 
 from llmprof.children.child import BOOT
 from llmprof.engines.exllama.v3_ranks import RankProcesses
 from llmprof.errors import EngineFailure
+from llmprof.tracers.pyspy import metronome
 
 SUPPORT = Path(spawned_ranks.__file__).parent
 
@@ -60,6 +62,25 @@ def test_a_question_that_a_rank_cannot_answer_names_it(group) -> None:
     ranks, _ = group
     with pytest.raises(EngineFailure, match="exllamav3: rank 2: KeyError"):
         ranks.ask({2: {"do": "metronome"}})
+
+
+def test_each_rank_dates_the_samples_of_its_host_stacks(group, tmp_path: Path) -> None:
+    ranks, _ = group
+    boards = {rank: metronome.Board(tmp_path / str(rank), create=True) for rank in (1, 2)}
+    asks = {
+        rank: {
+            "do": "metronome",
+            "board": str(tmp_path / str(rank)),
+            "tick_ns": 1_000_000,
+            "reader": os.getpid(),
+        }
+        for rank in boards
+    }
+    beats = {rank: facts["pid"] for rank, facts in ranks.ask(asks).items()}
+    assert len({*beats.values(), *(one.pid for one in ranks.all)}) == 5
+    for board in boards.values():
+        until(lambda board=board: board.running)
+        board.close()
 
 
 def test_a_rank_that_dies_is_named_with_its_signal(group) -> None:
