@@ -123,7 +123,7 @@ def _put_process(writer: RunFileWriter, recorded: Recorded, warn: Warn) -> None:
     elif recorded.tail.torn:
         warn(f"{recorded.tail.torn} bytes of a torn frame were lost", label)
     if image.ranges.open:
-        warn(f"{image.ranges.open} NVTX ranges never ended", label)
+        warn(f"{image.ranges.open} NVTX ranges never ended: {image.ranges.open_words}", label)
     if engine is not None:
         devices = sorted(image.devices)
         engine.state = "finished"

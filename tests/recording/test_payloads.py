@@ -75,6 +75,17 @@ def test_a_payload_belongs_to_its_own_thread() -> None:
     assert (other.values, bool(mine.values)) == ("", True)
 
 
+def test_ranges_without_an_end_are_named() -> None:
+    reader = RangeReader(1)
+    frame = [
+        event("(", text=b"step"),
+        event("S", 3, b"ncclCommAbort"),
+        event("S", 4, b"ncclCommAbort"),
+    ]
+    assert reader.read(b"".join(frame)) == []
+    assert (reader.open, reader.open_words) == (3, "ncclCommAbort (2), step")
+
+
 def test_offsets_that_are_not_given_follow_alignment() -> None:
     schemas = Schemas()
     schemas.learn(1, 2, "0 0\n0 11 0 0 a\n0 18 0 0 b\n0 5 0 0 c\n")

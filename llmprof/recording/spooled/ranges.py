@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import re
 import struct
+from collections import Counter
 
 from llmprof.recording.spooled.payloads import Schemas
+from llmprof.plaintext import one_line
 from llmprof.records import NvtxEvent
 
 _EVENT = struct.Struct("<QQQQIHcB")
@@ -13,6 +15,8 @@ _EVENT = struct.Struct("<QQQQIHcB")
 _NUMBER = re.compile(r"\d+")
 FAR_NS = 1 << 62
 """146 years: no clock of a recorded process is there. SQLite's integers end at twice that."""
+SHOWN = 3
+"""Texts of ranges without an end that are named."""
 MAX_SHAPES = 4096
 """Texts with numbers left out that are counted; a program could make new ones without end."""
 
@@ -39,6 +43,15 @@ class RangeReader:
     @property
     def open(self) -> int:
         return sum(map(len, self._stacks.values())) + len(self._started)
+
+    @property
+    def open_words(self) -> str:
+        """The texts of those, most frequent first: ``ncclAllReduce, step 3 (2)``."""
+        texts = [text for stack in self._stacks.values() for _, text, _ in stack]
+        texts += [text for _, _, _, text, _ in self._started.values()]
+        found = Counter(one_line(text, 40) or "(no text)" for text in texts).most_common(SHOWN + 1)
+        words = [text if count == 1 else f"{text} ({count})" for text, count in found[:SHOWN]]
+        return ", ".join(words) + (", …" if len(found) > SHOWN else "")
 
     def read(self, payload: bytes) -> list[NvtxEvent]:
         """Ranges that ended in this frame. What is torn or unknown is left out."""
