@@ -6,8 +6,8 @@ import re
 import struct
 from collections import Counter
 
-from llmprof.recording.spooled.payloads import Schemas
 from llmprof.plaintext import one_line
+from llmprof.recording.spooled.payloads import Schemas
 from llmprof.records import NvtxEvent
 
 _EVENT = struct.Struct("<QQQQIHcB")
