@@ -103,6 +103,12 @@ def record_offsets(data: bytes | memoryview, sizes: Mapping[int, int]) -> tuple[
         offsets (int64, bytes), kinds (uint32), and the byte where the chain ended: the length of
         the data, or the start of a record that is cut or of unknown kind.
     """
+    at, kinds, end = _record_words(data, sizes)
+    return at * 8, kinds, end * 8
+
+
+def _record_words(data: bytes | memoryview, sizes: Mapping[int, int]) -> tuple[Array, Array, int]:
+    """As ``record_offsets``, in words of 8 bytes."""
     words = np.frombuffer(data, np.uint64, len(data) // 8)
     step_of = np.zeros(_MAX_KIND, np.int32)
     for kind, size in sizes.items():
@@ -119,10 +125,10 @@ def record_offsets(data: bytes | memoryview, sizes: Mapping[int, int]) -> tuple[
                 break
         if not len(found):
             break
-        parts.append(found.astype(np.int64) + start)
+        parts.append(found.astype(np.int64, copy=False) + start)
         start += after
     at = np.concatenate(parts) if parts else np.zeros(0, np.int64)
-    return at * 8, words.view(np.uint32)[::2][at], start * 8
+    return at, words.view(np.uint32)[::2][at], start
 
 
 def _one_stride(words: Array, step_of: Array) -> tuple[Array, int]:
@@ -131,8 +137,10 @@ def _one_stride(words: Array, step_of: Array) -> tuple[Array, int]:
     first = int(step_of[min(kind, len(step_of) - 1)])
     if not first or count < first:
         return np.zeros(0, np.intp), 0
-    column = words[: count - count % first : first].astype(np.uint32)
-    other = np.flatnonzero(column != kind)
+    column = words.view(np.uint32)[: 2 * (count - count % first) : 2 * first]
+    other = np.flatnonzero(column[:32] != kind)
+    if not len(other):  # the first ones are alike
+        other = np.flatnonzero(column != kind)
     run = int(other[0]) if len(other) else len(column)
     return np.arange(run, dtype=np.intp) * first, run * first
 
@@ -237,7 +245,8 @@ def decode_buffer(data: bytes | memoryview, layout: Layout) -> Records:
 
     Never raises on corrupt data: what is whole is kept, the rest is named in ``lost``.
     """
-    offsets, kinds, end = record_offsets(data, layout.sizes)
+    words, kinds, end_word = _record_words(data, layout.sizes)
+    end = end_word * 8
     lost: list[str] = []
     untimed: Counter[int] = Counter()
     if end < len(data):
@@ -248,18 +257,18 @@ def decode_buffer(data: bytes | memoryview, layout: Layout) -> Records:
     present = {int(k): int(counts[k]) for k in np.flatnonzero(counts)}
 
     def rows(kind: int, fields: tuple[Field, ...]) -> Array:
-        size = layout.sizes.get(kind, MIN_SIZES[kind])
-        dtype = record_dtype(fields, size)
+        least = MIN_SIZES[kind]  # no field is behind it
         if kind not in present:
-            return np.zeros(0, dtype)
+            return np.zeros(0, record_dtype(fields, least))
         if len(present) == 1:
-            found = np.frombuffer(data, dtype, len(offsets))
+            dtype = record_dtype(fields, layout.sizes[kind])
+            found = np.frombuffer(data, dtype, len(words))
         else:
             # An overlapping view with a record at every word; indexing copies whole records
             # (``take`` would first make the view contiguous: 27 times the buffer).
-            whole = np.dtype((np.void, size))
-            every: Array = np.ndarray(((end - size) // 8 + 1,), whole, data, 0, (8,))
-            found = every[offsets[kinds == kind] >> 3].view(dtype)
+            raw = np.dtype((np.void, least))
+            every: Array = np.ndarray(((end - least) // 8 + 1,), raw, data, 0, (8,))
+            found = every[words[kinds == kind]].view(record_dtype(fields, least))
         return _plausible(found, kind, untimed)
 
     kernels = [rows(kind, KERNEL_FIELDS) for kind in KERNEL_KINDS if kind in present]
