@@ -38,7 +38,22 @@ def calls(*made: tuple[int, str, int], tid: int = 7, ranks: int = 4) -> Collecti
         communicator=np.zeros(len(made), np.int64),
         communicators=(HASH,),
         ranks=(ranks,),
+        launch_ns=ints(),
+        launch_tid=ints(),
     )
+
+
+def sizes(seen: TraceRows, said: CollectiveCalls, *others: int) -> list[int]:
+    """Of each kernel; ``others``: launches of thread 7 that are not among the rows."""
+    named = {n for n, name in seen.kernels.names.items() if "nccl" in name}
+    mine = np.isin(seen.kernels.name_id, list(named)) & (seen.kernels.graph_node == 0)
+    launched = [(at, 7) for at in others]
+    if len(seen.api):
+        launched += zip(seen.api.start_ns[mine].tolist(), seen.api.tid[mine].tolist(), strict=True)
+    table = np.array(sorted(launched), np.int64).reshape(-1, 2)
+    return collective_sizes(
+        seen, replace(said, launch_ns=table[:, 0], launch_tid=table[:, 1])
+    ).tolist()
 
 
 def rows(*kernels: tuple[int, str, int], launched: bool = True, tid: int = 7) -> TraceRows:
@@ -68,8 +83,8 @@ def test_each_kernel_has_the_bytes_of_the_call_before_its_launch() -> None:
     seen = rows((20, REDUCE, 0), (40, "gemm", 0), (60, GATHER, 0), (80, REDUCE, 0))
     said = calls((10, "AllReduce", 8192), (50, "AllGather", 16), (70, "AllReduce", 64))
     # nccl-tests count what all ranks of an all-gather send together.
-    assert collective_sizes(seen, said).tolist() == [8192, 0, 64, 64]
-    assert collective_sizes(seen, replace(said, ranks=(0,))).tolist() == [8192, 0, 0, 64]
+    assert sizes(seen, said) == [8192, 0, 64, 64]
+    assert sizes(seen, replace(said, ranks=(0,))) == [8192, 0, 0, 64]
 
 
 def test_a_group_of_calls_in_one_kernel_has_no_size() -> None:
@@ -77,34 +92,42 @@ def test_a_group_of_calls_in_one_kernel_has_no_size() -> None:
     said = calls(
         (10, "AllReduce", 8192), (30, "AllReduce", 64), (40, "AllReduce", 64), (70, "AllReduce", 32)
     )  # fmt: skip
-    assert collective_sizes(seen, said).tolist() == [8192, 0, 32]
+    assert sizes(seen, said) == [8192, 0, 32]
 
 
 def test_calls_of_another_thread_are_not_taken() -> None:
     seen = rows((20, REDUCE, 0), tid=9)
     said = calls((10, "AllReduce", 8192))
-    assert collective_sizes(seen, said).tolist() == [0]
+    assert sizes(seen, said) == [0]
 
 
 def test_a_graph_has_the_size_of_the_calls_that_captured_it() -> None:
-    # Two captured calls, an eager one of another size, then two replays.
-    said = calls((1, "AllReduce", 8192), (2, "AllReduce", 8192), (10, "AllReduce", 64))
-    seen = rows((5, "warm", 0), (20, REDUCE, 0), (60, REDUCE, 3), (60, REDUCE, 4))
-    # The first launch comes after three calls: which one is its own is not known.
-    assert collective_sizes(seen, said).tolist() == [0, 0, 0, 0]
+    # An eager call of another size, two captured ones, then two replays.
+    said = calls((1, "AllReduce", 64), (10, "AllReduce", 8192), (11, "AllReduce", 8192))
+    seen = rows((5, REDUCE, 0), (60, REDUCE, 3), (60, REDUCE, 4))
+    assert sizes(seen, said) == [64, 8192, 8192]
+    # The eager one may lie outside of the stretch that is looked at.
+    seen = rows((60, REDUCE, 3), (60, REDUCE, 4))
+    assert sizes(seen, said, 5) == [8192, 8192]
+    assert sizes(seen, said) == [0, 0]
+    # A launch after two captured calls: which call is its own is not known.
+    seen = rows((5, REDUCE, 0), (20, REDUCE, 0), (60, REDUCE, 3))
+    assert sizes(seen, calls((1, "AllReduce", 64), (10, "AllReduce", 32), (12, "AllReduce", 8)))[
+        1:
+    ] == [0, 0]
     said = calls((1, "AllReduce", 8192), (2, "AllReduce", 8192))
     seen = rows((60, REDUCE, 3), (60, REDUCE, 4))
-    assert collective_sizes(seen, said).tolist() == [8192, 8192]
+    assert sizes(seen, said) == [8192, 8192]
     mixed = calls((1, "AllReduce", 8192), (2, "AllReduce", 64))
-    assert collective_sizes(seen, mixed).tolist() == [0, 0]
+    assert sizes(seen, mixed) == [0, 0]
 
 
 def test_without_calls_of_cuda_one_size_is_enough() -> None:
     seen = rows((20, REDUCE, 0), (60, REDUCE, 0), launched=False)
     said = calls((10, "AllReduce", 8192), (50, "AllReduce", 8192))
-    assert collective_sizes(seen, said).tolist() == [8192, 8192]
+    assert sizes(seen, said) == [8192, 8192]
     said = calls((10, "AllReduce", 8192), (50, "AllReduce", 64))
-    assert collective_sizes(seen, said).tolist() == [0, 0]
+    assert sizes(seen, said) == [0, 0]
 
 
 def test_calls_come_out_of_the_run_file_as_nccl_made_them(tmp_path: Path) -> None:

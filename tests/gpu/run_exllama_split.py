@@ -222,6 +222,9 @@ def common(a: list[list[int]], b: list[list[int]]) -> int:
 def kernels(file: Path) -> list[tuple[int, int, int, int]]:
     """(process, device, kernels, ns) of the run file."""
     with sqlite3.connect(f"file:{file}?mode=ro", uri=True) as db:
+        tables = {name for (name,) in db.execute("SELECT name FROM sqlite_master")}
+        if "CUPTI_ACTIVITY_KIND_KERNEL" not in tables:
+            return []
         return db.execute(
             "SELECT (globalPid >> 24) & 0xffffff, deviceId, count(*), sum(end - start)"
             " FROM CUPTI_ACTIVITY_KIND_KERNEL GROUP BY 1, 2"

@@ -89,12 +89,18 @@ def groups(
         if isinstance(made, Unavailable):
             missing[engine.label] = made.reason
             if not any(len(one.collectives) for one in mine):
-                skews += twins(mine, ())
+                skews += twins([_without_arguments(one) for one in mine], ())
         else:
             assert trace.record is not None
             made = with_host(reader, trace.record, made)
             found.append(with_facts(reader, data, [engine], made))
     return Groups(tuple(found), tuple(skews), missing)
+
+
+def _without_arguments(one: Member) -> Member:
+    """GPUs of one engine may each have tuned their products to other arguments of a template."""
+    names = tuple(name.partition("<")[0].partition("(")[0] for name in one.names)
+    return replace(one, names=names)
 
 
 def _driven(

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from llmprof.runfile import schema
+from llmprof.runfile.activity import CALLS, KERNELS
 from llmprof.runfile.trace.rows import Ints
 
 MOST = 2_000_000
@@ -42,6 +43,10 @@ class CollectiveCalls:
     """NCCL's hash of each: equal on all of its ranks."""
     ranks: tuple[int, ...]
     """How many ranks each communicator has; 0: not said, or before the recording."""
+    launch_ns: Ints
+    """Of all kernels of NCCL that the process launched on their own, ordered: the start of the
+    launching call; empty where calls of CUDA were not recorded."""
+    launch_tid: Ints
 
     def __len__(self) -> int:
         return len(self.start_ns)
@@ -82,6 +87,7 @@ def collective_calls(
     if not found:
         return None
     table = np.array(found, np.int64)
+    launches = _launches(sql, tables, process)
     return CollectiveCalls(
         start_ns=table[:, 0],
         end_ns=table[:, 1],
@@ -91,7 +97,24 @@ def collective_calls(
         communicator=table[:, 4],
         communicators=tuple(numbers),
         ranks=tuple(sizes.get(hashed, 0) for hashed in numbers),
+        launch_ns=launches[:, 0],
+        launch_tid=launches[:, 1],
     )
+
+
+def _launches(sql: sqlite3.Connection, tables: set[str], process: int) -> Ints:
+    """(start, thread) of the calls that launched NCCL's kernels outside of graphs, shape (n, 2)."""
+    if not {KERNELS, CALLS, "StringIds"} <= tables:
+        return np.empty((0, 2), np.int64)
+    rows = sql.execute(
+        f"SELECT c.start, c.globalTid & 16777215 FROM {KERNELS} AS k JOIN {CALLS} AS c"
+        " ON c.correlationId = k.correlationId WHERE k.globalPid >> 24 = ? AND"
+        " c.globalTid >> 24 = ? AND ifnull(k.graphNodeId, 0) = 0 AND k.shortName IN"
+        " (SELECT id FROM StringIds WHERE value LIKE '%nccl%') ORDER BY c.start LIMIT ?",
+        (process, process, MOST),
+    )
+    found = [(at, tid) for at, tid in rows if type(at) is type(tid) is int]
+    return np.array(found, np.int64).reshape(-1, 2)
 
 
 @lru_cache(maxsize=4096)

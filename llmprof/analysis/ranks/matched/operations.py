@@ -55,7 +55,7 @@ def operation(name: str) -> Operation:
     type is a choice that every rank makes alike, and stays in the key.
     """
     plain = name.partition("(")[0][:200]
-    short = re.sub(r"^.*(ncclDevKernel_|ncclKernel_|rcclKernel_)", "", plain).strip()
+    short = re.sub(r"^.*(ncclDevKernel_|ncclKernel_|rcclKernel_)|^void ", "", plain).strip()
     low = plain.casefold()
     kind = next((kind for kind, pattern in _KINDS if re.search(pattern, low)), "other")
     text = "".join(c if c.isprintable() else "?" for c in short) or "?"

@@ -10,7 +10,6 @@ where all of those are.
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from llmprof.analysis.ranks.matched.operations import operation
 from llmprof.runfile.trace.collective_calls import CollectiveCalls
@@ -46,12 +45,13 @@ def collective_sizes(rows: TraceRows, calls: CollectiveCalls) -> Ints:
     size = _counted(calls)
     own = kernels.graph_node[mine] == 0
     launch, tid = _launches(rows, kernels.correlation[mine])
-    call = _claims(launch, tid, own, calls)
+    claims = _claims(calls)
+    call = np.where(own, _found(launch, tid, calls, claims), -1)
     claimed = call >= 0
     claimed[claimed] &= asked[call[claimed]] == kind[claimed]
     found[mine[claimed]] = size[call[claimed]]
     free = np.ones(len(calls), bool)
-    free[call[claimed]] = False
+    free[claims[claims >= 0]] = False
     for name in set(kind.tolist()):
         rest = (kind == name) & ~claimed & (~own | (launch < 0))
         sizes = np.unique(size[free & (asked == name)])
@@ -83,15 +83,23 @@ def _launches(rows: TraceRows, correlation: Ints) -> tuple[Ints, Ints]:
     )
 
 
-def _claims(launch: Ints, tid: Ints, own: NDArray[np.bool_], calls: CollectiveCalls) -> Ints:
-    """Of each kernel the call that it belongs to, -1: none, or one of several."""
-    found = np.full(len(launch), -1, np.int64)
-    for thread in np.unique(tid[own & (launch >= 0)]):
-        mine = np.flatnonzero(own & (launch >= 0) & (tid == thread))
-        mine = mine[np.argsort(launch[mine], kind="stable")]
+def _claims(calls: CollectiveCalls) -> Ints:
+    """Of each launch of the process the call that it belongs to; -1: none, or one of several."""
+    found = np.full(len(calls.launch_ns), -1, np.int64)
+    for thread in np.unique(calls.launch_tid):
+        mine = np.flatnonzero(calls.launch_tid == thread)
         made = np.flatnonzero(calls.tid == thread)
-        so_far = np.searchsorted(calls.start_ns[made], launch[mine], "right")
-        since = np.diff(so_far, prepend=0)
-        one = since == 1
+        so_far = np.searchsorted(calls.start_ns[made], calls.launch_ns[mine], "right")
+        one = np.diff(so_far, prepend=0) == 1
         found[mine[one]] = made[so_far[one] - 1]
     return found
+
+
+def _found(launch: Ints, tid: Ints, calls: CollectiveCalls, claims: Ints) -> Ints:
+    """What those launches claim."""
+    known = len(calls.launch_ns)
+    if not known:
+        return np.full(len(launch), -1, np.int64)
+    at = np.minimum(np.searchsorted(calls.launch_ns, launch), known - 1)
+    same = (calls.launch_ns[at] == launch) & (calls.launch_tid[at] == tid)
+    return np.where(same, claims[at], -1)
