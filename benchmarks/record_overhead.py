@@ -10,7 +10,8 @@ floor     CUPTI's own cost: the same kinds, every buffer thrown away
 kernels   ``--trace kernels``
 full      ``--trace full`` (the default)
 off       ``--trace full`` in a window that has not opened yet
-closed    the same, opened when the graph was there, and closed again: CUPTI stays in the process
+closed    the same, opened when the graph was there, and closed again as by --for: CUPTI is given back
+shut      the same, closed as by the key, to be opened again: CUPTI stays in the process
 bare2     nothing injected, another process: what two processes differ by
 
 Printed: medians over rounds of each round's median step, the ratio to bare and to the floor with a
@@ -37,10 +38,10 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT), str(ROOT / "tests" / "gpu" / "recorded")]
 MODES = {
     "bare": None, "bare2": None, "floor": "floor", "kernels": "kernels", "full": "full",
-    "off": "full", "closed": "full",
+    "off": "full", "closed": "full", "shut": "full",
 }  # fmt: skip
 
-SHUT = ("bare", "bare2", "off", "closed")
+SHUT = ("bare", "bare2", "off", "closed", "shut")
 """Nothing is recorded in them."""
 
 
@@ -99,28 +100,28 @@ def main() -> int:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--layers", type=int, default=16)
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--modes", default="bare,bare2,floor,kernels,full,off,closed")
+    parser.add_argument("--modes", default="bare,bare2,floor,kernels,full,off,closed,shut")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.worker:
         worker(arguments.layers, arguments.device)
         return 0
     from llmprof.native.build import library
-    from llmprof.recording.control import ACTIVITY, RANGES, ControlPage
+    from llmprof.recording.control import ACTIVITY, LEAVE, RANGES, ControlPage
     from llmprof.recording.run import cache_folder
 
     recorder = str(library(cache_folder()))
     modes = arguments.modes.split(",")
     with ExitStack() as stack:
         workers = {}
-        closed: ControlPage | None = None
+        closed: dict[str, ControlPage] = {}
         for mode in modes:
             variables = dict(os.environ)
             if MODES[mode] is not None:
                 folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
                 page = ControlPage(folder, RANGES | (0 if mode in SHUT else ACTIVITY))
-                if mode == "closed":
-                    closed = page
+                if mode in ("closed", "shut"):
+                    closed[mode] = page
                 stack.callback(page.close)
                 variables |= {
                     "CUDA_INJECTION64_PATH": recorder,
@@ -141,12 +142,12 @@ def main() -> int:
                 print(f"{mode}: the worker did not start", file=sys.stderr)
                 return 1
         kinds = ("eager", "graph") if arguments.device == "cuda" else ("eager",)
-        if closed is not None:
-            for wanted in (RANGES | ACTIVITY, RANGES):
-                closed.want(wanted)
+        for mode, page in closed.items():
+            for wanted in (RANGES | ACTIVITY, RANGES | (LEAVE if mode == "closed" else 0)):
+                page.want(wanted)
                 time.sleep(0.5)
                 for kind in kinds:
-                    ask(workers["closed"], kind, arguments.steps)
+                    ask(workers[mode], kind, arguments.steps)
         found: dict[str, dict[str, list[float]]] = {k: {m: [] for m in modes} for k in kinds}
         shuffle = random.Random(1)
         for number in range(arguments.rounds + 2):

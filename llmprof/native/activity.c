@@ -21,7 +21,8 @@
 #include <unistd.h>
 
 enum { BUFFER_BYTES = 1 << 20, BUFFERS = 256, ZEROED_OUT_BUFFERS = 5, SYSTEM_THREAD_IDS = 1,
-       MULTIPLE_SUBSCRIBERS = 39, CLOCK_TRIES = 16, SETTLE_S = 2 };
+       MULTIPLE_SUBSCRIBERS = 39, CLOCK_TRIES = 16, SETTLE_S = 2,
+       DRIVER_API = 1, RUNTIME_API = 2, API_EXIT = 1 };
 
 /* Launches, copies, sets, waits, allocations: what ties a kernel to a host thread and a time. */
 static const uint16_t RUNTIME_CALLS[] = {13,  20,  22,  31,  41,  44,  51,  131, 137,
@@ -31,10 +32,13 @@ static const uint16_t DRIVER_CALLS[] = {17,  121, 126, 277, 278, 279, 306,
 static const int ACTIVITIES[] = {CONCURRENT_KERNEL, MEMCPY, MEMSET};
 static const int ALL_CALLS[] = {RUNTIME, DRIVER, SYNCHRONIZATION};
 #define COUNT(array) (sizeof(array) / sizeof *(array))
+static void mark(const char *where);
 
 struct cupti cupti;
 static enum level level;
-static int tried, started, on;
+static int tried, started, on, leaving;
+static void *subscriber;
+/* Whoever calls CUPTI from a thread of ours holds it: cuptiFinalize must not meet another call. */
 static pthread_mutex_t switch_lock = PTHREAD_MUTEX_INITIALIZER;
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER; /* what follows */
@@ -81,10 +85,6 @@ static void on_completed(void *context, uint32_t stream, uint8_t *buffer, size_t
   pthread_mutex_unlock(&lock);
 }
 
-static void no_callback(void *data, int domain, uint32_t id, const void *facts) {
-  (void)data, (void)domain, (void)id, (void)facts;
-}
-
 /* Functions by name, `cupti` before each; the missing one, or NULL. */
 static const char *bind_functions(void *library) {
   struct { const char *name; void *slot; int needed; } const functions[] = {
@@ -102,7 +102,10 @@ static const char *bind_functions(void *library) {
       {"cuptiActivityRegisterTimestampCallback", &cupti.ActivityRegisterTimestampCallback, 0},
       {"cuptiSubscribe", &cupti.Subscribe, 0},
       {"cuptiActivityEnableRuntimeApi", &cupti.ActivityEnableRuntimeApi, 0},
-      {"cuptiActivityEnableDriverApi", &cupti.ActivityEnableDriverApi, 0}};
+      {"cuptiActivityEnableDriverApi", &cupti.ActivityEnableDriverApi, 0},
+      {"cuptiEnableDomain", &cupti.EnableDomain, 0},
+      {"cuptiUnsubscribe", &cupti.Unsubscribe, 0},
+      {"cuptiFinalize", &cupti.Finalize, 0}};
   for (size_t i = 0; i < COUNT(functions); i++) {
     void *found = dlsym(library, functions[i].name);
     if (!found && functions[i].needed) return functions[i].name;
@@ -126,12 +129,13 @@ static int fail(const char *what, int code, const char *advice) {
   return 0;
 }
 
+static void on_call(void *data, int domain, uint32_t id, const void *facts);
+
 /* Subscribe, clock, attribute, callbacks: all before anything is enabled. `switch_lock` is held. */
 static int attach(const char *fallback) {
   char found[PATH_ROOM] = "";
   uint64_t begun = monotonic_ns();
   uint32_t version = 0;
-  void *subscriber;
   uint8_t yes = 1;
   size_t one = 1;
   int code;
@@ -142,7 +146,7 @@ static int attach(const char *fallback) {
   if (missing) return fail(missing, 0, "this libcupti is older than CUDA 12");
   if ((code = cupti.GetVersion(&version))) return fail("cuptiGetVersion", code, "");
   names_start(version);
-  if (cupti.Subscribe && (code = cupti.Subscribe(&subscriber, no_callback, NULL)))
+  if (cupti.Subscribe && (code = cupti.Subscribe(&subscriber, on_call, NULL)))
     return fail("cuptiSubscribe", code,
                 code == MULTIPLE_SUBSCRIBERS ? "another profiler holds CUPTI in this process" : "");
   if (!cupti.ActivityRegisterTimestampCallback ||
@@ -189,13 +193,13 @@ static void switch_calls(int wanted) {
  * around instantiated graphs without a crash (GRAPH_TRACE by turns with them did crash). */
 static void switch_all(int wanted) {
   if (!activity_is_started() || wanted == on) return;
-  if (!wanted) activity_mark("off");
+  if (!wanted) mark("off");
   switch_kinds(ACTIVITIES, COUNT(ACTIVITIES), wanted);
   if (level == LEVEL_FULL) switch_calls(wanted);
   if (level == LEVEL_ALL) switch_kinds(ALL_CALLS, COUNT(ALL_CALLS), wanted);
   __atomic_store_n(&on, wanted, __ATOMIC_RELAXED);
-  if (wanted) activity_mark("on");
-  else activity_flush(1);
+  if (wanted) mark("on");
+  else cupti.ActivityFlushAll(1);
 }
 
 void activity_open(enum level wanted, const char *fallback) {
@@ -212,22 +216,76 @@ void activity_close(void) {
   pthread_mutex_unlock(&switch_lock);
 }
 
-/* At the program's end: the helper may be in the middle of attaching. */
-void activity_settle(void) {
+static void hear_calls(int wanted) {
+  cupti.EnableDomain((uint32_t)wanted, subscriber, RUNTIME_API);
+  cupti.EnableDomain((uint32_t)wanted, subscriber, DRIVER_API);
+}
+
+void activity_leave(void) {
+  pthread_mutex_lock(&switch_lock);
+  if (on && !leaving) {
+    if (subscriber && cupti.EnableDomain && cupti.Unsubscribe && cupti.Finalize)
+      leaving = 1, hear_calls(1);
+    else
+      switch_all(0);
+  }
+  pthread_mutex_unlock(&switch_lock);
+}
+
+/* Within the program's own calls into CUDA, and only while CUPTI is to be given back. Whoever holds
+ * the lock is quick, and the next call is as good. */
+static void on_call(void *data, int domain, uint32_t id, const void *facts) {
+  int site;
+  (void)data, (void)domain, (void)id;
+  if (!facts || !__atomic_load_n(&leaving, __ATOMIC_RELAXED)) return;
+  memcpy(&site, facts, sizeof site); /* the first field of CUpti_CallbackData */
+  if (site != API_EXIT || pthread_mutex_trylock(&switch_lock)) return;
+  if (leaving && on) {
+    switch_all(0);
+    cupti.Unsubscribe(subscriber);
+    cupti.Finalize();
+    __atomic_store_n(&started, 0, __ATOMIC_RELEASE);
+    subscriber = NULL;
+  }
+  leaving = 0;
+  pthread_mutex_unlock(&switch_lock);
+}
+
+/* For threads of ours; 0 where CUPTI is not there, or the helper does not come back from it. */
+static int enter(void) {
   struct timespec until;
   clock_gettime(CLOCK_REALTIME, &until);
   until.tv_sec += SETTLE_S;
-  if (!pthread_mutex_timedlock(&switch_lock, &until)) pthread_mutex_unlock(&switch_lock);
+  if (pthread_mutex_timedlock(&switch_lock, &until)) return 0;
+  if (activity_is_started()) return 1;
+  pthread_mutex_unlock(&switch_lock);
+  return 0;
+}
+
+/* At the program's end: the helper may be in the middle of attaching. Nothing leaves any more. */
+void activity_settle(void) {
+  if (!enter()) return;
+  leaving = 0;
+  pthread_mutex_unlock(&switch_lock);
 }
 
 int activity_was_tried(void) { return __atomic_load_n(&tried, __ATOMIC_RELAXED); }
 
 void activity_flush(int forced) {
-  if (activity_is_started()) cupti.ActivityFlushAll(forced ? 1 : 0);
+  if (!enter()) return;
+  cupti.ActivityFlushAll(forced ? 1 : 0);
+  pthread_mutex_unlock(&switch_lock);
 }
 
-/* Three clocks at one moment, the tightest of a few readings; counters since the start. */
 void activity_mark(const char *where) {
+  int entered = enter();
+  mark(where);
+  if (entered) pthread_mutex_unlock(&switch_lock);
+}
+
+/* Three clocks at one moment, the tightest of a few readings; counters since the start.
+ * `switch_lock` is held where CUPTI is there. */
+static void mark(const char *where) {
   uint64_t error = UINT64_MAX, middle = 0, wall = 0, device = 0;
   size_t dropped = 0;
   text_t text = {0};
@@ -262,6 +320,7 @@ void activity_mark(const char *where) {
 void activity_forget(void) {
   pthread_mutex_init(&lock, NULL);
   pthread_mutex_init(&switch_lock, NULL);
-  tried = started = on = buffers = spares = out = 0;
+  tried = started = on = leaving = buffers = spares = out = 0;
+  subscriber = NULL;
   completed_n = declined = bytes = callback_ns = 0;
 }

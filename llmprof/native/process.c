@@ -143,9 +143,11 @@ static void say_devices(void) {
 
 /* On or off as llmprof wants it, in a process that has loaded CUDA. */
 static void follow_window(void) {
-  int wanted = (control_wanted() & WANT_ACTIVITY) != 0;
-  if (!wanted) {
-    if (activity_is_on()) activity_close();
+  uint32_t told = control_wanted();
+  if (!(told & WANT_ACTIVITY)) {
+    if (!activity_is_on()) return;
+    if (told & WANT_LEAVE) activity_leave();
+    else activity_close();
   } else if (!activity_is_on() && (activity_is_started() || may_attach())) {
     activity_open(level, fallback);
   }
@@ -167,7 +169,7 @@ static void *help(void *unused) {
     if (monotonic_ns() - looked >= LOOK_MS * 1000000ull) {
       looked = monotonic_ns();
       if (control_is_orphan(folder)) {
-        activity_close();
+        activity_leave();
         spool_abandon(folder);
         break;
       }

@@ -41,7 +41,8 @@ enum { MEMCPY = 1, MEMSET = 2, KERNEL = 3, DRIVER = 4, RUNTIME = 5, CONCURRENT_K
 enum level { LEVEL_STEPS, LEVEL_KERNELS, LEVEL_FULL, LEVEL_ALL, LEVEL_FLOOR };
 
 /* Bits of the control page's first word. */
-enum { WANT_ACTIVITY = 1, WANT_RANGES = 2 };
+enum { WANT_ACTIVITY = 1, WANT_RANGES = 2,
+       WANT_LEAVE = 4 /* the window is closed and will not open again: CUPTI may be given back */ };
 
 /* The page shared with llmprof: it writes `wanted`, the processes write the rest. */
 struct control {
@@ -106,10 +107,14 @@ struct cupti {
   int (*Subscribe)(void **, void (*)(void *, int, uint32_t, const void *), void *);
   int (*ActivityEnableRuntimeApi)(uint32_t, uint8_t);
   int (*ActivityEnableDriverApi)(uint32_t, uint8_t);
+  int (*EnableDomain)(uint32_t, void *, int);
+  int (*Unsubscribe)(void *);
+  int (*Finalize)(void);
 };
 extern struct cupti cupti;
 void activity_open(enum level level, const char *fallback); /* attaches, the first time */
 void activity_close(void);
+void activity_leave(void); /* closes, and gives CUPTI back within the program's next call */
 void activity_settle(void);
 int activity_was_tried(void);
 int activity_is_on(void);

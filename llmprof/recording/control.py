@@ -11,7 +11,9 @@ from pathlib import Path
 
 from llmprof.newfiles import OwnFolder
 
-ACTIVITY, RANGES = 1, 2
+ACTIVITY, RANGES, LEAVE = 1, 2, 4
+"""What the recorders are to do; ``LEAVE``: the window will not open again, so that they may give
+CUPTI back."""
 _WANTED = struct.Struct("<I")
 _LOST = struct.Struct("<IiIQ")
 
@@ -53,7 +55,7 @@ class ControlPage:
         self.want(wanted)
 
     def want(self, wanted: int) -> None:
-        """``ACTIVITY | RANGES``; the processes follow within 0.1 s."""
+        """``ACTIVITY | RANGES``, or ``LEAVE``; the processes follow within 0.1 s."""
         self._page[0:4] = _WANTED.pack(wanted)
 
     @property

@@ -271,7 +271,8 @@ class Recording:
         self.window.follow(now_ns, started_ns, steps)
         if self._toggle.is_set():
             self._toggle.clear()
-            self.window.toggle(now_ns, steps)
+            if refused := self.window.toggle(now_ns, steps):
+                self._say(refused)
         if time.monotonic() - self._saved_at >= SAMPLES_S:
             self._saved_at = time.monotonic()
             self._save_samples()

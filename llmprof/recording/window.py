@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 
-from llmprof.recording.control import ACTIVITY, RANGES, ControlPage
+from llmprof.recording.control import ACTIVITY, LEAVE, RANGES, ControlPage
 from llmprof.recording.plan import Limit
 
 _STEP = re.compile(
@@ -19,7 +19,12 @@ def steps_seen(shapes: Mapping[str, int]) -> int:
 
 
 class Window:
-    """Opens and closes by itself, once; the key overrules it from then on."""
+    """Opens and closes by itself, once; the key overrules it from then on.
+
+    A window that ``--for`` has closed stays closed: CUPTI was given back, so that the program runs as
+    it did before, and what a second session of CUDA 13.0 records of a graph's launch has numbers
+    that fit no kernel.
+    """
 
     def __init__(self, page: ControlPage, after: Limit | None, length: Limit | None) -> None:
         self._page = page
@@ -29,6 +34,7 @@ class Window:
         self.closed_ns: int | None = None
         self._steps_at_opening = 0
         self._manual = False
+        self._for_good = False
 
     @property
     def is_open(self) -> bool:
@@ -46,21 +52,27 @@ class Window:
             and self._length is not None
             and _reached(self._length, now_ns - self.opened_ns, steps - self._steps_at_opening)
         ):
+            self._for_good = True
             self._set(False, now_ns, steps)
 
-    def toggle(self, now_ns: int, steps: int) -> None:
+    def toggle(self, now_ns: int, steps: int) -> str:
+        """The key was pressed. What is to be told where nothing came of it, else nothing."""
+        if self._for_good:
+            return "the window was closed by --for, and does not open again"
         self._manual = True
         self._set(not self.is_open, now_ns, steps)
+        return ""
 
     def close(self, now_ns: int) -> None:
         """For good: the disk is full, or the recording ends."""
-        self._manual = True
-        self._page.want(0)
+        self._manual = self._for_good = True
+        self._page.want(LEAVE)
         if self.closed_ns is None:
             self.closed_ns = now_ns
 
     def _set(self, is_open: bool, now_ns: int, steps: int) -> None:
-        self._page.want(RANGES | (ACTIVITY if is_open else 0))
+        closed = LEAVE if self._for_good else 0
+        self._page.want(RANGES | (ACTIVITY if is_open else closed))
         if is_open:
             self.opened_ns, self.closed_ns = now_ns, None
             self._steps_at_opening = steps

@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from waiting import until
 
 from llmprof.native import build
-from llmprof.recording.control import ControlPage
+from llmprof.recording.control import ACTIVITY, LEAVE, RANGES, ControlPage
 from llmprof.recording.spooled.ranges import RangeReader
 from llmprof.tracers.cupti import library, spool
 from llmprof.tracers.cupti.decode import Trace
@@ -308,6 +308,27 @@ def test_a_window_that_opens_and_closes(built: recorder_build.Built, tmp_path: P
         page.close()
     assert marks(tmp_path) == ["on", "off", "end"]
     assert 0 < kernels(only(tmp_path))[0] < 30000
+
+
+def test_a_window_that_is_closed_for_good_gives_cupti_back(
+    built: recorder_build.Built, tmp_path: Path
+) -> None:
+    """Within a call of the program's (the stub aborts elsewhere), while another thread flushes; and
+    does not come again."""
+    page = ControlPage(tmp_path, ACTIVITY | RANGES)
+    process = subprocess.Popen(
+        [built.program, "exit", "1500", "20", "1000"], env=built.environment(tmp_path)
+    )
+    until(lambda: list(tmp_path.glob("*.spool")))
+    until(lambda: has(tmp_path, spool.RECORDS))
+    page.want(RANGES | LEAVE)
+    until(lambda: has(tmp_path, "off"))
+    page.want(ACTIVITY | RANGES)
+    assert process.wait(60) == 8
+    page.close()
+    assert marks(tmp_path) == ["on", "off", "end"]
+    found, calls = kernels(only(tmp_path))
+    assert 0 < found < 30_000 and found == calls / 2 and found % 20 == 0
 
 
 def test_a_limit_on_file_size_ends_the_spool_not_the_program(

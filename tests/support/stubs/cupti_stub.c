@@ -23,6 +23,9 @@ static size_t kernel_size = 216, dropped, filled, capacity;
 static int enabled[64], changes, thread_id_type = -1, declined, subscribers;
 static uint8_t *buffer;
 static uint64_t (*clock_of_client)(void);
+static void (*on_call)(void *, int, uint32_t, const void *);
+static int hears[3], gone; /* domains; cuptiFinalize was called */
+static volatile int in_exit, busy;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 
 void stub_reset(uint32_t v, size_t kernel, uint32_t register_code, uint32_t enable_code) {
@@ -103,6 +106,13 @@ void stub_launch(uint32_t n) {
     }
   }
   pthread_mutex_unlock(&lock);
+  for (int domain = 1; domain < 3; domain++) { /* the call's exit, of the driver's and the runtime's */
+    int data[16] = {1};
+    if (!hears[domain] || !on_call) continue;
+    in_exit = 1;
+    on_call(NULL, domain, domain == 2 ? 211 : 307, data);
+    in_exit = 0;
+  }
 }
 
 /* A copy of a token to the host, 1 µs long, without its call. */
@@ -131,7 +141,10 @@ void stub_wild_name(void) {
 }
 
 int cuptiGetVersion(uint32_t *v) { return *v = version, 0; }
-int cuptiGetTimestamp(uint64_t *t) { return *t = now(), 0; }
+int cuptiGetTimestamp(uint64_t *t) {
+  if (gone) abort();
+  return *t = now(), 0;
+}
 int cuptiSetThreadIdType(int type) { return thread_id_type = type, 0; }
 int cuptiGetResultString(int code, const char **text) {
   *text = code == 39 ? "CUPTI_ERROR_MULTIPLE_SUBSCRIBERS_NOT_SUPPORTED" : "CUPTI_ERROR_STUB";
@@ -152,17 +165,35 @@ int cuptiActivityEnable(int kind) {
 }
 int cuptiActivityDisable(int kind) { return enabled[kind] = 0, changes++, 0; }
 int cuptiActivityFlushAll(uint32_t flag) {
+  if (gone) abort();
+  __sync_fetch_and_add(&busy, 1);
   pthread_mutex_lock(&lock);
   deliver();
   pthread_mutex_unlock(&lock);
+  __sync_fetch_and_sub(&busy, 1);
   return flag > 1;
 }
+/* As on an H100: with a call of CUPTI's on another thread it crashes; without a subscriber that was
+ * told, or outside a call into CUDA, the program's next graph does. */
+int cuptiFinalize(void) {
+  if (gone || busy || !in_exit || subscribers) abort();
+  return gone = 1, 0;
+}
+int cuptiUnsubscribe(void *handle) {
+  on_call = NULL, hears[1] = hears[2] = 0;
+  return handle != &subscribers || subscribers-- != 1;
+}
+int cuptiEnableDomain(uint32_t on, void *handle, int domain) {
+  return hears[domain] = (int)on, handle != &subscribers;
+}
+int stub_gone(void) { return gone; }
 int cuptiActivityRegisterTimestampCallback(uint64_t (*clock)(void)) {
   return clock_of_client = clock, 0;
 }
 int cuptiSubscribe(void **handle, void *callback, void *data) {
   const char *taken = getenv("LLMPROF_STUB_SUBSCRIBED");
   *handle = &subscribers;
+  *(void **)&on_call = callback;
   return !callback || data || taken || subscribers++ ? 39 : 0;
 }
 int cuptiActivitySetAttribute(int attribute, size_t *size, void *value) {
@@ -178,6 +209,7 @@ int cuptiActivityEnableDriverApi(uint32_t id, uint8_t on) {
   return 0;
 }
 int cuptiActivityGetNumDroppedRecords(void *context, uint32_t stream, size_t *n) {
+  if (gone) abort();
   *n = dropped, dropped = 0;
   return context || stream;
 }

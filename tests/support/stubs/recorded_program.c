@@ -2,7 +2,7 @@
  *
  *   recorded_program END [STEPS] [LAUNCHES] [PAUSE_US] [PROGRAM ARGUMENTS…]
  *
- * After the last step it ends by END: return, exit, _exit, term, abort, segv, kill, exec, fork (a
+ * After the last step it ends by END: return, exit (7, 8 where CUPTI was given back), _exit, term, abort, segv, kill, exec, fork (a
  * child in the middle that does nothing), fork-cuda (a child that uses CUDA, the parent did not),
  * wait (until a signal; the file STUB_READY appears when all records are handed over), nocuda (no cuInit). It prints `T` and CLOCK_MONOTONIC in ns after each step
  * on descriptor 3 where that is open. */
@@ -21,6 +21,7 @@
 int cuInit(unsigned);
 void stub_launch(uint32_t);
 int stub_pending(void);
+int stub_gone(void);
 
 /* What nvToolsExt.h does at the first call of a program, with room for the functions used here. */
 typedef void (*any_function)(void);
@@ -80,7 +81,7 @@ int main(int argc, char **argv) {
     wait(NULL);
     steps(count, launches, pause_us);
   }
-  if (!strcmp(end, "exit")) exit(7);
+  if (!strcmp(end, "exit")) exit(stub_gone() ? 8 : 7);
   if (!strcmp(end, "_exit")) _exit(3);
   if (!strcmp(end, "term")) raise(SIGTERM);
   if (!strcmp(end, "abort")) abort();
