@@ -21,8 +21,8 @@ def steps_seen(shapes: Mapping[str, int]) -> int:
 class Window:
     """Opens and closes by itself, once; the key overrules it from then on.
 
-    A window that ``--for`` has closed stays closed: CUPTI was given back, so that the program runs as
-    it did before, and what a second session of CUDA 13.0 records of a graph's launch has numbers
+    A window that ``--for`` has closed stays closed: CUPTI was given back, so that the program runs
+    as it did before, and what a second session of CUDA 13.0 records of a graph's launch has numbers
     that fit no kernel.
     """
 
