@@ -10,8 +10,11 @@
  *     records are complete.
  *   - Any first call into CUPTI, be it a subscription or a clock, makes every launch of a CUDA graph
  *     0.3 us a node longer, with no kind on: so the first one waits for the window to open.
- *   - There is no way back: cuptiFinalize ends the next replay of a graph that was recorded with
- *     "unspecified launch failure". */
+ *   - cuptiFinalize ends the next replay of a graph that was recorded with "unspecified launch
+ *     failure", within a call of the program's or outside (H100, CUDA 13.0): the kinds had been off
+ *     for some replays. With the kinds on until then, and all of it within one call, 7 processes of
+ *     7 went on, with one busy thread or two (H200, CUDA 13.0). So that is the way back, and a
+ *     process whose window was shut for a while is not left any more. */
 #include "recorder.h"
 
 #include <dlfcn.h>
@@ -22,7 +25,7 @@
 
 enum { BUFFER_BYTES = 1 << 20, BUFFERS = 256, ZEROED_OUT_BUFFERS = 5, SYSTEM_THREAD_IDS = 1,
        MULTIPLE_SUBSCRIBERS = 39, CLOCK_TRIES = 16, SETTLE_S = 2,
-       DRIVER_API = 1, RUNTIME_API = 2, API_EXIT = 1 };
+       DRIVER_API = 1, RUNTIME_API = 2, API_EXIT = 1, LEAVES_SINCE = 130000 };
 
 /* Launches, copies, sets, waits, allocations: what ties a kernel to a host thread and a time. */
 static const uint16_t RUNTIME_CALLS[] = {13,  20,  22,  31,  41,  44,  51,  131, 137,
@@ -36,7 +39,8 @@ static void mark(const char *where);
 
 struct cupti cupti;
 static enum level level;
-static int tried, started, on, leaving;
+static int tried, started, on, leaving, was_shut;
+static uint32_t version;
 static void *subscriber;
 /* Whoever calls CUPTI from a thread of ours holds it: cuptiFinalize must not meet another call. */
 static pthread_mutex_t switch_lock = PTHREAD_MUTEX_INITIALIZER;
@@ -135,7 +139,6 @@ static void on_call(void *data, int domain, uint32_t id, const void *facts);
 static int attach(const char *fallback) {
   char found[PATH_ROOM] = "";
   uint64_t begun = monotonic_ns();
-  uint32_t version = 0;
   uint8_t yes = 1;
   size_t one = 1;
   int code;
@@ -212,8 +215,15 @@ void activity_open(enum level wanted, const char *fallback) {
 
 void activity_close(void) {
   pthread_mutex_lock(&switch_lock);
+  was_shut |= on;
   switch_all(0);
   pthread_mutex_unlock(&switch_lock);
+}
+
+/* Before CUDA 12.6 graphs crash (torch.profiler's authors), from 13.0 on it was seen to work. */
+static int may_leave(void) {
+  return version >= LEAVES_SINCE && !was_shut && subscriber && cupti.EnableDomain &&
+         cupti.Unsubscribe && cupti.Finalize;
 }
 
 static void hear_calls(int wanted) {
@@ -224,10 +234,8 @@ static void hear_calls(int wanted) {
 void activity_leave(void) {
   pthread_mutex_lock(&switch_lock);
   if (on && !leaving) {
-    if (subscriber && cupti.EnableDomain && cupti.Unsubscribe && cupti.Finalize)
-      leaving = 1, hear_calls(1);
-    else
-      switch_all(0);
+    if (may_leave()) leaving = 1, hear_calls(1);
+    else switch_all(0);
   }
   pthread_mutex_unlock(&switch_lock);
 }
@@ -320,7 +328,7 @@ static void mark(const char *where) {
 void activity_forget(void) {
   pthread_mutex_init(&lock, NULL);
   pthread_mutex_init(&switch_lock, NULL);
-  tried = started = on = leaving = buffers = spares = out = 0;
+  tried = started = on = leaving = was_shut = buffers = spares = out = 0;
   subscriber = NULL;
   completed_n = declined = bytes = callback_ns = 0;
 }

@@ -76,6 +76,13 @@ def has(spools: Path, wanted: str | int) -> bool:
         )
 
 
+def marks_of(spools: Path) -> list[object]:
+    """As ``marks``, in a spool that is being written; ``tick`` left out."""
+    with spool.SpoolReader(only(spools)) as reader:
+        found = [reader.json(f)["where"] for f in reader.frames() if f.kind == spool.MARK]
+    return [where for where in found if where != "tick"] or [""]
+
+
 def only(spools: Path) -> Path:
     (path,) = spools.glob("*.spool")
     return path
@@ -329,6 +336,23 @@ def test_a_window_that_is_closed_for_good_gives_cupti_back(
     assert marks(tmp_path) == ["on", "off", "end"]
     found, calls = kernels(only(tmp_path))
     assert 0 < found < 30_000 and found == calls / 2 and found % 20 == 0
+
+
+def test_cupti_stays_where_the_window_was_shut_before(
+    built: recorder_build.Built, tmp_path: Path
+) -> None:
+    """Graphs that were replayed meanwhile would not survive its leave."""
+    page = ControlPage(tmp_path, ACTIVITY | RANGES)
+    process = subprocess.Popen(
+        [built.program, "exit", "2500", "5", "1000"], env=built.environment(tmp_path)
+    )
+    until(lambda: list(tmp_path.glob("*.spool")))
+    for wanted in (ACTIVITY | RANGES, RANGES, ACTIVITY | RANGES, RANGES | LEAVE):
+        page.want(wanted)
+        until(lambda: marks_of(tmp_path)[-1] == ("on" if wanted & ACTIVITY else "off"))  # noqa: B023
+    assert process.wait(60) == 7
+    page.close()
+    assert marks(tmp_path) == ["on", "off", "on", "off", "end"]
 
 
 def test_a_limit_on_file_size_ends_the_spool_not_the_program(
