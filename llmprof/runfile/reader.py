@@ -239,12 +239,12 @@ class RunFileReader(AbstractContextManager["RunFileReader"]):
             except (TypeError, ValueError, OverflowError) as why:
                 raise RowError(f"a trace table holds something else than integers: {why}") from None
 
-    def collective_calls(self, process: int) -> CollectiveCalls | None:
-        """Calls of NCCL that it says the bytes of; ``None``: there are none."""
+    def collective_calls(self) -> dict[int, CollectiveCalls]:
+        """Process (``globalPid >> 24``) → calls of NCCL that it said the bytes of."""
         from llmprof.runfile.trace.collective_calls import collective_calls
 
         with self._reading():
-            return collective_calls(self._sql, self._tables(), process)
+            return collective_calls(self._sql, self._tables())
 
     def work_in(self, records: Sequence[RoundRecord]) -> list[int]:
         """How much device work began in each round of one process (kernels, copies, graphs)."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,9 +159,8 @@ def test_calls_come_out_of_the_run_file_as_nccl_made_them(tmp_path: Path) -> Non
         )
         writer.set_state("finished")
     with RunFileReader(path) as reader:
-        found = reader.collective_calls(global_pid(11) >> 24)
-        assert reader.collective_calls(global_pid(12) >> 24) is None
-    assert found is not None
+        ((process, found),) = reader.collective_calls().items()
+    assert process == global_pid(11) >> 24
     assert found.kind == ("AllReduce", "Broadcast", "AllReduce")
     assert found.start_ns.tolist() == [10, 50, 60]
     assert found.bytes.tolist() == [8192] * 3
@@ -167,3 +168,18 @@ def test_calls_come_out_of_the_run_file_as_nccl_made_them(tmp_path: Path) -> Non
     assert (found.communicators, found.ranks) == ((HASH, 3), (4, 0))
     assert found.tid.tolist() == [7, 7, 7]
     assert main_communicator(found) == (HASH, 4)
+
+
+def test_a_file_of_other_columns_says_nothing(tmp_path: Path) -> None:
+    """Exports of other versions, and of a file's own making."""
+    for number, columns in enumerate(
+        ('start, "end", eventType, globalTid, jsonText', 'start, "end", "text", globalTid')
+    ):
+        path = tmp_path / f"{number}.sqlite"
+        with RunFileWriter(path, make.run_info()) as writer:
+            writer.set_state("finished")
+        with closing(sqlite3.connect(path)) as sql, sql:
+            sql.execute("DROP TABLE IF EXISTS NVTX_EVENTS")
+            sql.execute(f"CREATE TABLE NVTX_EVENTS ({columns})")
+        with RunFileReader(path) as reader:
+            assert reader.collective_calls() == {}

@@ -139,12 +139,13 @@ def _members(
     """Every (process, device) of a file that llmprof did not drive."""
     said: dict[int, int | None] = {p.process: p.rank for p in data.processes}
     found: list[Member] = []
+    said_by_nccl = reader.collective_calls()
     for engine, trace in zip(data.engines, traces, strict=True):
         traced, record = trace.round, trace.record
         if isinstance(traced, Unavailable) or record is None:
             continue
         rows, (communicator, size) = traced.rows, (0, 0)
-        if calls := reader.collective_calls(record.pid):
+        if calls := said_by_nccl.get(record.pid):
             communicator, size = main_communicator(calls)
             sizes = collective_sizes(rows, calls)
             rows = replace(rows, kernels=replace(rows.kernels, collective_bytes=sizes))

@@ -216,10 +216,9 @@ class ExLlamaV3Engine(ExLlamaAdapter):
             notes.append(
                 "GPUs sum by NCCL's all-reduce" if nccl else "GPUs sum by way of host memory"
             )
-            if nccl:
-                # model_tp_backend.py: fp16, and fp32 as bf16.
-                size = 2 * opening.batch * opening.files.config.hidden_size
-                found["collective_bytes"] = {"AllReduce": size}
+            # Two bytes a value each way (model_tp_backend.py, all_reduce_cpu.cu).
+            size = 2 * opening.batch * opening.files.config.hidden_size
+            found["collective_bytes"] = {"AllReduce" if nccl else "Receive": size}
         return found
 
     def _jobs(self, opening: Opening, settings: Any) -> JobsDrive:

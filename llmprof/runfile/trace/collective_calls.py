@@ -1,9 +1,10 @@
-"""Calls of NCCL that a recorded process made, from what NCCL attaches to its NVTX ranges."""
+"""Calls of NCCL that recorded processes made, from what NCCL attaches to its NVTX ranges."""
 
 from __future__ import annotations
 
 import json
 import sqlite3
+from collections import defaultdict
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -11,11 +12,11 @@ from typing import Any
 import numpy as np
 
 from llmprof.runfile import schema
-from llmprof.runfile.activity import CALLS, KERNELS
+from llmprof.runfile.activity import CALLS, KERNELS, columns
 from llmprof.runfile.trace.rows import Ints
 
-MOST = 2_000_000
-"""Calls of one process that are read."""
+MOST = 4_000_000
+"""Calls, and launches, that are read of a file."""
 _NAMES = {
     "NCCL communicator ID": "communicator",
     "Message size [bytes]": "bytes",
@@ -52,69 +53,89 @@ class CollectiveCalls:
         return len(self.start_ns)
 
 
-def collective_calls(
-    sql: sqlite3.Connection, tables: set[str], process: int
-) -> CollectiveCalls | None:
-    """Of the process ``globalPid >> 24``; ``None`` where NCCL said nothing."""
+def collective_calls(sql: sqlite3.Connection, tables: set[str]) -> dict[int, CollectiveCalls]:
+    """Of each process (``globalPid >> 24``) in which NCCL said something."""
     if "NVTX_EVENTS" not in tables:
-        return None
-    columns = {row[1] for row in sql.execute("PRAGMA table_info(NVTX_EVENTS)")}
-    if "jsonText" not in columns:
-        return None
+        return {}
+    wanted = {"start", "end", "eventType", "text", "globalTid", "jsonText"}
+    if not wanted <= set(columns(sql, "NVTX_EVENTS")):
+        return {}
     rows = sql.execute(
-        'SELECT start, "end", globalTid & 16777215, "text", jsonText FROM NVTX_EVENTS'
-        f" WHERE eventType = {schema.PUSH_POP} AND globalTid >> 24 = ? AND jsonText IS NOT NULL"
+        'SELECT globalTid >> 24, start, "end", globalTid & 16777215, "text", jsonText'
+        f" FROM NVTX_EVENTS WHERE eventType = {schema.PUSH_POP} AND jsonText IS NOT NULL"
         " AND \"text\" LIKE 'nccl%' ORDER BY start LIMIT ?",
-        (process, MOST),
+        (MOST,),
     )
-    found: list[tuple[int, int, int, int, int]] = []
-    kinds: list[str] = []
-    numbers: dict[int, int] = {}
-    sizes: dict[int, int] = {}
-    for start, end, tid, name, text in rows:
-        if not (type(start) is type(end) is type(tid) is int):
-            continue
-        values = _values(text)
+    found: defaultdict[int, _Said] = defaultdict(_Said)
+    for process, start, end, tid, name, text in rows:
+        if type(process) is type(start) is type(end) is type(tid) is int:
+            found[process].add((start, end, tid), str(name), _values(text))
+    speaking = {process: said for process, said in found.items() if said.rows}
+    launches = _launches(sql, tables) if speaking else {}
+    return {process: said.calls(launches.get(process)) for process, said in speaking.items()}
+
+
+class _Said:
+    """What NCCL said in one process."""
+
+    def __init__(self) -> None:
+        self.rows: list[tuple[int, int, int, int, int]] = []
+        self._kinds: list[str] = []
+        self._numbers: dict[int, int] = {}
+        self._sizes: dict[int, int] = {}
+
+    def add(self, place: tuple[int, int, int], name: str, values: dict[str, int]) -> None:
         hashed = values.get("communicator")
         # ncclCommSplit and ncclCommShrink (2.25 to 2.28) say how many the parent has.
-        if hashed is not None and "ranks" in values and str(name).startswith("ncclCommInit"):
-            sizes[hashed] = values["ranks"]
-        if "bytes" not in values or hashed == 0:
-            continue
-        number = -1 if hashed is None else numbers.setdefault(hashed, len(numbers))
-        found.append((start, end, tid, values["bytes"], number))
-        kinds.append(str(name)[len("nccl") :])
-    if not found:
-        return None
-    table = np.array(found, np.int64)
-    launches = _launches(sql, tables, process)
-    return CollectiveCalls(
-        start_ns=table[:, 0],
-        end_ns=table[:, 1],
-        tid=table[:, 2],
-        kind=tuple(kinds),
-        bytes=table[:, 3],
-        communicator=table[:, 4],
-        communicators=tuple(numbers),
-        ranks=tuple(sizes.get(hashed, 0) for hashed in numbers),
-        launch_ns=launches[:, 0],
-        launch_tid=launches[:, 1],
-    )
+        if hashed is not None and "ranks" in values and name.startswith("ncclCommInit"):
+            self._sizes[hashed] = values["ranks"]
+        if "bytes" in values and hashed != 0:
+            number = -1
+            if hashed is not None:
+                number = self._numbers.setdefault(hashed, len(self._numbers))
+            self.rows.append((*place, values["bytes"], number))
+            self._kinds.append(name[len("nccl") :])
+
+    def calls(self, launches: Ints | None) -> CollectiveCalls:
+        table = np.array(self.rows, np.int64)
+        if launches is None:
+            launches = np.empty((0, 2), np.int64)
+        return CollectiveCalls(
+            start_ns=table[:, 0],
+            end_ns=table[:, 1],
+            tid=table[:, 2],
+            kind=tuple(self._kinds),
+            bytes=table[:, 3],
+            communicator=table[:, 4],
+            communicators=tuple(self._numbers),
+            ranks=tuple(self._sizes.get(hashed, 0) for hashed in self._numbers),
+            launch_ns=launches[:, 0],
+            launch_tid=launches[:, 1],
+        )
 
 
-def _launches(sql: sqlite3.Connection, tables: set[str], process: int) -> Ints:
-    """(start, thread) of the calls that launched NCCL's kernels outside of graphs, shape (n, 2)."""
+def _launches(sql: sqlite3.Connection, tables: set[str]) -> dict[int, Ints]:
+    """Process → (start, thread) of the calls that launched NCCL's kernels outside of graphs, shape
+    (n, 2). All processes in one look: 1 s for 1,000,000 kernels and calls."""
     if not {KERNELS, CALLS, "StringIds"} <= tables:
-        return np.empty((0, 2), np.int64)
+        return {}
+    kernel = {"globalPid", "correlationId", "graphNodeId", "shortName"}
+    call = {"start", "globalTid", "correlationId"}
+    if not (kernel <= set(columns(sql, KERNELS)) and call <= set(columns(sql, CALLS))):
+        return {}
     rows = sql.execute(
-        f"SELECT c.start, c.globalTid & 16777215 FROM {KERNELS} AS k JOIN {CALLS} AS c"
-        " ON c.correlationId = k.correlationId WHERE k.globalPid >> 24 = ? AND"
-        " c.globalTid >> 24 = ? AND ifnull(k.graphNodeId, 0) = 0 AND k.shortName IN"
-        " (SELECT id FROM StringIds WHERE value LIKE '%nccl%') ORDER BY c.start LIMIT ?",
-        (process, process, MOST),
+        f"SELECT c.globalTid >> 24, c.start, c.globalTid & 16777215 FROM {KERNELS} AS k"
+        f" JOIN {CALLS} AS c ON c.correlationId = k.correlationId"
+        " WHERE c.globalTid >> 24 = k.globalPid >> 24 AND ifnull(k.graphNodeId, 0) = 0"
+        " AND k.shortName IN (SELECT id FROM StringIds WHERE value LIKE '%nccl%')"
+        " ORDER BY c.start LIMIT ?",
+        (MOST,),
     )
-    found = [(at, tid) for at, tid in rows if type(at) is type(tid) is int]
-    return np.array(found, np.int64).reshape(-1, 2)
+    found: defaultdict[int, list[tuple[int, int]]] = defaultdict(list)
+    for process, start, tid in rows:
+        if type(process) is type(start) is type(tid) is int:
+            found[process].append((start, tid))
+    return {process: np.array(table, np.int64) for process, table in found.items()}
 
 
 @lru_cache(maxsize=4096)
