@@ -24,13 +24,12 @@ import sys
 import tempfile
 import time
 import traceback
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -38,27 +37,17 @@ HERE = Path(__file__).resolve().parent
 PROGRAMS = HERE / "recorded"
 sys.path[:0] = [str(HERE.parents[1]), str(PROGRAMS)]
 
+import record_torch_checks  # noqa: E402
 import record_vllm_checks  # noqa: E402
 from recorded_truth import (  # noqa: E402
     Ahead,
-    Launches,
     Recorded,
-    agree,
     clock,
     failed,
     matched_share,
     names_of,
-    phases_of,
     say,
-    told,
 )
-
-from llmprof.analysis.bandwidth.kept import kept_bandwidth  # noqa: E402
-from llmprof.analysis.bandwidth.kernels import KernelBandwidth  # noqa: E402
-from llmprof.analysis.view.opening import open_run  # noqa: E402
-from llmprof.records.steps import StepChoice  # noqa: E402
-from llmprof.runfile.reader import RunFileReader  # noqa: E402
-from llmprof.runfile.trace.rows import TraceRows  # noqa: E402
 
 TARGETS = str(PROGRAMS / "record_targets.py")
 # -- the C++ program ---------------------------------------------------------------------------
@@ -161,158 +150,6 @@ def deaths(folder: Path, ahead: Ahead) -> None:
             run.code == code and lost_ms < limit and named,
             f"{end:8} {run.code:5} {lost_ms:8.2f}  {process.kernels}",
         )
-
-
-# -- torch -------------------------------------------------------------------------------------
-
-
-def profiled(
-    target: str, folder: Path, number: int, *words: str, **turn: str
-) -> dict[str, Any] | None:
-    """The truth of a target under torch.profiler: phase → its kernels in each repeat."""
-    out = folder / "-".join(["profile", target, *words, str(number)])
-    return told([sys.executable, TARGETS, target, *words, "--profile", str(out)], **turn)
-
-
-PROCESSES = 2
-"""Of each tool, in turns: a process has its own clocks and its own memory."""
-
-
-def start(ahead: Ahead, folder: Path, target: str, *words: str) -> None:
-    """A torch program, recorded and under torch.profiler, ``PROCESSES`` times each."""
-    name = "-".join([target, *words])
-    for number in range(PROCESSES):
-        label = f"{name}-{number}" if number else name
-        ahead.start(
-            name,
-            partial(Recorded, folder, label, sys.executable, TARGETS, target, *words, **ahead.turn),
-        )
-        seen = partial(profiled, target, folder, number, *words, **ahead.turn)
-        ahead.start(f"{name} seen", seen)
-
-
-def loop(folder: Path, ahead: Ahead) -> None:
-    runs = [run for run in ahead.of("loop") if run.truths() and run.processes and run.data]
-    seen = ahead.of("loop seen")
-    recorded: dict[str, list[list[Launches]]] = defaultdict(list)
-    for number, run in enumerate(runs):
-        (process,) = run.processes
-        rows = run.rows(process)
-        for phase in ("eager", "graph"):
-            recorded[phase].append(phases_of(run, rows, run.truths()[0], phase))
-        if number:
-            continue
-        say(process.ranges >= 410, f"loop: NVTX ranges {process.ranges}, of 400 steps, 10 phases")
-        say(
-            matched_share(rows) == 1.0,
-            f"loop: kernels with their launching call {matched_share(rows):.4f}"
-            f" of {process.kernels}",
-        )
-        clock(rows, "loop")
-        steps = sum(r.steps for r in run.data.rounds)
-        print(f"       loop: steps from the ranges {steps}, rounds {len(run.data.rounds)}")
-        detected = open_run(run.path, StepChoice("detect"))
-        count = sum(r.steps for r in detected.rounds)
-        say(count >= 400, f"loop: without its ranges {count} steps detected, of 406 and more")
-    for phase in recorded:
-        agree(f"loop {phase}", recorded[phase], [truth[phase] for truth in seen])
-
-
-def generate(folder: Path, ahead: Ahead, *words: str) -> None:
-    name = "-".join(["generate", *words])
-    runs = [run for run in ahead.of(name) if run.truths() and run.processes and run.data]
-    ours: list[list[Launches]] = []
-    for number, run in enumerate(runs):
-        truth = run.truths()[0]
-        process = max(run.processes, key=lambda p: p.kernels)
-        rows = run.rows(process)
-        ours.append(phases_of(run, rows, truth, "generate"))
-        if number == 0:
-            generated(name, run, truth, rows, process.kernels)
-    agree(name, ours, [truth["generate"] for truth in ahead.of(f"{name} seen")])
-
-
-def generated(
-    name: str, run: Recorded, truth: dict[str, Any], rows: TraceRows, kernels: int
-) -> None:
-    """Ranges, steps and calls of one recording of transformers' generate."""
-    say(len(run.processes) == 1, f"{name}: processes with kernels {len(run.processes)}")
-    with RunFileReader(run.path) as reader:
-        ranges = reader.ranges()
-    texts = Counter(ranges.texts[int(n)][1] for n in ranges.text)
-    kinds = Counter(text.split(" ")[0] for text in texts.elements())
-    marked = truth["marked"]
-    decode = [text for text in texts if text.startswith("decode ")]
-    # torch.compile runs range_push once more while it traces: it is a function of its graphs.
-    twice = [text for text in decode if texts[text] > 1]
-    say(
-        len(decode) == marked,
-        f"{name}: forwards marked {len(decode)}, of {marked} that the program counted in"
-        f" {3 + len(truth['phases'])} calls of 40 tokens; marked again while it was compiled:"
-        f" {twice[:5]}; all ranges: {dict(kinds)}",
-    )
-    say(
-        matched_share(rows) == 1.0,
-        f"{name}: kernels with their launching call {matched_share(rows):.4f} of {kernels}",
-    )
-
-
-SUM_MB, PRODUCT_MB = 268.44, 90.18
-"""What a launch reads in the target ``bandwidth``; its other kernels move less than 1 MB."""
-
-
-def bandwidth(folder: Path, ahead: Ahead) -> None:
-    """``--bandwidth`` on a program of its own, against the bytes that it says it moves."""
-    run = Recorded(
-        folder, "bandwidth", sys.executable, TARGETS, "bandwidth", options=("--bandwidth",)
-    )
-    if run.data is None or not run.truths() or not run.data.engines:
-        say(False, f"bandwidth: nothing recorded: {run.said[-400:]}")
-        return
-    print("       " + "; ".join(line[:200] for line in run.said.splitlines()), flush=True)
-    for missing in run.data.missing:
-        if missing.name in ("pm", "dram"):
-            say(False, f"bandwidth: {missing.scope}: {missing.reason}")
-    (engine,) = run.data.engines
-    with RunFileReader(run.path) as reader:
-        kept = kept_bandwidth(reader, run.data, engine)
-    if not isinstance(kept, KernelBandwidth):
-        say(False, f"bandwidth: no fit is kept: {kept}")
-        return
-    print(
-        f"       {kept.samples} samples of {kept.interval_ns / 1e3:.0f} µs over {kept.steps} steps;"
-        f" R² {kept.r2:.5f}; step {kept.step_ns / 1e6:.3f} ms; sampled {kept.mean_gb_s:.1f},"
-        f" fitted {kept.fitted_gb_s:.1f}, idle {kept.idle_gb_s:.1f} GB/s;"
-        f" copy {kept.ceiling_gb_s}",
-        flush=True,
-    )
-    known_mb = run.truths()[0]["mb_a_step"]
-    launches: Counter[float] = Counter()
-    for kernel in kept.kernels:
-        mb = SUM_MB if "reduce_kernel" in kernel.name else PRODUCT_MB
-        if not isinstance(kernel.mb_per_launch, float) or kernel.mb_per_launch < 10:
-            print(f"       {kernel.short_name[:60]}: {kernel.mb_per_launch}", flush=True)
-            continue
-        launches[mb] += kernel.launches_per_step
-        off = kernel.mb_per_launch / mb - 1
-        say(
-            abs(off) < 0.02,
-            f"bandwidth: {kernel.short_name[:40]}: {kernel.mb_per_launch:.2f} MB a launch"
-            f" ({kernel.low_mb:.2f} to {kernel.high_mb:.2f}), known {mb:.2f}: {off:+.2%};"
-            f" {kernel.dram_gb_s:.0f} GB/s, {kernel.launches_per_step:.1f} a step",
-        )
-    say(
-        launches == {SUM_MB: 2, PRODUCT_MB: 16},
-        f"bandwidth: kernels with a value, by MB and launches a step: {dict(launches)}",
-    )
-    total_mb = kept.mean_gb_s * kept.step_ns / 1e6
-    off = total_mb / known_mb - 1
-    say(
-        abs(off) < 0.02,
-        f"bandwidth: {total_mb:.1f} MB a step by the counters, {known_mb:.1f} known: {off:+.2%}",
-    )
-    apart = kept.fitted_gb_s / kept.mean_gb_s - 1
-    say(abs(apart) < 0.01, f"bandwidth: kernels and idle against the samples: {apart:+.3%}")
 
 
 def window(folder: Path, ahead: Ahead) -> None:
@@ -451,23 +288,22 @@ def ranks(folder: Path, ahead: Ahead) -> None:
         )
 
 
-def static(folder: Path, ahead: Ahead) -> None:
-    generate(folder, ahead, "static")
-
-
 def vllm(folder: Path, ahead: Ahead) -> None:
     record_vllm_checks.judge(ahead, folder)
 
 
 CHECKS: dict[str, Callable[[Path, Ahead], None]] = {
-    "bandwidth": bandwidth, "loop": loop, "generate": generate, "static": static, "vllm": vllm,
+    "bandwidth": record_torch_checks.bandwidth, "loop": record_torch_checks.loop,
+    "generate": record_torch_checks.generate, "static": record_torch_checks.static, "vllm": vllm,
     "window": window, "late": late, "profiler": profiler, "spawned": spawned, "ranks": ranks,
     "toy": toy, "deaths": deaths,
 }  # fmt: skip
 AHEAD: dict[str, Callable[[Ahead, Path], None]] = {
-    "loop": partial(start, target="loop"),
-    "generate": partial(start, target="generate"),
-    "static": lambda ahead, folder: start(ahead, folder, "generate", "static"),
+    "loop": partial(record_torch_checks.start, target="loop"),
+    "generate": partial(record_torch_checks.start, target="generate"),
+    "static": lambda ahead, folder: record_torch_checks.start(
+        ahead, folder, "generate", "static"
+    ),
     "vllm": record_vllm_checks.start,
 }  # fmt: skip
 """Checks whose programs take turns on the GPU, and so can be started before they are judged."""
