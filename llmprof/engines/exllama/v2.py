@@ -149,14 +149,15 @@ class ExLlamaV2Engine(ExLlamaAdapter):
             raise OutOfMemory(
                 f"{self.placement.option}: the layers and their scratch memory need more than that"
             ) from None
-        self._check_layers()
+        if split:
+            self._check_layers()
         return self.refit(opening)
 
     def _check_layers(self) -> None:
         """Every GPU that was asked for got a layer."""
         used = {int(name.partition(":")[2]) for name in self._model.get_cache_devices()}
         empty = [n for n in self.placement.devices if n not in used]
-        if self.placement.gpu_split and empty:
+        if empty:
             raise UsageError(
                 f"{self.placement.option}: all layers fit into the GPUs before GPU {empty[0]};"
                 " give those fewer GB"
