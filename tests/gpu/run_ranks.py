@@ -27,26 +27,13 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(Path(__file__).resolve().parent)]
 
+from ranks_checks import begun, check, failures, heading, kept, show  # noqa: E402
 from ranks_programs import PLANT, SAFE, kernels_of, start  # noqa: E402
+from ranks_recorded import from_nccl, sub_groups  # noqa: E402
 
-failures: list[str] = []
-claims: list[dict[str, Any]] = []
-kept: dict[str, Any] = {"claims": claims}
-begun = time.monotonic()
 BATCH = 256
 HIDDEN = {"llama2-7b": 4096, "llama2-13b": 5120, "llama2-70b": 8192}
 QUICK = ["--prompt-len", "64", "--bandwidth", "off"]
-
-
-def check(good: bool, text: str) -> None:
-    print(f"- {'ok' if good else '**FAILED**'}: {text}", flush=True)
-    claims.append({"holds": good, "claim": text})
-    if not good:
-        failures.append(text)
-
-
-def heading(text: str) -> None:
-    print(f"\n## {text} ({time.monotonic() - begun:.0f} s)\n", flush=True)
 
 
 def llmprof(
@@ -84,36 +71,6 @@ def group_of(document: dict[str, Any], label: str) -> dict[str, Any]:
         print("unavailable:", document["unavailable"])
         raise RuntimeError(f"no ranks of {label}")
     return found[0]
-
-
-def show(group: dict[str, Any]) -> None:
-    print(f"verdict: {group['words']}  \nclocks: {group['clocks']['words']}  ")
-    late = group["lateness"]
-    print(f"lateness: {json.dumps(late)}  ")
-    for note in group["notes"]:
-        print(f"note: {note}  ")
-    print("\n| rank | wait | transfer | exposed | compute | idle | makes wait | critical |")
-    print("|---|---|---|---|---|---|---|---|")
-    for line in group["ranks"]:
-        keys = ("wait_ms", "transfer_ms", "exposed_ms", "compute_ms", "idle_ms", "late_ms")
-        row = " | ".join(f"{line[k]:.3f}" for k in keys)
-        print(f"| {line['name']} | {row} | {line['late_steps']}/{group['steps']} |")
-    print("\n| collective | a step | transfer µs | wait µs | bytes | alg GB/s | bus GB/s |")
-    print("|---|---|---|---|---|---|---|")
-    for one in group["collectives"]:
-        rates = [one[k] for k in ("algorithm_gb_s", "bus_gb_s")]
-        shown = " | ".join("n/a" if v is None else f"{v:.3f}" for v in rates)
-        print(
-            f"| {one['name']} | {one['per_step']:.1f} | {one['transfer_us']:.2f}"
-            f" | {one['wait_us']:.2f} | {one['bytes']} | {shown} |"
-        )
-    print("\n| GPU | W | MiB | SM MHz | DRAM % | SM active % | NVLink GB/s | held back |")
-    print("|---|---|---|---|---|---|---|---|")
-    for gpu in group["gpus"]:
-        keys = ("power_w", "memory_used_mib", "sm_clock_mhz", "dram_pct", "sm_active_pct")
-        cells = [gpu[k] if gpu[k] is not None else gpu[f"{k}_reason"] for k in keys]
-        link = gpu["nvlink_gb_s"]
-        print(f"| {gpu['device']} | {' | '.join(map(str, cells))} | {link} | {gpu['throttle']} |")
 
 
 # -- parts ---------------------------------------------------------------------------------------
@@ -322,80 +279,6 @@ def same_totals(world: int) -> None:
     check(bool(sized), f"bytes of the collectives: {[one['bytes'] for one in sized]}")
     check((group["reason"] or {}).get("rank") == 1, f"rank 1 is late: {group['words']}")
     kept["profiler"] = group
-
-
-def recorded(world: int, what: str, *patterns: str) -> list[list[dict[str, Any]]]:
-    """The groups of a program under torchrun that was recorded, of the steps of each pattern."""
-    program = Path(__file__).resolve().with_name("ranks_programs.py")
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "run.sqlite"
-        torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-        done = subprocess.run(
-            [
-                sys.executable, "-m", "llmprof", "record", "--headless", "-o", str(file), "--",
-                *torchrun, "--nproc-per-node", str(world), str(program), what,
-            ],
-            capture_output=True, cwd=ROOT, env={**os.environ, **SAFE}, timeout=90, check=False,
-        )  # fmt: skip
-        said = (done.stdout + done.stderr).decode(errors="replace")[-1500:]
-        if done.returncode or not file.exists():
-            raise RuntimeError(f"record ended with {done.returncode}: {said}")
-        if target := os.environ.get("OUT"):
-            packed = lzma.compress(file.read_bytes(), preset=1)
-            if len(packed) < 8 << 20:
-                (Path(target) / f"{what}-{world}.sqlite.xz").write_bytes(packed)
-        found = [groups_in(file, Path(folder) / f"{n}.json", p) for n, p in enumerate(patterns)]
-    kept[what] = found
-    return found
-
-
-def groups_in(file: Path, out: Path, pattern: str) -> list[dict[str, Any]]:
-    command = [sys.executable, "-m", "llmprof", "export", str(file), "--to", "json", "-o", str(out)]
-    subprocess.run(
-        [*command, "--step-range", pattern], cwd=ROOT, timeout=60, check=True,
-        stderr=subprocess.PIPE,
-    )  # fmt: skip
-    document: dict[str, Any] = json.loads(out.read_text())
-    if not document["ranks"]:
-        raise RuntimeError(f"no ranks of {pattern}: {document.get('ranks_missing')}")
-    groups: list[dict[str, Any]] = document["ranks"]
-    print(f"\n{pattern}: {len(groups)} groups\n")
-    for group in groups:
-        show(group)
-    return groups
-
-
-def from_nccl(world: int) -> None:
-    heading(f"A recorded program of {world} ranks: bytes from what NCCL says of its calls")
-    found: dict[tuple[str, int | None], float | None] = {}
-    for groups in recorded(world, "recorded", "decode [1-3][0-9]", "decode [4-7][0-9]"):
-        check(len(groups) == 1, f"one group: {[len(group['ranks']) for group in groups]} ranks")
-        check(len(groups[0]["ranks"]) == groups[0]["world_size"] == world, f"{world} ranks")
-        for one in groups[0]["collectives"]:
-            found[one["kind"], one["bytes"]] = one["bus_gb_s"]
-    # Launched one by one, in a graph, gathered.
-    wanted = {("AllReduce", 8192), ("AllReduce", 10240), ("AllGather", 16 * world)}
-    check(wanted == set(found), f"sizes: {list(found)}")
-    for size in (8192, 10240):
-        spot = kept.get(f"on_the_spot {world}", {}).get(str(size))
-        seen = found.get(("AllReduce", size))
-        if spot and seen:
-            kernel = spot["kernel_bus_gb_s"]
-            check(
-                kernel / 1.3 <= seen <= kernel * 1.3,
-                f"bus bandwidth of {size} bytes: {seen:.3f} GB/s, {kernel:.3f} on the spot",
-            )
-
-
-def sub_groups(world: int) -> None:
-    heading(f"{world} ranks in groups of two, recorded: a group for each communicator")
-    (groups,) = recorded(world, "groups", "decode *")
-    numbers = [[line["rank"] for line in group["ranks"]] for group in groups]
-    check(
-        sorted(numbers) == [[n, n + 1] for n in range(0, world, 2)], f"groups of ranks: {numbers}"
-    )
-    sizes = [group["world_size"] for group in groups]
-    check(set(sizes) == {2}, f"ranks of their communicators: {sizes}")
 
 
 def dead_rank(world: int) -> None:
