@@ -10,7 +10,7 @@ floor     CUPTI's own cost: the same kinds, every buffer thrown away
 kernels   ``--trace kernels``
 full      ``--trace full`` (the default)
 off       ``--trace full`` in a window that has not opened yet
-closed    the same, opened when the graph was there, and closed as by --for: CUPTI is given back
+closed    the same, opened when the graph was there, and closed as by --for and --detach: CUPTI goes
 shut      the same, closed as by the key, to be opened again: CUPTI stays in the process
 bare2     nothing injected, another process: what two processes differ by
 

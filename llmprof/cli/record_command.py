@@ -46,6 +46,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--bandwidth", action="store_true", help="sample DRAM and SM counters of the GPUs too"
     )
+    parser.add_argument(
+        "--detach",
+        action="store_true",
+        help="when --for is over, take CUPTI out of the program, which then runs as before"
+        " (CUDA 13.0 and later; the window does not open again)",
+    )
     parser.add_argument("--headless", action="store_true", help="no live view")
     parser.add_argument(
         "--twice",
@@ -147,6 +153,8 @@ def plan_of(arguments: argparse.Namespace) -> RecordPlan:
     command = list(arguments.program)
     if not command:
         raise UsageError("record what? llmprof record [options] -- COMMAND…")
+    if arguments.detach and arguments.length is None:
+        raise UsageError("--detach takes CUPTI away when --for is over: give --for too")
     return RecordPlan(
         command=tuple(command),
         output=_output(arguments.output, command[0]),
@@ -156,6 +164,7 @@ def plan_of(arguments: argparse.Namespace) -> RecordPlan:
         gpus=_gpus(arguments.gpus),
         host=_host(arguments.host),
         bandwidth=arguments.bandwidth,
+        detach=arguments.detach,
         twice=arguments.twice,
     )
 

@@ -169,7 +169,7 @@ static void *help(void *unused) {
     if (monotonic_ns() - looked >= LOOK_MS * 1000000ull) {
       looked = monotonic_ns();
       if (control_is_orphan(folder)) {
-        activity_leave();
+        activity_close();
         spool_abandon(folder);
         break;
       }

@@ -208,7 +208,7 @@ class Recording:
         self._spools = Spools(
             folder, self._writer, DeviceMap(self._known), plan.gpus, lambda engine: None
         )
-        self.window = Window(page, plan.after, plan.length)
+        self.window = Window(page, plan.after, plan.length, plan.detach)
         variables = {**os.environ, **self._variables(folder, recorder)}
         sampling = BandwidthSampling(self._known, plan.gpus) if plan.bandwidth else None
         self._sampling = sampling

@@ -21,15 +21,17 @@ def steps_seen(shapes: Mapping[str, int]) -> int:
 class Window:
     """Opens and closes by itself, once; the key overrules it from then on.
 
-    A window that ``--for`` has closed stays closed: CUPTI was given back, so that the program runs
-    as it did before, and what a second session of CUDA 13.0 records of a graph's launch has numbers
-    that fit no kernel.
+    With ``detach`` a window that ``--for`` has closed stays closed: CUPTI was given back, and what
+    a second session of CUDA 13.0 records of a graph's launch has numbers that fit no kernel.
     """
 
-    def __init__(self, page: ControlPage, after: Limit | None, length: Limit | None) -> None:
+    def __init__(
+        self, page: ControlPage, after: Limit | None, length: Limit | None, detach: bool = False
+    ) -> None:
         self._page = page
         self._after = after
         self._length = length
+        self._detach = detach
         self.opened_ns: int | None = None
         self.closed_ns: int | None = None
         self._steps_at_opening = 0
@@ -52,13 +54,13 @@ class Window:
             and self._length is not None
             and _reached(self._length, now_ns - self.opened_ns, steps - self._steps_at_opening)
         ):
-            self._for_good = True
+            self._for_good = self._detach
             self._set(False, now_ns, steps)
 
     def toggle(self, now_ns: int, steps: int) -> str:
         """The key was pressed. What is to be told where nothing came of it, else nothing."""
         if self._for_good:
-            return "the window was closed by --for, and does not open again"
+            return "CUPTI is detached: the window does not open again"
         self._manual = True
         self._set(not self.is_open, now_ns, steps)
         return ""
@@ -66,7 +68,7 @@ class Window:
     def close(self, now_ns: int) -> None:
         """For good: the disk is full, or the recording ends."""
         self._manual = self._for_good = True
-        self._page.want(LEAVE)
+        self._page.want(LEAVE if self._detach else 0)
         if self.closed_ns is None:
             self.closed_ns = now_ns
 

@@ -198,7 +198,7 @@ def late(folder: Path, ahead: Ahead) -> None:
     """CUPTI is attached in the middle of two busy threads, of several processes at once."""
 
     def one(number: int) -> Recorded:
-        options = ("--after", f"{200 + 370 * number}steps", "--for", "1s")
+        options = ("--after", f"{200 + 370 * number}steps", "--for", "1s", "--detach")
         return Recorded(
             folder, f"late-{number}", sys.executable, TARGETS, "busy", options=options,
             TARGET_SECONDS="5",
