@@ -15,6 +15,7 @@ from itertools import combinations
 from statistics import median
 from typing import Any
 
+from llmprof.analysis.timing.machines import machine_differences
 from llmprof.analysis.timing.observed import (
     PROCESS_PAIRS,
     SMALLEST_DIFFERENCE,
@@ -104,6 +105,7 @@ def compare_runs(
     name_a, name_b = a.label, b.label
     if name_a == name_b:
         name_a, name_b = f"{name_a} (A)", f"{name_b} (B)"
+    machines = tuple(machine_differences(name_a, data_a, a, name_b, data_b, b))
     traced_only = [
         name
         for name, data, engine in ((name_a, data_a, a), (name_b, data_b, b))
@@ -113,9 +115,14 @@ def compare_runs(
         verb = "were" if len(traced_only) > 1 else "was"
         reason = f"{' and '.join(traced_only)} {verb} recorded under a profiler only"
         return replace(
-            _incomparable(name_a, name_b, reason), verdict=f"no ratio of tok/s: {reason}"
+            _incomparable(name_a, name_b, reason),
+            verdict=f"no ratio of tok/s: {reason}",
+            warnings=machines,
         )
-    warnings = ["the runs were not interleaved: drift of the machine is in the ratio"]
+    warnings = [
+        *machines,
+        "the runs were not interleaved: drift of the machine is in the ratio",
+    ]
     mismatch = _workload_mismatch(data_a, data_b)
     if mismatch and not force:
         return _incomparable(name_a, name_b, mismatch)

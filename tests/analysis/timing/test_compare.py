@@ -21,7 +21,7 @@ from llmprof.analysis.timing.compare import (
     compare_to_first,
 )
 from llmprof.errors import UsageError
-from llmprof.records import RunData, Unavailable
+from llmprof.records import GpuDevice, RunData, Unavailable
 
 
 def test_pairs_cancel_drift_that_both_engines_share() -> None:
@@ -113,6 +113,43 @@ def other_workload(**changes: int) -> RunData:
     data = two_engines()
     data.info = run_info(workload=workload(**changes).to_dict())
     return data
+
+
+def on_gpus(*names: str, limit_w: float = 700.0, driver: str = "580.1", cuda: str = "") -> RunData:
+    data = two_engines()
+    numbers = ",".join(str(n) for n in range(len(names)))
+    for one in data.engines:
+        one.info = engine_info(device=cuda or f"cuda:{numbers}")
+    data.gpu_devices = [
+        GpuDevice(n, name, f"GPU-{n}", power_limit_w=limit_w) for n, name in enumerate(names)
+    ]
+    data.info = run_info(environment={"driver": driver})
+    return data
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (on_gpus("H100"), ()),
+        (on_gpus("H200"), ("torch (A) ran on H100, torch (B) on H200: the ratio is of",)),
+        (on_gpus("H100", "H100"), ("torch (A) ran on H100, torch (B) on 2 × H100",)),
+        (on_gpus("H100", limit_w=450), ("limit of the GPU was 700 W for torch (A), 450 W",)),
+        (on_gpus("H100", driver="570"), ("drivers differ: 580.1 for torch (A), 570 for torch",)),
+        (on_gpus("H100", cuda="cuda:4"), ()),  # a GPU that nothing is known of
+    ],
+)
+def test_what_differs_of_the_machines_is_told(other: RunData, told: tuple[str, ...]) -> None:
+    found = compare_runs(on_gpus("H100"), "torch", other, "torch")
+    assert len(found.warnings) == len(told) + 1
+    assert all(text in line for text, line in zip(told, found.warnings, strict=False))
+
+
+def test_runs_of_different_cpus_are_told_apart() -> None:
+    one, two = two_engines(), two_engines()
+    for data, model in ((one, "EPYC"), (two, "Xeon")):
+        data.info = run_info(environment={"cpu": {"model": model, "usable_cores": 2}})
+    (told, _) = compare_runs(one, "torch", two, "torch").warnings
+    assert "torch (A) ran on EPYC (2 cores), torch (B) on Xeon (2 cores)" in told
 
 
 def test_runs_of_different_workloads_need_force() -> None:
