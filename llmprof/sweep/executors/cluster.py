@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import astuple, dataclass
+from importlib import import_module
 from typing import Any
 
 from llmprof import __version__
@@ -77,6 +78,12 @@ def connect(
         raise MissingPackage(f"--on ray needs ray: {how_to_install('ray')}") from None
     shown = "--on ray" if address == "auto" else f"--on {address}"
     hint = "start one with: ray start --head" if address == "auto" else "is that its address?"
+    need = f"{shown} needs Ray's client: {how_to_install('ray')}"
+    if address.startswith("ray://"):
+        try:
+            import_module("grpc")
+        except ImportError:
+            raise MissingPackage(need) from None
     if silent := _silent(address):
         raise UsageError(f"{shown}: no Ray cluster can be reached ({silent}); {hint}")
     try:
@@ -84,7 +91,6 @@ def connect(
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (ConnectionError, ImportError, OSError, RuntimeError, ValueError, TimeoutError) as why:
         if "ray[client]" in str(why):  # installed without gRPC
-            need = f"{shown} needs Ray's client: {how_to_install('ray')}"
             raise MissingPackage(need) from None
         text = one_line(str(why), 160)
         raise UsageError(f"{shown}: no Ray cluster can be reached ({text}); {hint}") from None
