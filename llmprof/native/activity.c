@@ -234,8 +234,13 @@ static void hear_calls(int wanted) {
 void activity_leave(void) {
   pthread_mutex_lock(&switch_lock);
   if (on && !leaving) {
-    if (may_leave()) leaving = 1, hear_calls(1);
-    else switch_all(0);
+    if (may_leave()) {
+      leaving = 1, hear_calls(1);
+    } else {
+      switch_all(0);
+      write_error("--detach", 0, was_shut ? "the window was shut before, so CUPTI stays"
+                                                : "CUPTI before CUDA 13.0 stays where it is");
+    }
   }
   pthread_mutex_unlock(&switch_lock);
 }

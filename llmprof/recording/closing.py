@@ -138,5 +138,6 @@ def _put_process(writer: RunFileWriter, recorded: Recorded, warn: Warn) -> None:
 def error_text(error: dict[str, object]) -> str:
     """An ERROR frame, whatever it holds, in one line."""
     what, advice = one_line(str(error.get("what", "?"))), one_line(str(error.get("advice", "")))
-    text = f"{what} ({error.get('code')})"
+    code = error.get("code")
+    text = f"{what} ({code})" if code else what
     return f"{one_line(text)}: {advice}" if advice else one_line(text)

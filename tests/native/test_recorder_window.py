@@ -43,14 +43,17 @@ def test_cupti_is_not_touched_before_the_window_opens(
 def test_a_window_that_opens_within_cuinit_waits_for_its_end(
     built: recorder_build.Built, tmp_path: Path
 ) -> None:
-    page = ControlPage(tmp_path, 2)
+    """One that is open when the recorder is loaded does not wait: it is opened there."""
+    page, injected = ControlPage(tmp_path, 2), tmp_path / "injected"
     begun = time.monotonic()
     process = subprocess.Popen(
         [built.program, "wait", "20000", "1", "1000"],
-        env=built.environment(tmp_path, LLMPROF_STUB_INIT_MS="1500"),
+        env=built.environment(
+            tmp_path, LLMPROF_STUB_INIT_MS="1500", LLMPROF_STUB_INJECTED=str(injected)
+        ),
     )
     try:
-        until(lambda: bool(list(tmp_path.glob("*.spool"))))
+        until(injected.exists)
         page.want(3)
         until(lambda: kinds_in(tmp_path)[spool.LAYOUT] > 0)
         assert time.monotonic() - begun > 1.5
@@ -133,3 +136,5 @@ def test_cupti_stays_where_the_window_was_shut_before(
     assert process.wait(60) == 7
     page.close()
     assert marks(tmp_path) == ["on", "off", "on", "off", "end"]
+    (told,) = [value for kind, value in frames(only(tmp_path)) if kind == spool.ERROR]
+    assert told["what"] == "--detach" and "CUPTI stays" in told["advice"]

@@ -1,5 +1,6 @@
 /* A libcuda.so.1 for machines without a GPU: loads an injection in cuInit, as the driver does. */
 #include <dlfcn.h>
+#include <fcntl.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -7,17 +8,19 @@
 
 static volatile int ready;
 
-/* LLMPROF_STUB_INIT_MS: how long it takes once the injection is loaded. */
+/* LLMPROF_STUB_INIT_MS: how long it takes once the injection has returned, which LLMPROF_STUB_INJECTED,
+ * a file, shows by being there. */
 int cuInit(unsigned flags) {
   static int begun;
   const char *wait_ms = getenv("LLMPROF_STUB_INIT_MS");
-  const char *path = getenv("CUDA_INJECTION64_PATH");
+  const char *path = getenv("CUDA_INJECTION64_PATH"), *injected = getenv("LLMPROF_STUB_INJECTED");
   int (*initialize)(void) = NULL;
   void *library = NULL;
   if (flags || begun++ || !path) return ready = 1, 0;
   if ((library = dlopen(path, RTLD_NOW))) *(void **)&initialize = dlsym(library, "InitializeInjection");
   if (initialize) initialize();
   else fprintf(stderr, "injection: %s\n", dlerror());
+  if (injected) close(creat(injected, 0600));
   if (wait_ms) usleep(1000 * (unsigned)atoi(wait_ms));
   return ready = 1, 0;
 }
