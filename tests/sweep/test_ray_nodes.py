@@ -48,7 +48,10 @@ def test_points_on_the_nodes_of_a_cluster(llmprof, tmp_path: Path) -> None:
             "OMP_NUM_THREADS": "1",
         }  # fmt: skip
         with RayNodes(environment, folder / "ray") as nodes:
-            nodes.start(resources={"plain": 1})
+            try:
+                nodes.start(resources={"plain": 1})
+            except RuntimeError as why:  # nothing of llmprof runs yet
+                pytest.skip(f"Ray does not start on this machine: {str(why)[-300:]}")
             nodes.start(gpus=1, resources=H100)
             older = f"{_older(folder)}:{PLUGIN}"
             nodes.start(gpus=1, resources={"accelerator_type:A100": 1},
