@@ -8,6 +8,7 @@ A third party writes a class with these methods and registers it in its own pack
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
@@ -155,3 +156,10 @@ def trace_words(facts: Mapping[str, Any]) -> str:
         return str(facts["unavailable"])
     dropped = facts.get("dropped")
     return f"CUPTI dropped {dropped} records" if dropped else ""
+
+
+def exit_words(code: int | None) -> str:
+    """How the process of a rank ended: ``was killed by SIGKILL``."""
+    if code is not None and code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"exited with code {code}"

@@ -223,6 +223,6 @@ def warm_up(
         if probing:
             meeting_s = PATIENCE * max_seconds
             whole = fitting_length(before, fitting, meeting_s) if meet else fitting
-        elif fitting > longest and met is None and seconds(fitting, step_ns) <= left_s:
+        elif fitting > longest and met is None and now(fitting) <= left_s:
             whole = fitting
             medians.clear()

@@ -7,38 +7,31 @@ thread answers what rank 0 asks meanwhile.
 from __future__ import annotations
 
 import pickle
-import subprocess
 import sys
 import threading
 from contextlib import suppress
 from importlib import import_module
 from multiprocessing.connection import Connection
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from llmprof.engines.exllama.extension_build import load_extension
 from llmprof.engines.exllama.v3 import pydantic_stand_in
-from llmprof.records import Unavailable
-from llmprof.tracers.pyspy import metronome
-
-if TYPE_CHECKING:
-    from llmprof.tracers.cupti.tracer import CuptiTracer
+from llmprof.engines.rank_tracing import RankTracing
 
 
 class _Answers:
     """To rank 0, from a thread of its own."""
 
     def __init__(self, pipe: Connection, device: int) -> None:
-        self.tracer: CuptiTracer | None = None
-        self.untraced = "kernels of this rank were not recorded"
+        self.tracing = RankTracing()
         self._pipe, self._device = pipe, device
-        self._beat: subprocess.Popen[bytes] | None = None
 
     def serve(self) -> None:
         actions = {
             "begin_trace": self._begin,
             "end_trace": self._end,
-            "metronome": self._metronome,
+            "metronome": self.tracing.metronome,
         }
         try:
             while True:
@@ -51,26 +44,15 @@ class _Answers:
         except (EOFError, OSError):
             pass  # rank 0 has closed it
         finally:
-            if self._beat is not None:
-                self._beat.kill()
-                self._beat.wait()
+            self.tracing.stop_metronome()
 
     def _begin(self, ask: dict[str, Any]) -> dict[str, Any]:
         self._wait()
-        begun = None if self.tracer is None else self.tracer.begin_round(ask["serial"])
-        return {"unavailable": begun.reason if isinstance(begun, Unavailable) else ""}
+        return self.tracing.begin(ask["serial"])
 
     def _end(self, ask: dict[str, Any]) -> dict[str, Any]:
         self._wait()
-        if self.tracer is None:
-            return {"unavailable": self.untraced}
-        facts = self.tracer.end_round(ask["serial"])
-        return {"unavailable": facts.reason} if isinstance(facts, Unavailable) else facts
-
-    def _metronome(self, ask: dict[str, Any]) -> dict[str, Any]:
-        metronome.let_read(ask["reader"])
-        self._beat = metronome.spawn(ask["board"], ask["tick_ns"], ask["reader"])
-        return {"pid": self._beat.pid}
+        return self.tracing.end(ask["serial"])
 
     def _wait(self) -> None:
         """Until the GPU has nothing to do."""
@@ -98,18 +80,10 @@ def work(
         return
     answers = _Answers(pipe, device)
     if spool is not None:
-        from llmprof.tracers.cupti.tracer import LEVELS, CuptiTracer
-
-        tracer = CuptiTracer(Path(spool), LEVELS[trace or "kernels"])
-        why = tracer.start()
-        if why is None:
-            answers.tracer = tracer
-        else:
-            answers.untraced = why.reason
+        answers.tracing.start(spool, trace or "kernels")
     threading.Thread(target=answers.serve, daemon=True).start()
     _package(payload, extension)
-    if answers.tracer is not None:
-        answers.tracer.close()
+    answers.tracing.close()
 
 
 def _package(payload: bytes, extension: tuple[str, str]) -> None:

@@ -9,7 +9,6 @@ no GPU: it only gets the extension that the worker found.
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import threading
 import time
@@ -21,7 +20,7 @@ from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from llmprof.children import boot
-from llmprof.engines.base import rank_spool
+from llmprof.engines.base import exit_words, rank_spool
 from llmprof.errors import EngineFailure
 from llmprof.plaintext import one_line
 from llmprof.records.processes import RankProcess
@@ -134,10 +133,7 @@ class RankProcesses:
         for rank, process in sorted(self._processes.items()):
             if process.sentinel in ended:
                 process.join(1.0)
-                code = process.exitcode
-                how = f"exited with code {code}"
-                if code is not None and code < 0:
-                    how = f"was killed by {signal.Signals(-code).name}"
+                how = exit_words(process.exitcode)
                 return (
                     f"exllamav3: rank {rank} (process {process.pid}) {how};"
                     " the other ranks were stopped"

@@ -7,7 +7,6 @@ worker ends them. Rank 0 tells them every step; they answer only what is asked f
 from __future__ import annotations
 
 import os
-import signal
 import subprocess
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import Any
 
 from llmprof.children.child import BOOT
 from llmprof.children.protocol import Channel, ChannelClosed
+from llmprof.engines.base import exit_words
 from llmprof.engines.torch.step_board import StepBoard
 from llmprof.errors import LlmprofError, MissingPackage, ModelError, OutOfMemory, UsageError
 from llmprof.newfiles import OwnFolder
@@ -77,9 +77,7 @@ class _Rank:
             code = self.process.wait(2.0)
         except subprocess.TimeoutExpired:
             return "closed its pipe"
-        if code < 0:
-            return f"was killed by {signal.Signals(-code).name}"
-        return f"exited with code {code}"
+        return exit_words(code)
 
 
 class RankGroup:

@@ -7,7 +7,6 @@ a GPU it comes over the ``StepBoard``, else as a request.
 from __future__ import annotations
 
 import os
-import subprocess
 import time
 import traceback
 from pathlib import Path
@@ -15,14 +14,12 @@ from typing import TYPE_CHECKING, Any
 
 from llmprof.children.protocol import Channel, ChannelClosed
 from llmprof.engines.base import LoadRequest
+from llmprof.engines.rank_tracing import RankTracing
 from llmprof.engines.torch.step_board import StepBoard
 from llmprof.errors import LlmprofError, MissingPackage, ModelError, OutOfMemory, UsageError
-from llmprof.records import Unavailable
-from llmprof.tracers.pyspy import metronome
 
 if TYPE_CHECKING:
     from llmprof.engines.torch.engine import TorchEngine
-    from llmprof.tracers.cupti.tracer import CuptiTracer
 
 SPIN_S = 0.25
 """On a GPU a rank looks at the board over and over for so long before it sleeps: waking up takes
@@ -47,24 +44,17 @@ class _Rank:
     def __init__(self, channel: Channel) -> None:
         self.channel = channel
         self.engine: TorchEngine | None = None
-        self.tracer: CuptiTracer | None = None
+        self.tracing = RankTracing()
         self.board: StepBoard | None = None
-        self.beat: subprocess.Popen[bytes] | None = None
         self.messages = self.steps = 0
         """Done so far."""
 
     def load(self, ask: dict[str, Any]) -> None:
         facts: dict[str, Any] = {}
         if ask["spool"] is not None:
-            # Before CUDA: kinds must be on before the context and the first graph.
-            from llmprof.tracers.cupti.tracer import LEVELS, CuptiTracer
-
-            tracer = CuptiTracer(Path(ask["spool"]), LEVELS[ask["trace"]])
-            why = tracer.start()
-            if why is None:
-                self.tracer = tracer
-            else:
-                facts["untraced"] = why.reason
+            why = self.tracing.start(ask["spool"], ask["trace"])
+            if why:
+                facts["untraced"] = why
         from llmprof.engines.torch.engine import TorchEngine
 
         request = LoadRequest(
@@ -97,34 +87,20 @@ class _Rank:
 
     def begin_trace(self, ask: dict[str, Any]) -> None:
         self._ready().wait()
-        begun = None if self.tracer is None else self.tracer.begin_round(ask["serial"])
-        self.done(unavailable=begun.reason if isinstance(begun, Unavailable) else "")
+        self.done(**self.tracing.begin(ask["serial"]))
 
     def end_trace(self, ask: dict[str, Any]) -> None:
         self._ready().wait()
-        if self.tracer is None:
-            self.done(unavailable="kernels of this rank were not recorded")
-            return
-        facts = self.tracer.end_round(ask["serial"])
-        if isinstance(facts, Unavailable):
-            self.done(unavailable=facts.reason)
-        else:
-            self.done(**facts)
+        self.done(**self.tracing.end(ask["serial"]))
 
     def metronome(self, ask: dict[str, Any]) -> None:
-        """Let py-spy in, and start the child that dates its samples."""
-        metronome.let_read(ask["reader"])
-        self.beat = metronome.spawn(ask["board"], ask["tick_ns"], ask["reader"])
-        self.done(pid=self.beat.pid)
+        self.done(**self.tracing.metronome(ask))
 
     def close(self) -> None:
-        if self.beat is not None:
-            self.beat.kill()
-            self.beat.wait()
+        self.tracing.stop_metronome()
         if self.engine is not None:
             self.engine.close()
-        if self.tracer is not None:
-            self.tracer.close()
+        self.tracing.close()
 
     def done(self, **facts: Any) -> None:
         self.channel.send({"is": "done", **facts})
