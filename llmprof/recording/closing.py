@@ -127,7 +127,7 @@ def _put_process(writer: RunFileWriter, recorded: Recorded, warn: Warn) -> None:
     if engine is not None:
         devices = sorted(image.devices)
         engine.state = "finished"
-        engine.info = EngineInfo(
+        engine.info = EngineInfo.not_driven(
             device=f"cuda:{devices[0]}" if devices else "cpu",
             notes=[f"recorded on GPU {', '.join(map(str, devices))}"] if devices else [],
         )

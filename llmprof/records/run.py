@@ -92,6 +92,7 @@ class EngineInfo:
     model_format: str = ""
     """``gguf Q4_1``, ``safetensors fp16``, ``random fp16``, …"""
     architecture: str = "llama"
+    """Empty: not known."""
     parameters: int | None = None
     bits_per_weight: float | None = None
     """Packed size of the weights a step reads × 8 / their count."""
@@ -108,6 +109,7 @@ class EngineInfo:
     drive: str = ""
     """``generator``: the engine's own recommended loop; ``forward``: the bare forward."""
     sampling: str = "greedy"
+    """Empty: not known."""
     cuda_graph: bool | None = None
     """Does a decode step replay CUDA graphs; ``None`` on a CPU."""
     synchronous: bool = True
@@ -133,6 +135,11 @@ class EngineInfo:
     collective_bytes: dict[str, int] = field(default_factory=dict)
     """Collective (``AllReduce``) → bytes of each one in a decode step, as nccl-tests count them;
     empty where they are not known or not all of one size."""
+
+    @classmethod
+    def not_driven(cls, device: str, notes: list[str] | None = None) -> EngineInfo:
+        """Of a program that llmprof did not load: its model and its sampling are not known."""
+        return cls(architecture="", sampling="", device=device, notes=notes or [])
 
 
 @dataclass

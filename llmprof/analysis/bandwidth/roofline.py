@@ -140,6 +140,9 @@ def _dram_busy(data: RunData, engine: EngineRecord) -> Maybe:
         reason = missing_reason(data, ("run", f"gpu{index}"), "gpm")
         return Unavailable(reason or f"no NVML GPM reading of GPU {index} (Hopper or newer)")
     rounds = data.rounds_of(engine.engine_id)
+    if not rounds and data.info.source != "driven":
+        no = data.why_missing("run", "timing pass")
+        return Unavailable(no or "GPM readings are for timing rounds, and there are none")
     inside = samples_while_decoding(readings, rounds, index, GPM_PERIOD_NS)
     reason = "rounds decode for less than the 0.2 s that one GPM reading takes"
     return _product(mean_of((s.gpm_dram_bw_pct for s in inside), reason), 0.01)

@@ -1,7 +1,8 @@
 """Under which conditions an engine decoded: clocks, throttling, temperature, power.
 
 Only GPU samples that fall into the decode windows of an engine's timing rounds count: between
-rounds the GPU idles and clocks down, which says nothing about the measurement.
+rounds the GPU idles and clocks down, which says nothing about the measurement. A program that
+llmprof did not drive has its traced rounds for that.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Conditions:
-    """What NVML saw of the engine's GPU while the engine decoded in the timing pass."""
+    """What NVML saw of the engine's GPU while the engine decoded."""
 
     device: int
     samples: int
@@ -95,11 +96,15 @@ def samples_while_decoding(
 
 
 def conditions(data: RunData, engine: EngineRecord) -> Conditions | Unavailable:
-    """Conditions of one engine's timing pass."""
+    """Conditions of one engine's timing pass, or of its steps as traced where there is no other."""
     device = gpu_index(engine)
     if device is None:
         return Unavailable("GPU conditions are for engines on a GPU")
-    return conditions_of(data, data.rounds_of(engine.engine_id), device, engine.label)
+    found = conditions_of(data, data.rounds_of(engine.engine_id), device, engine.label)
+    if isinstance(found, Unavailable) and data.info.source != "driven":
+        traced = data.rounds_of(engine.engine_id, "traced")
+        return conditions_of(data, traced, device, engine.label)
+    return found
 
 
 def conditions_of(

@@ -40,6 +40,8 @@ def cpu_conditions(data: RunData, engine: EngineRecord) -> CpuConditions | Unava
     """Of one engine's timing pass."""
     uses = [r.cpu for r in data.rounds_of(engine.engine_id) if r.cpu is not None]
     wall = sum(use.wall_ns for use in uses)
+    if not uses and data.info.source != "driven":
+        return Unavailable("CPU time is counted in rounds that llmprof drives")
     if not uses:
         return Unavailable("CPU time was not counted: the kernel does not show it, or an older run")
     if wall < LEAST_NS:

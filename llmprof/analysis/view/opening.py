@@ -66,7 +66,7 @@ def open_run(path: Path, choice: StepChoice = AUTO_STEPS) -> RunData:
         if not opened.engines and opened.info.source == "opened":
             named = reader.processes()[:HOSTS]  # the host alone, without a step
             for process, label in reader.process_labels(named).items():
-                engine = add_engine(opened, process, label, EngineInfo(device="cpu"))
+                engine = add_engine(opened, process, label, EngineInfo.not_driven("cpu"))
                 opened.steps_found[engine.engine_id] = StepsFound("none", NOTHING_RAN)
         _add_sampled_rounds(opened, reader.sampled_devices())
         return opened
@@ -224,7 +224,9 @@ class _Opened:
         if data.info.source == "recorded":  # it says itself which processes are engines
             return [one for one in marked if one.process in busy]
         for one in homeless:  # only the host's part of it is in the file
-            engine = add_engine(data, one.process, labels[one.process], EngineInfo(device="cpu"))
+            engine = add_engine(
+                data, one.process, labels[one.process], EngineInfo.not_driven("cpu")
+            )
             first, last = one.rounds[0][0].start_ns, one.rounds[-1][-1].end_ns
             add_whole_round(data, engine, one.process, (first, last))
             self._whole.append(data.rounds[-1])

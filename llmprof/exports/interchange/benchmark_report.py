@@ -27,6 +27,10 @@ from llmprof.records import EngineInfo, RunData
 from llmprof.records.steps import StepChoice
 
 VERSION = "0.2.1"
+NOTHING = (
+    "no engine has a complete timing round, so there is nothing to report (a recorded program has"
+    " some where it was recorded with --twice)"
+)
 
 Document = dict[str, Any]
 
@@ -44,7 +48,7 @@ def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoic
         if (report := _report(run, engine)) is not None
     ]
     if not made:
-        raise UsageError("no engine has a complete timing round: there is nothing to report")
+        raise UsageError(NOTHING)
     out.mkdir()
     taken: set[str] = set()
     for _, engine, report in made:

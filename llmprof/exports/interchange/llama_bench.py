@@ -18,15 +18,23 @@ from typing import Any
 
 from llmprof.analysis.timing.conditions import gpu_index
 from llmprof.analysis.view.report import EngineReport
+from llmprof.errors import UsageError
 from llmprof.exports.formats import Progress
+from llmprof.exports.interchange.benchmark_report import NOTHING
 from llmprof.exports.loaded import Loaded, load
 from llmprof.records import EngineInfo, RunData
 from llmprof.records.steps import StepChoice
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
-    """One list for all files."""
+    """One list for all files.
+
+    Raises:
+        UsageError: no engine has a complete timing round.
+    """
     rows = [row for run in load(files, progress, steps) for row in _rows(run)]
+    if not rows:
+        raise UsageError(NOTHING)
     out.write_text(json.dumps(rows, indent=2, allow_nan=False) + "\n", encoding="utf-8")
 
 

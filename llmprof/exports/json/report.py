@@ -27,6 +27,8 @@ from llmprof.records import GpuDevice, RunData, RunInfo, Unavailable
 
 Document = dict[str, Any]
 
+NOT_DRIVEN = "llmprof did not drive this program"
+
 _NUMBERS = re.compile(r"\[\n\s+(-?\d[-+.,\d\seE]*?)\n\s+\]")
 
 
@@ -58,7 +60,7 @@ def to_document(report: Report, data: RunData, trace: RunTrace | Unavailable) ->
             **_maybe("file", data.shown_path or None, "the run was not saved"),
         },
         "environment": info.environment,
-        "workload": _workload(info.workload),
+        "workload": _workload(info),
         "gpus": [_gpu(device) for device in data.gpu_devices],
         "engines": [_engine(engine, data, traces[engine.label]) for engine in report.engines],
         "pairs": [pair_document(pair) for pair in report.pairs],
@@ -97,9 +99,10 @@ def _iso(utc_ns: int) -> str:
     return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
 
 
-def _workload(workload: Document) -> Document:
-    rest = {key: value for key, value in workload.items() if key != "prompt_text"}
-    return {**rest, **_maybe("prompt_text", workload.get("prompt_text"), "given as token ids")}
+def _workload(info: RunInfo) -> Document:
+    rest = {key: value for key, value in info.workload.items() if key != "prompt_text"}
+    reason = "given as token ids" if info.source == "driven" else NOT_DRIVEN
+    return {**rest, **_maybe("prompt_text", info.workload.get("prompt_text"), reason)}
 
 
 def _gpu(device: GpuDevice) -> Document:
@@ -117,7 +120,9 @@ def _gpu(device: GpuDevice) -> Document:
 
 def _engine(engine: EngineReport, data: RunData, trace: EngineTrace | Unavailable) -> Document:
     record = next(e for e in data.engines if e.engine_id == engine.engine_id)
-    not_loaded = f"{engine.label} did not load"
+    driven = data.info.source == "driven"
+    not_loaded = f"{engine.label} did not load" if driven else NOT_DRIVEN
+    not_warm = "warm-up did not end" if driven else NOT_DRIVEN
     steps, roof = engine.steps, engine.bandwidth
     document: Document = {
         "label": engine.label,
@@ -130,8 +135,8 @@ def _engine(engine: EngineReport, data: RunData, trace: EngineTrace | Unavailabl
         **_maybe("load_s", engine.load_s, record.load_note or not_loaded),
         "load": {"shared": record.load_shared, "note": record.load_note},
         "warmup": {
-            **_maybe("steps", engine.warmup_steps, "warm-up did not end"),
-            **_maybe("stable", engine.warmup_stable, "warm-up did not end"),
+            **_maybe("steps", engine.warmup_steps, not_warm),
+            **_maybe("stable", engine.warmup_stable, not_warm),
         },
         **_estimate("tok_s", steps.tok_s),
         **_estimate("tok_s_per_sequence", steps.tok_s_per_sequence),

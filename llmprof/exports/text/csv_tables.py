@@ -9,7 +9,9 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+from llmprof.analysis.device.kernels import KernelReport
 from llmprof.analysis.ranks.results import RanksReport
+from llmprof.analysis.view.traced import EngineTrace
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import Loaded, load
 from llmprof.plaintext import one_line
@@ -28,8 +30,8 @@ _FORMULA = ("=", "+", "-", "@")
 
 
 def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoice) -> None:
-    """``engines steps kernels kernel_dram categories gaps devices waterfalls ranks collectives
-    rank_steps gpu_samples unavailable`` .csv.
+    """``engines steps step_kinds kernels kernel_dram categories gaps devices waterfalls ranks
+    collectives rank_steps gpu_samples unavailable`` .csv.
 
     All begin with the file's name, so that several runs go into one table.
     """
@@ -38,6 +40,7 @@ def write(files: Sequence[Path], out: Path, progress: Progress, steps: StepChoic
     tables = {
         "engines": _engines,
         "steps": _steps,
+        "step_kinds": _step_kinds,
         "kernels": _kernels,
         "kernel_dram": _kernel_dram,
         "categories": _categories,
@@ -69,7 +72,22 @@ def _cell(value: Any) -> Any:
     return value
 
 
+def _traced(trace: EngineTrace | None) -> dict[str, Any]:
+    """Means over the traced steps that count."""
+    report = trace.kernels if trace is not None else None
+    if not isinstance(report, KernelReport):
+        return {}
+    return {
+        "traced_step_ms": report.wall_ms_per_step,
+        "traced_busy_ms": report.busy_ms_per_step,
+        "traced_idle_ms": report.idle_ms_per_step,
+        "traced_kernels_per_step": report.kernels_per_step,
+        "traced_launches_per_step": report.launches_per_step,
+    }
+
+
 def _engines(run: Loaded) -> Iterable[dict[str, Any]]:
+    traces = {trace.label: trace for trace in _traces(run)}
     for engine in run.report.engines:
         steps, roof = engine.steps, engine.bandwidth
         itl = steps.itl_ms
@@ -88,6 +106,7 @@ def _engines(run: Loaded) -> Iterable[dict[str, Any]]:
             "measured_gb_s": roof.measured_gb_s,
             "j_per_token": steps.joule_per_token,
             "slowdown": steps.slowdown.ratio,
+            **_traced(traces.get(engine.label)),
         }
 
 
@@ -100,9 +119,18 @@ def _steps(run: Loaded) -> Iterable[dict[str, Any]]:
                 "pass": record.pass_name,
                 "round": record.index,
                 "step": step,
+                "phase": record.labels[step - 1].phase if record.labels else "decode",
                 "start_ns": start,
                 "duration_ns": end - start,
             }
+
+
+def _step_kinds(run: Loaded) -> Iterable[dict[str, Any]]:
+    """Of the traced steps that the report is about; medians. ``counted``: in its means."""
+    for trace in _traces(run):
+        if not isinstance(trace.kernels, Unavailable):
+            for group in trace.kernels.groups:
+                yield {"engine": trace.label, **asdict(group)}
 
 
 def _traces(run: Loaded) -> Iterable[Any]:

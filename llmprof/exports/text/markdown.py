@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from llmprof.analysis.device.waterfall import verdict_words
-from llmprof.analysis.view.traced import EngineTrace, all_warnings
+from llmprof.analysis.view.traced import EngineTrace, RunTrace, all_warnings
 from llmprof.exports.formats import Progress
 from llmprof.exports.loaded import Loaded, load
 from llmprof.plaintext import one_line
@@ -38,6 +38,7 @@ def _run(run: Loaded) -> Iterator[str]:
     for pair in report.pairs:
         yield f"* {_text(pair.verdict)}"
     if not isinstance(run.trace, Unavailable):
+        yield from _steps(run.trace)
         for fall in run.trace.falls:
             chosen = fall.traced if isinstance(fall.timing, Unavailable) else fall.timing
             if isinstance(chosen, Unavailable):
@@ -85,6 +86,39 @@ def _engine(engine: object) -> list[str]:
         _number(steps.joule_per_token, 2),
         _number(steps.slowdown.ratio, 2),
     ]
+
+
+def _steps(trace: RunTrace) -> Iterator[str]:
+    """Traced steps: of those that count, then by kind."""
+    means, kinds = [], []
+    for engine in trace.engines:
+        report = engine.kernels
+        if isinstance(report, Unavailable):
+            continue
+        values = (report.wall_ms_per_step, report.busy_ms_per_step, report.idle_ms_per_step)
+        cells = [_number(value, 3) for value in values]
+        if report.idle_at_most and cells[2] != "n/a":
+            cells[2] = f"≤ {cells[2]}"
+        counts = (report.kernels_per_step, report.launches_per_step)
+        means.append([engine.label, *cells, *(_number(value, 0) for value in counts)])
+        for group in report.groups:
+            times = (group.wall_ms, group.busy_ms, group.idle_ms)
+            kinds.append(
+                [
+                    engine.label,
+                    f"{group.kind}{'' if group.counted else ', not counted'}",
+                    str(group.steps),
+                    *(f"{ms:.3f}" for ms in times),
+                    *(f"{count:.0f}" for count in (group.kernels, group.launches)),
+                ]
+            )
+    columns = ["step ms", "GPU busy ms", "idle ms", "kernels", "launches"]
+    if means:
+        yield from ("", "## Traced decode steps, mean times and median counts", "")
+        yield from _table(["engine", *columns], means)
+    if kinds:
+        yield from ("", "## Traced steps by kind, medians", "")
+        yield from _table(["engine", "kind", "steps", *columns], kinds)
 
 
 def _kernels(trace: EngineTrace) -> Iterator[str]:

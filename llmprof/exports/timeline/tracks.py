@@ -2,26 +2,33 @@
 
 One process an engine; its tracks are rounds (with prefill and steps inside), each stream's kernels
 and copies (device by device), and API calls. Counters are the GPU's. All times are ns since the
-start of the file.
+start of the file. Of a program that llmprof did not drive all work is here, of a step or not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from llmprof.analysis.device.naming.categories import categorise, load_rules
 from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.device.sweep import COPY_NAMES
+from llmprof.analysis.timing.conditions import gpu_indices
+from llmprof.analysis.view.opening import has_steps_to_find
 from llmprof.plaintext import one_line
-from llmprof.records import RoundRecord, RunData
+from llmprof.records import EngineRecord, RoundRecord, RunData
 from llmprof.runfile.reader import RunFileReader
-from llmprof.runfile.trace.rows import CopyRows, KernelRows, TraceRows
+from llmprof.runfile.trace.rows import ApiRows, CopyRows, KernelRows, TraceRows
 
 GPU = "GPU"
+FAR_NS = 1 << 62
+"""Longer than any recording."""
 COUNTERS = (
     ("sm_clock_mhz", "SM clock", "MHz"),
     ("power_w", "power", "W"),
@@ -80,12 +87,42 @@ def events(path: Path, data: RunData) -> Iterator[Slice | Point]:
             for record in data.rounds:
                 if record.engine_id == engine.engine_id:
                     yield from _round(track, record)
-            for record in data.rounds_of(engine.engine_id, "traced"):
+            tracks = _Tracks(engine.engine_id + 1, label, len(gpu_indices(engine)) > 1)
+            for record, begin, end in _stretches(reader, data, engine):
                 rows = reader.trace_rows(record)
                 kinds = categorise(rows.kernels.names, engine.name, rules)
-                yield from _work(engine.engine_id + 1, label, rows, kinds)
-                yield from _calls(engine.engine_id + 1, label, rows)
+                yield from tracks.work(rows, kinds, begin, end)
+                yield from tracks.calls(rows, begin, end)
         yield from _samples(reader, data)
+
+
+def _stretches(
+    reader: RunFileReader, data: RunData, engine: EngineRecord
+) -> Iterator[tuple[RoundRecord, int, int]]:
+    """What is read at once: a round, and what begins in it is of it from a time up to another.
+
+    Rounds that were found leave out what lies between them, and what a reader gives of one (its
+    calls from a second before it on) is in part of the one before. So the whole of the process is
+    cut where they begin and end, and each row is of the piece that it begins in.
+    """
+    found = data.rounds_of(engine.engine_id, "traced")
+    whole = [
+        r
+        for r in (reader.run_data().rounds if has_steps_to_find(data) else ())
+        if r.engine_id == engine.engine_id and r.steps_from == "none"
+    ]
+    if len(whole) != 1:
+        yield from ((record, -FAR_NS, FAR_NS) for record in found)
+        return
+    first, last = whole[0].start_ns, whole[0].end_ns
+    times = {time for r in found for time in (r.start_ns, r.end_ns) if first < time < last}
+    cuts = [first, *sorted(times), last]
+    for number, (begin, end) in enumerate(pairwise(cuts), 1):
+        yield (
+            replace(whole[0], start_ns=begin, end_ns=end),
+            begin if number > 1 else -FAR_NS,
+            end if number < len(cuts) - 1 else FAR_NS,
+        )
 
 
 def _round(track: Track, record: RoundRecord) -> Iterator[Slice]:
@@ -99,43 +136,84 @@ def _round(track: Track, record: RoundRecord) -> Iterator[Slice]:
         yield Slice(track, begin, max(begin, finish), f"decode {i}", "decode", {"step": i})
 
 
-def _work(pid: int, label: str, rows: TraceRows, kinds: dict[int, str]) -> Iterator[Slice]:
-    kernels, copies = rows.kernels, rows.copies
-    short = {number: short_name(name) for number, name in kernels.names.items()}
-    places = sorted(
-        {
-            *zip(kernels.device.tolist(), kernels.stream.tolist(), strict=True),
-            *zip(copies.device.tolist(), copies.stream.tolist(), strict=True),
-        }
-    )
-    several = len({device for device, _ in places}) > 1
-    for device, stream in places:
-        name = f"GPU {device} stream {stream}" if several else f"stream {stream}"
-        track = Track(pid, label, name, "stream")
-        ran = ((kernels.device == device) & (kernels.stream == stream)).nonzero()[0]
-        moved = ((copies.device == device) & (copies.stream == stream)).nonzero()[0]
-        items = [
-            *((int(kernels.start_ns[i]), i, True) for i in ran),
-            *((int(copies.start_ns[i]), i, False) for i in moved),
-        ]
-        free = -(1 << 62)
-        for start, i, is_kernel in sorted(items):
-            # Slices of one track must not overlap, and a stream runs one thing after another.
-            begin = max(start, free)
-            if is_kernel:
-                free = max(begin, int(kernels.end_ns[i]))
-                yield _kernel(track, kernels, i, begin, free, short, kinds)
-            else:
-                free = max(begin, int(copies.end_ns[i]))
-                yield _copy(track, copies, i, begin, free)
+class _Tracks:
+    """Tracks of one engine, filled stretch by stretch."""
+
+    def __init__(self, pid: int, label: str, several: bool) -> None:
+        self._pid, self._label, self._several = pid, label, several
+        self._free: dict[Track, int] = {}
+        """Up to when a track is taken: its slices must not overlap."""
+
+    def work(
+        self, rows: TraceRows, kinds: dict[int, str], begin_ns: int, end_ns: int
+    ) -> Iterator[Slice]:
+        """Kernels and copies that begin from one time up to another, stream by stream."""
+        kernels, copies = rows.kernels, rows.copies
+        short = {number: short_name(name) for number, name in kernels.names.items()}
+        places = sorted(
+            {
+                *zip(kernels.device.tolist(), kernels.stream.tolist(), strict=True),
+                *zip(copies.device.tolist(), copies.stream.tolist(), strict=True),
+            }
+        )
+        several = self._several or len({device for device, _ in places}) > 1
+        for device, stream in places:
+            name = f"GPU {device} stream {stream}" if several else f"stream {stream}"
+            items = [
+                (int(table.start_ns[i]), int(i), is_kernel)
+                for table, is_kernel in ((kernels, True), (copies, False))
+                for i in (
+                    (table.device == device)
+                    & (table.stream == stream)
+                    & _inside(table, begin_ns, end_ns)
+                ).nonzero()[0]
+            ]
+            for start, i, is_kernel in sorted(items):
+                end = int((kernels if is_kernel else copies).end_ns[i])
+                track = self._place(name, start, max(start, end))
+                if is_kernel:
+                    yield _kernel(track, kernels, i, short, kinds)
+                else:
+                    yield _copy(track, copies, i)
+
+    def _place(self, name: str, start_ns: int, end_ns: int) -> Track:
+        """A track of a stream that is free from then on. One stream may run two things at once: a
+        kernel of a programmatic dependent launch begins before the one ahead of it has ended."""
+        number = 1
+        while True:
+            words = name if number == 1 else f"{name}, at once {number}"
+            track = Track(self._pid, self._label, words, "stream")
+            if self._free.get(track, -FAR_NS) <= start_ns:
+                self._free[track] = end_ns
+                return track
+            number += 1
+
+    def calls(self, rows: TraceRows, begin_ns: int, end_ns: int) -> Iterator[Slice]:
+        """API calls that begin from one time up to another, thread by thread."""
+        api = rows.api
+        inside = _inside(api, begin_ns, end_ns)
+        for tid in sorted(set(api.tid.tolist())):
+            track = Track(self._pid, self._label, f"CUDA API, thread {tid}", "api")
+            free = self._free.get(track, -FAR_NS)
+            for i in ((api.tid == tid) & inside).nonzero()[0].tolist():
+                start, end = int(api.start_ns[i]), int(api.end_ns[i])
+                if start < free:
+                    continue  # a driver call inside its runtime call
+                free = max(start, end)
+                name = one_line(api.names.get(int(api.name_id[i]), "?"), 100)
+                args = {"correlation": int(api.correlation[i])}
+                yield Slice(track, start, free, name, "api", args)
+            self._free[track] = free
+
+
+def _inside(rows: KernelRows | CopyRows | ApiRows, begin_ns: int, end_ns: int) -> NDArray[np.bool_]:
+    return np.logical_and(rows.start_ns >= begin_ns, rows.start_ns < end_ns)
 
 
 def _kernel(
     track: Track,
     rows: KernelRows,
     i: int,
-    start: int,
-    end: int,
     short: dict[int, str],
     kinds: dict[int, str],
 ) -> Slice:
@@ -147,26 +225,18 @@ def _kernel(
         "correlation": int(rows.correlation[i]),
         "graph_node": int(rows.graph_node[i]),
     }
-    return Slice(track, start, end, short.get(number, "?"), kinds.get(number, "other"), args)
+    kind = kinds.get(number, "other")
+    return Slice(track, *_times(rows, i), short.get(number, "?"), kind, args)
 
 
-def _copy(track: Track, rows: CopyRows, i: int, start: int, end: int) -> Slice:
+def _copy(track: Track, rows: CopyRows, i: int) -> Slice:
     name = {**COPY_NAMES, **rows.names}.get(int(rows.kind[i]), "[memcpy]")
-    return Slice(track, start, end, name, "copy", {"bytes": int(rows.bytes[i])})
+    return Slice(track, *_times(rows, i), name, "copy", {"bytes": int(rows.bytes[i])})
 
 
-def _calls(pid: int, label: str, rows: TraceRows) -> Iterator[Slice]:
-    api = rows.api
-    for tid in sorted(set(api.tid.tolist())):
-        track = Track(pid, label, f"CUDA API, thread {tid}", "api")
-        free = -(1 << 62)
-        for i in (api.tid == tid).nonzero()[0].tolist():
-            start, end = int(api.start_ns[i]), int(api.end_ns[i])
-            if start < free:
-                continue  # a driver call inside its runtime call
-            free = max(start, end)
-            name = one_line(api.names.get(int(api.name_id[i]), "?"), 100)
-            yield Slice(track, start, free, name, "api", {"correlation": int(api.correlation[i])})
+def _times(rows: KernelRows | CopyRows, i: int) -> tuple[int, int]:
+    start = int(rows.start_ns[i])
+    return start, max(start, int(rows.end_ns[i]))
 
 
 def _counters(data: RunData) -> Iterator[Point]:

@@ -156,7 +156,7 @@ class Spools:
         name = command_name(command) or "?"
         engine = EngineRecord(
             engine_id=0, label=name, name=name, python="", options={}, state="finished",
-            info=EngineInfo(device="cpu"), traced_pid=process,
+            info=EngineInfo.not_driven("cpu"), traced_pid=process,
         )  # fmt: skip
         self.engines.append(engine)
         self._writer.put_engine(engine)

@@ -68,7 +68,7 @@ def read_foreign(sql: sqlite3.Connection, tables: set[str], path: str) -> RunDat
     labels = processes.labels([*devices], named, numbers)
     gpus = {gpu.index: gpu.name for gpu in data.gpu_devices}
     for process, mine in devices.items():
-        info = EngineInfo(
+        info = EngineInfo.not_driven(
             device=processes.device_words(mine),
             notes=processes.gpu_notes(process, mine, numbers, gpus),
         )
