@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from ranks_factory import group
 
 from llmprof.analysis.findings.rank_rules import rank_findings
 from llmprof.analysis.findings.ranked import find
-from llmprof.analysis.findings.subject import Finding
+from llmprof.analysis.findings.subject import Finding, GroupSubject
 from llmprof.analysis.ranks.matched.members import Member
 from llmprof.analysis.ranks.report import report
 from llmprof.analysis.ranks.results import RanksReport
@@ -18,6 +19,7 @@ from llmprof.analysis.view.opening import open_run
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.records import Unavailable
 
+COMMUNICATION = "exposed communication"
 GRAPH = Path(__file__).parents[1] / "fixtures" / "h100_graph.sqlite"
 
 
@@ -28,7 +30,12 @@ def reported(members: list[Member]) -> RanksReport:
 
 
 def said(members: list[Member]) -> list[Finding]:
-    return list(rank_findings(reported(members), "my run.sqlite"))
+    """About lateness; communication alone is looked at below."""
+    return [f for f in rank_findings(subject(reported(members))) if f.cause != COMMUNICATION]
+
+
+def subject(found: RanksReport, **changes: Any) -> GroupSubject:
+    return replace(GroupSubject(found, "my run.sqlite", found.step_ms, timed=False), **changes)
 
 
 @pytest.mark.parametrize("late", [0, 3])
@@ -64,7 +71,7 @@ def test_balanced_ranks_give_none(world: int) -> None:
 
 def test_lateness_below_two_percent_of_a_step_is_none() -> None:
     small = reported(group(4, steps=40, host_ns={1: 1_000_000}))
-    assert list(rank_findings(replace(small, step_ms=60.0), "r")) == []
+    assert list(rank_findings(subject(small, step_ms=60.0))) == []
 
 
 def test_too_few_steps_give_none() -> None:
@@ -74,7 +81,7 @@ def test_too_few_steps_give_none() -> None:
 def test_uneven_ranks() -> None:
     whole = reported(group(4, steps=40, host_ns={1: 1_000_000}))
     uneven = replace(whole, verdict="uneven")
-    (found,) = rank_findings(uneven, "r")
+    found, _ = rank_findings(subject(uneven))
     assert found.cause == "uneven ranks"
     assert found.how.startswith("at most")
     assert found.ms_per_token == pytest.approx(sum(line.late_ms for line in whole.ranks))
@@ -82,7 +89,7 @@ def test_uneven_ranks() -> None:
 
 def test_they_stand_among_the_findings_of_a_run() -> None:
     trace = RunTrace(GRAPH, open_run(GRAPH))
-    trace.ranks = (reported(group(4, steps=40, host_ns={1: 1_000_000})),)
+    trace.groups = ((reported(group(4, steps=40, host_ns={1: 1_000_000})),),)
     found = [f for f in find(trace).found if f.cause == "late rank"]
     assert [f.engine for f in found] == ["torch"]
     assert str(GRAPH) in found[0].next

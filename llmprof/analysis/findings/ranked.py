@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Final
 
 from llmprof.analysis.bandwidth.roofline import bandwidth
-from llmprof.analysis.device.naming.categories import IDLE
+from llmprof.analysis.device.naming.categories import COMMUNICATION, IDLE
+from llmprof.analysis.findings.communication_rules import bounding
 from llmprof.analysis.findings.idle_rules import idle_findings
 from llmprof.analysis.findings.kernel_rules import kernel_findings
 from llmprof.analysis.findings.rank_rules import rank_findings
-from llmprof.analysis.findings.subject import Finding, Subject
+from llmprof.analysis.findings.subject import Finding, GroupSubject, Subject
 from llmprof.analysis.findings.timing_rules import timing_findings
-from llmprof.analysis.ranks.results import RanksReport
 from llmprof.analysis.timing.compare import compare_to_first
 from llmprof.analysis.timing.conditions import conditions
 from llmprof.analysis.timing.cpu import cpu_conditions
@@ -90,16 +90,18 @@ def find(trace: RunTrace) -> Findings:
     words: list[StepWords] = []
     found: list[Finding] = []
     missing: list[tuple[str, str]] = []
+    subjects: dict[str, Subject] = {}
     for data, traces in trace.runs:
         verdicts += _verdicts(data)
         for engine, traced in zip(data.engines, traces, strict=True):
             subject = subject_of(data, engine, traced)
+            subjects[subject.label] = subject
             words.append(step_words(subject))
             found += rules(subject)
             if isinstance(traced.kernels, Unavailable):
                 missing.append((traced.label, f"no kernels: {traced.kernels.reason}"))
-    for group in trace.ranks:
-        found += rank_findings(group, _file_of(trace, group))
+    for group in group_subjects(trace, subjects):
+        found += rank_findings(group)
     ordered = ranked(found)
     return Findings(
         verdicts=tuple(verdicts),
@@ -110,15 +112,53 @@ def find(trace: RunTrace) -> Findings:
     )
 
 
-def _file_of(trace: RunTrace, group: RanksReport) -> str:
-    """Of several files the first with an engine of that name."""
-    files = [data.shown_path for data, _ in trace.runs]
-    named = [
-        data.shown_path
-        for data, _ in trace.runs
-        if any(engine.label in group.title for engine in data.engines)
-    ]
-    return str((named or files)[0])
+def group_subjects(trace: RunTrace, subjects: Mapping[str, Subject]) -> list[GroupSubject]:
+    """Every group of ranks of every run.
+
+    Args:
+        subjects: of all engines of all runs, by label.
+    """
+    made = []
+    for (data, _), groups in zip(trace.runs, trace.groups, strict=True):
+        driven, recorded = data.info.source == "driven", data.info.source == "recorded"
+        command = tuple(data.info.command)
+        for group in groups:
+            own = subjects.get(group.members[0].engine)
+            step = own.step_ms if own is not None and own.timed else None
+            made.append(
+                GroupSubject(
+                    group,
+                    str(data.shown_path),
+                    group.step_ms if step is None else step,
+                    step is not None,
+                    command if driven else (),
+                    command if recorded else (),
+                )
+            )
+    return [replace(one, beside=tuple(_beside(one, made, subjects))) for one in made]
+
+
+def _beside(
+    subject: GroupSubject, groups: Sequence[GroupSubject], subjects: Mapping[str, Subject]
+) -> Iterator[str]:
+    """What communication costs the other engines: of other numbers of GPUs, or none at all."""
+    for other in groups:
+        if other is not subject:
+            group = other.report
+            exposed = bounding(group).exposed_ms
+            yield (
+                f"{group.title}, {group.world} GPUs: {exposed:.2f} ms of communication alone in a"
+                f" step of {other.step_ms:.2f} ms ({exposed / other.step_ms:.0%})"
+            )
+    within = {m.engine for one in groups for m in one.report.members}
+    for label, one in subjects.items():
+        kernels = one.kernels
+        if label in within or isinstance(kernels, Unavailable) or not one.step_ms:
+            continue
+        if len(kernels.devices) == 1 and COMMUNICATION not in {
+            c.category for c in kernels.categories
+        }:
+            yield f"{label}, 1 GPU: no collective in a step of {one.step_ms:.2f} ms"
 
 
 def rules(subject: Subject) -> list[Finding]:

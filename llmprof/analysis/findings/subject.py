@@ -12,6 +12,7 @@ from llmprof.analysis.bandwidth.roofline import Bandwidth
 from llmprof.analysis.device.gaps import GapReport
 from llmprof.analysis.device.kernels import KernelReport, TracedRound
 from llmprof.analysis.host.causes import GapCauses
+from llmprof.analysis.ranks.results import RanksReport
 from llmprof.analysis.timing.conditions import Conditions
 from llmprof.analysis.timing.cpu import CpuConditions
 from llmprof.analysis.timing.steps import EngineSteps
@@ -22,6 +23,7 @@ Confidence = Literal["high", "medium", "low"]
 Cause = Literal[
     "launch-bound", "sync", "host work", "idle", "fell off the graph", "below the ceiling",
     "small kernels", "throttled", "warm-up", "outliers", "context", "late rank", "uneven ranks",
+    "exposed communication",
 ]  # fmt: skip
 
 LONGEST_COMMAND: Final = 160
@@ -56,6 +58,8 @@ class Finding:
     """Short name of the kernel to look at."""
     gap: bool = False
     """Is the evidence idle time: the widest gap of the step?"""
+    lane: str | None = None
+    """Label of the engine whose timeline has the evidence; ``None``: that of ``engine``."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,16 +150,7 @@ class Subject:
         """The run's own command with other options; without a command, how to look at the file."""
         if not self.command:
             return f"llmprof open {self.name}"
-        own: list[str] = []
-        skip = False
-        for word in self.command[1:]:
-            # A second value of an option would win, and the file would be there already.
-            name = word.partition("=")[0]
-            if skip or name in (options[0], "-o", "--output"):
-                skip = not skip and "=" not in word
-                continue
-            own.append(word)
-        text = shlex.join(["llmprof", *own, *options])
+        text = same_run(self.command, *options)
         return text if len(text) <= LONGEST_COMMAND else f"llmprof … {shlex.join(options)}"
 
     def worth(self, ms: float | None) -> bool:
@@ -167,3 +162,49 @@ class Subject:
         if not self.step_ms:
             return Unavailable("the length of a step is not known")
         return ms / self.step_ms
+
+
+@dataclass(frozen=True, eq=False)
+class GroupSubject:
+    """A group of ranks of one run: what rules about ranks read."""
+
+    report: RanksReport
+    file: str
+    """As the user named it."""
+    step_ms: float
+    """That savings are a share of: untraced where there is a timing pass."""
+    timed: bool
+    """Is that an untraced step?"""
+    command: tuple[str, ...] = ()
+    """That the run was made with; empty where llmprof did not drive the engine."""
+    program: tuple[str, ...] = ()
+    """That was recorded, as its command line."""
+    beside: tuple[str, ...] = ()
+    """What communication costs the engines beside it, a line each."""
+
+    @property
+    def look(self) -> str:
+        """How to look at the file."""
+        return f"llmprof open {shlex.quote(self.file)}   # page ranks"
+
+    def worth(self, ms: float) -> bool:
+        """Is so much of a step worth a line?"""
+        return self.step_ms > 0 and ms >= LEAST_SHARE * self.step_ms
+
+    def lane(self, rank: int) -> str:
+        """Label of the engine whose timeline has that rank."""
+        return next(m.engine for m in self.report.members if m.rank == rank)
+
+
+def same_run(command: tuple[str, ...], *options: str) -> str:
+    """A run's own command with other options, and without its output file."""
+    own: list[str] = []
+    skip = False
+    for word in command[1:]:
+        # A second value of an option would win, and the file would be there already.
+        name = word.partition("=")[0]
+        if skip or name in (*options[:1], "-o", "--output"):
+            skip = not skip and "=" not in word
+            continue
+        own.append(word)
+    return shlex.join(["llmprof", *own, *options])

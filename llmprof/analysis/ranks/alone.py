@@ -6,14 +6,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from llmprof.analysis.ranks.lines import collective_line, occupied, payload
+from llmprof.analysis.ranks.lines import QUICKEST_PERCENT, collective_line, occupied, payload
 from llmprof.analysis.ranks.matched.members import Member
 from llmprof.analysis.ranks.results import RankLine, RanksReport
 from llmprof.records import Unavailable
-
-SHORTEST_PERCENT = 5
-"""Of the durations of one sort, which one stands for a transfer without waiting: on two H100s the
-5 % quantile was 6.3 µs where both ranks' traces gave 6.5."""
 
 
 def alone(
@@ -24,16 +20,20 @@ def alone(
     if not len(own):
         return Unavailable(f"{member.name} ran no collective")
     bounds = member.bounds_ns
-    steps = len(bounds) - 1
+    every = len(bounds) - 1
+    seen = np.ones(every, bool) if member.counted is None else member.counted
+    steps = int(np.count_nonzero(seen))
+    if not steps:
+        return Unavailable("no rank has decode steps")
     step = np.searchsorted(bounds, own.end_ns, "left")
-    inside = (step > 0) & (step < len(bounds))
+    inside = np.concatenate([[False], seen, [False]])[step]
     duration = np.maximum(own.end_ns - own.start_ns, 0)
     transfer = np.zeros_like(duration)
     lines = []
     there = tuple(key for n, key in enumerate(own.keys) if (own.key[inside] == n).any())
     for number, key in enumerate(own.keys):
         mine = own.key == number
-        shortest = int(np.percentile(duration[mine], SHORTEST_PERCENT))
+        shortest = int(np.percentile(duration[mine], QUICKEST_PERCENT))
         transfer[mine] = np.minimum(duration[mine], shortest)
         counted = mine & inside
         count = int(np.count_nonzero(counted))
@@ -47,6 +47,7 @@ def alone(
                 count,
                 steps,
                 float(shortest),
+                float(shortest),
                 float(wait.mean()),
                 float(wait.max()),
                 size,
@@ -54,7 +55,8 @@ def alone(
             )
         )
     wait_ns = duration - transfer
-    exposed, compute, idle = occupied(member, bounds)
+    moves = own.start_ns + wait_ns
+    found = occupied(member, bounds, seen, (own.start_ns, moves), (moves, moves + transfer))
     line = RankLine(
         rank=member.rank,
         name=member.name,
@@ -62,13 +64,16 @@ def alone(
         device=member.device,
         wait_ms=float(wait_ns[inside].sum()) / steps / 1e6,
         transfer_ms=float(transfer[inside].sum()) / steps / 1e6,
-        exposed_ms=exposed / steps / 1e6,
-        compute_ms=compute / steps / 1e6,
-        idle_ms=idle / steps / 1e6,
+        exposed_ms=found.exposed,
+        exposed_transfer_ms=found.transfer,
+        exposed_wait_ms=found.wait,
+        exposed_unsplit_ms=found.unsplit,
+        compute_ms=found.compute,
+        idle_ms=found.idle,
         late_ms=0.0,
         late_steps=0,
         unmatched=len(own),
-        steps=steps,
+        steps=every,
     )
     waited = wait_ns > 0
     return RanksReport(
@@ -76,13 +81,13 @@ def alone(
         world=max(world, 1),
         ranks=(line,),
         steps=steps,
-        step_ms=float(np.diff(bounds).mean()) / 1e6,
-        late_ns=np.zeros((1, steps), np.int64),
-        critical=(-1,) * steps,
+        step_ms=float(np.diff(bounds)[seen].mean()) / 1e6,
+        late_ns=np.zeros((1, every), np.int64),
+        critical=(-1,) * every,
         verdict="unknown",
         words=(
             f"one rank alone was recorded: it waits about {line.wait_ms:.3f} ms a step for the"
-            f" others, if its shortest collectives (the {SHORTEST_PERCENT} % quantile) are pure"
+            f" others, if its shortest collectives (the {QUICKEST_PERCENT} % quantile) are pure"
             " transfer"
         ),
         reason=None,

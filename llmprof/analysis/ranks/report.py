@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from llmprof.analysis.device.sweep import Spans
 from llmprof.analysis.ranks.alone import alone
 from llmprof.analysis.ranks.lateness import Lateness, lateness, margin_ns
-from llmprof.analysis.ranks.lines import collective_line, occupied, payload
+from llmprof.analysis.ranks.lines import QUICKEST_PERCENT, collective_line, occupied, payload
 from llmprof.analysis.ranks.matched.clocks import ClockFit
 from llmprof.analysis.ranks.matched.matching import Matched, match
 from llmprof.analysis.ranks.matched.members import Member
@@ -50,21 +50,26 @@ def report(
         return matched
     parts = split(matched)
     bounds = members[0].bounds_ns
-    step = np.searchsorted(bounds, matched.end_ns[0], "left")
-    step = np.where(step < len(bounds), step, 0).astype(np.int64)
+    every = len(bounds) - 1
+    seen = _seen(members[0], matched)
+    if not seen.any():
+        return Unavailable("no decode step is whole in the trace of every rank")
+    step = _step(matched.end_ns[0], bounds)
+    step = np.where(np.concatenate([[False], seen])[step], step, 0)
     inside = step > 0
-    steps = len(bounds) - 1
-    late = np.stack([_per_step(step, parts.late_ns[n], steps) for n in range(len(members))])
-    some = np.bincount(step[inside], minlength=steps + 1)[1:] > 0
+    steps = int(np.count_nonzero(seen))
+    late = np.stack([_per_step(step, parts.late_ns[n], every) for n in range(len(members))])
+    some = np.bincount(step[inside], minlength=every + 1)[1:] > 0
     row = late.argmax(0)
     critical = tuple(members[int(r)].rank if s else -1 for r, s in zip(row, some, strict=True))
     lines = [
-        _line(n, members, matched, parts, inside, late, row[some], steps)
+        _line(n, members, matched, parts, inside, late, row[some], seen)
         for n in range(len(members))
     ]
-    step_ms = float(np.diff(bounds).mean()) / 1e6
+    length = np.diff(bounds)[seen]
+    step_ms = float(length.mean()) / 1e6
     # Of the usual step: one that a profiler or a compiler held up for half a second is none.
-    usual_ns = float(np.median(np.diff(bounds)))
+    usual_ns = float(np.median(length))
     margin = margin_ns(usual_ns, _feigned_ns(matched, inside, steps))
     order = np.argsort([m.rank for m in members])
     found = lateness(late[order][:, some], margin)
@@ -88,16 +93,47 @@ def report(
         words=words,
         reason=why,
         lateness=found,
-        collectives=_collectives(matched, parts, inside, bytes_of, len(members), steps),
+        collectives=_collectives(matched, parts, inside, bytes_of, max(world, len(members)), steps),
         clocks=clocks,
         clock_words=_clock_words(clocks, same_host),
-        notes=tuple(_notes(members, matched, world, inside)),
+        notes=tuple(_notes(members, matched, world, inside, seen)),
         provenance="measured",
         members=tuple(members[n] for n in order),
         matched=matched,
         matched_rows=tuple(int(n) for n in order),
         wait_spans=tuple(spans[n] for n in order),
     )
+
+
+def _step(end_ns: Ints, bounds: Ints) -> Ints:
+    """Of each collective, by its end: the step from 1 on; 0: outside of all."""
+    step = np.searchsorted(bounds, end_ns, "left")
+    return np.where(step < len(bounds), step, 0).astype(np.int64)
+
+
+def _seen(first: Member, matched: Matched) -> NDArray[np.bool_]:
+    """Of each step: does it count, and is it whole on every rank? Recordings may begin and end in
+    different steps: what lies outside of one of them is not known, and no idle time of that rank.
+
+    Args:
+        first: the rank whose steps they are.
+    """
+    bounds, own = first.bounds_ns, first.collectives
+    counted = np.ones(len(bounds) - 1, bool) if first.counted is None else first.counted
+    # Sorts that another rank never ran say nothing of where its recording ends.
+    shared = np.isin(own.key, np.unique(matched.key))
+    end = np.sort(own.end_ns[shared])
+    begin, stop = matched.end_ns[0].min(), matched.end_ns[0].max()
+    # Of the collectives that end in each step, which are the first and the last?
+    after = np.searchsorted(end, bounds, "right")
+    some = after[1:] > after[:-1]
+    if not some.any():
+        return counted
+    earliest = end[np.minimum(after[:-1], len(end) - 1)]
+    latest = end[np.maximum(after[1:], 1) - 1]
+    between = (bounds[:-1] >= begin) & (bounds[1:] <= stop)
+    whole: NDArray[np.bool_] = np.where(some, (earliest >= begin) & (latest <= stop), between)
+    return counted & whole
 
 
 def _per_step(step: Ints, values: Ints, steps: int) -> Ints:
@@ -113,12 +149,14 @@ def _line(
     inside: NDArray[np.bool_],
     late: Ints,
     critical: NDArray[np.intp],
-    steps: int,
+    seen: NDArray[np.bool_],
 ) -> RankLine:
     member, clock = members[n], matched.clocks[n]
-    bounds = members[0].bounds_ns
+    bounds, steps = members[0].bounds_ns, int(np.count_nonzero(seen))
     own = bounds if clock is None else clock.to_own(bounds)
-    exposed, compute, idle = occupied(member, own)
+    start = member.collectives.start_ns[matched.index[n]]
+    moves = start + parts.wait_ns[n]
+    found = occupied(member, own, seen, (start, moves), (moves, moves + parts.transfer_ns[n]))
     return RankLine(
         rank=member.rank,
         name=member.name,
@@ -126,13 +164,16 @@ def _line(
         device=member.device,
         wait_ms=float(parts.wait_ns[n][inside].sum()) / steps / 1e6,
         transfer_ms=float(parts.transfer_ns[n][inside].sum()) / steps / 1e6,
-        exposed_ms=exposed / steps / 1e6,
-        compute_ms=compute / steps / 1e6,
-        idle_ms=idle / steps / 1e6,
+        exposed_ms=found.exposed,
+        exposed_transfer_ms=found.transfer,
+        exposed_wait_ms=found.wait,
+        exposed_unsplit_ms=found.unsplit,
+        compute_ms=found.compute,
+        idle_ms=found.idle,
         late_ms=float(late[n].sum()) / steps / 1e6,
         late_steps=int(np.count_nonzero(critical == n)),
         unmatched=matched.unmatched[n],
-        steps=max(0, len(member.bounds_ns) - 1),
+        steps=len(member.bounds_ns) - 1 if len(member.bounds_ns) else None,
     )
 
 
@@ -202,14 +243,15 @@ def _collectives(
         count = int(np.count_nonzero(mine))
         if not count:
             continue
-        transfer_ns = float(np.median(parts.whole_ns[mine]))
+        whole_ns = parts.whole_ns[mine]
         size = payload(key, there, bytes_of)
         found.append(
             collective_line(
                 key,
                 count,
                 steps,
-                transfer_ns,
+                float(np.median(whole_ns)),
+                float(np.percentile(whole_ns, QUICKEST_PERCENT)),
                 float(parts.wait_ns[:, mine].mean()),
                 float(parts.wait_ns[:, mine].max()),
                 size,
@@ -237,7 +279,11 @@ def _clock_words(clocks: Sequence[ClockFit], same_host: bool) -> str:
 
 
 def _notes(
-    members: Sequence[Member], matched: Matched, world: int, inside: NDArray[np.bool_]
+    members: Sequence[Member],
+    matched: Matched,
+    world: int,
+    inside: NDArray[np.bool_],
+    seen: NDArray[np.bool_],
 ) -> list[str]:
     found = []
     if world > len(members):
@@ -249,6 +295,10 @@ def _notes(
             f"{m.name} {len(m.bounds_ns) - 1}" for m in members if len(m.bounds_ns) > 1
         )
         found.append(f"ranks trace different numbers of steps: {numbers}")
+    counted = members[0].counted
+    whole = len(seen) if counted is None else int(np.count_nonzero(counted))
+    if (steps := int(np.count_nonzero(seen))) < whole:
+        found.append(f"means are over the {steps} of {whole} steps that every rank's trace has")
     for member, lost in zip(members, matched.unmatched, strict=True):
         if lost:
             found.append(f"{lost} collectives of {member.name} are not on every rank: left out")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 from llmprof.analysis.device.sweep import Spans
 from llmprof.analysis.ranks.lateness import Lateness
@@ -30,7 +31,13 @@ class RankLine:
     wait_ms: float
     transfer_ms: float
     exposed_ms: float
-    """Communication while nothing else ran on its GPU."""
+    """Communication while nothing else ran on its GPU: the sum of the three that follow."""
+    exposed_transfer_ms: float
+    """In the transfer of a collective."""
+    exposed_wait_ms: float
+    """Waiting in one, while none transfers."""
+    exposed_unsplit_ms: float
+    """In collectives that another rank lacks: wait or transfer is not known."""
     compute_ms: float
     """Some other work ran."""
     idle_ms: float
@@ -41,8 +48,8 @@ class RankLine:
     """Steps in which it was the critical rank."""
     unmatched: int
     """Its collectives that another rank lacks."""
-    steps: int
-    """Decode steps in its own trace."""
+    steps: int | None
+    """Decode steps in its own trace; ``None``: those of another rank are used for it."""
 
 
 @dataclass(frozen=True)
@@ -53,8 +60,12 @@ class CollectiveLine:
     kind: str
     count: int
     per_step: float
+    algorithm: str | Unavailable
+    """As far as the kernel's name says it."""
     transfer_us: float
     """From the last start to the last end."""
+    quickest_us: float
+    """The 5 % quantile of that."""
     wait_us: float
     """Mean over all ranks and collectives."""
     longest_wait_us: float
@@ -108,11 +119,14 @@ class RanksReport:
     """Ranks that there are; fewer may be in the trace."""
     ranks: tuple[RankLine, ...]
     steps: int
+    """That all means are over: those that count and are whole in every rank's trace."""
     step_ms: float
     late_ns: Ints
-    """Shape (ranks, steps): how long the others waited for each rank in each step."""
+    """Shape (ranks, all steps): how long the others waited for each rank in each step; 0 in those
+    that are not among ``steps``."""
     critical: tuple[int, ...]
-    """Of every step the rank that the others waited for most; -1 in a step without collectives."""
+    """Of all steps the rank that the others waited for most; -1 in a step without collectives, or
+    that is not among ``steps``."""
     verdict: Verdict
     words: str
     """The verdict in one sentence."""
@@ -135,11 +149,29 @@ class RanksReport:
     gpus: tuple[RankGpu, ...] = ()
     """Of every rank; empty where the run has no samples of GPUs."""
 
+    def renamed(self, labels: Mapping[str, str]) -> RanksReport:
+        """The same with other labels of its engines (old → new)."""
+        members = tuple(replace(m, engine=labels.get(m.engine, m.engine)) for m in self.members)
+        title = ", ".join(dict.fromkeys(m.engine for m in members))
+        return replace(self, members=members, title=title)
+
+    def fields(self, line: RankLine) -> dict[str, Any]:
+        """Of one of its ranks, name → value, with ``Unavailable`` for what is not known."""
+        found = asdict(line)
+        if self.provenance == "modelled":
+            why = Unavailable("one rank alone was recorded")
+            found |= {"late_ms": why, "late_steps": why, "unmatched": why}
+        if line.steps is None:
+            found["steps"] = Unavailable("it has no steps of its own: another rank's are used")
+        return found
+
     @property
     def nvlink_gb_s(self) -> Maybe:
         """What the slowest of its GPUs can send: bus bandwidth cannot be more."""
         rates = [gpu.nvlink_gb_s for gpu in self.gpus]
         known = [rate for rate in rates if not isinstance(rate, Unavailable)]
-        if not rates or len(known) < len(rates):
+        if not rates:
+            return Unavailable("the run has no samples of its GPUs")
+        if len(known) < len(rates):
             return Unavailable("NVML reports no active NVLink")
         return min(known)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from llmprof.analysis.device.kernels import TracedRound
 from llmprof.analysis.device.naming.categories import Rule
@@ -117,17 +118,23 @@ def _driven(
     if len(engine.traced_ranks) < 2:  # one process with several GPUs
         for rank, device in enumerate(devices):
             bounds = _bounds(traced)
-            members.append(member(traced.rows, record.pid, device, rank, name, rules, bounds))
+            members.append(
+                member(traced.rows, record.pid, device, rank, name, rules, bounds,
+                       counted=_counted(traced))
+            )  # fmt: skip
     for one in engine.traced_ranks:
         if not one.rank:
-            rows, bounds = traced.rows, _bounds(traced)
+            rows, bounds, counted = traced.rows, _bounds(traced), _counted(traced)
         else:
-            rows, bounds = reader.trace_rows(replace(record, pid=one.pid)), _NO_BOUNDS
+            rows = reader.trace_rows(replace(record, pid=one.pid))
+            bounds, counted = _NO_BOUNDS, None
             if record.end_ns and trace.record is not None:
                 rows = rows.until(record.end_ns)
         used = [int(d) for d in np.unique(rows.kernels.device)]
         if used:
-            members.append(member(rows, one.pid, used[0], one.rank, name, rules, bounds))
+            members.append(
+                member(rows, one.pid, used[0], one.rank, name, rules, bounds, counted=counted)
+            )
     if not members:
         return Unavailable("no rank has kernels")
     return members
@@ -162,6 +169,7 @@ def _members(
                 rules,
                 _bounds(traced),
                 rank is not None,
+                _counted(traced),
             )
             found.append(replace(one, communicator=communicator, communicator_ranks=size))
     return found
@@ -170,6 +178,10 @@ def _members(
 def _bounds(traced: TracedRound) -> Ints:
     known = traced.attribution.unavailable is None
     return traced.attribution.bounds_ns if known else _NO_BOUNDS
+
+
+def _counted(traced: TracedRound) -> NDArray[np.bool_] | None:
+    return traced.laid.counted if traced.attribution.unavailable is None else None
 
 
 def _clusters(members: Sequence[Member], same_host: bool) -> list[list[Member]]:

@@ -8,6 +8,7 @@ called ``short_name``.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from functools import cache, cached_property
 from pathlib import Path
 
@@ -244,8 +245,8 @@ class RunTrace:
         RunFileError: the file is damaged.
     """
 
-    ranks: tuple[RanksReport, ...]
-    """Groups of processes and GPUs that compute one step together."""
+    groups: tuple[tuple[RanksReport, ...], ...]
+    """Of each run: the groups of processes and GPUs that compute one step together."""
     skews: tuple[SkewReport, ...]
     """Processes that run the same kernels and share no collective in the trace."""
     no_ranks: dict[str, str]
@@ -305,7 +306,7 @@ class RunTrace:
                     trace.steps_found = found
                     trace.totals = reader.process_totals(trace.pid)
             grouped = groups(reader, data, self.engines, rules)
-            self.ranks, self.no_ranks = grouped.ranks, grouped.missing
+            self.groups, self.no_ranks = (grouped.ranks,), grouped.missing
             self.skews = grouped.skews
             for group in self.ranks:
                 lend_waits(group, self.engines)
@@ -334,8 +335,13 @@ class RunTrace:
             for engine in data.engines
         )
         made._parts = ((path, data, made.engines),)
-        made.ranks, made.skews, made.no_ranks = (), (), {}
+        made.groups, made.skews, made.no_ranks = ((),), (), {}
         return made
+
+    @property
+    def ranks(self) -> tuple[RanksReport, ...]:
+        """The groups of all runs."""
+        return tuple(group for groups in self.groups for group in groups)
 
     @property
     def runs(self) -> tuple[tuple[RunData, tuple[EngineTrace, ...]], ...]:
@@ -374,10 +380,26 @@ class RunTrace:
         made = cls.__new__(cls)
         made._parts = tuple(part for trace in traces for part in trace._parts)
         made.engines = tuple(engine for trace in traces for engine in trace.engines)
-        made.ranks = tuple(group for trace in traces for group in trace.ranks)
-        made.skews = tuple(group for trace in traces for group in trace.skews)
-        made.no_ranks = {label: why for trace in traces for label, why in trace.no_ranks.items()}
         flat = [label for run in labels for label in run]
+        names = [
+            dict(zip((engine.label for engine in trace.engines), run, strict=True))
+            for trace, run in zip(traces, labels, strict=True)
+        ]
+        made.groups = tuple(
+            tuple(group.renamed(named) for group in groups)
+            for trace, named in zip(traces, names, strict=True)
+            for groups in trace.groups
+        )
+        made.skews = tuple(
+            replace(group, title=named.get(group.title, group.title))
+            for trace, named in zip(traces, names, strict=True)
+            for group in trace.skews
+        )
+        made.no_ranks = {
+            named.get(label, label): why
+            for trace, named in zip(traces, names, strict=True)
+            for label, why in trace.no_ranks.items()
+        }
         for engine, label in zip(made.engines, flat, strict=True):
             engine.label = label
         return made

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
 from llmprof.analysis.ranks.matched.clocks import ClockFit
-from llmprof.analysis.ranks.matched.twins import SkewLine, SkewReport
-from llmprof.analysis.ranks.results import CollectiveLine, RankGpu, RankLine, RanksReport
+from llmprof.analysis.ranks.matched.twins import SkewReport
+from llmprof.analysis.ranks.results import RankGpu, RanksReport
 from llmprof.analysis.view.traced import RunTrace
 from llmprof.plaintext import one_line
 from llmprof.records import Unavailable
@@ -27,17 +28,13 @@ def ranks_document(trace: RunTrace | Unavailable) -> Document:
     }
 
 
-def _line(line: RankLine | SkewLine) -> Document:
-    return {**asdict(line), "pid": line.pid & 0xFFFFFF}
-
-
 def _skew(group: SkewReport) -> Document:
     return {
         "engine": one_line(group.title),
         "words": group.words,
         "kernels": group.kernels,
         "left_out": group.left_out,
-        "ranks": [_line(line) for line in group.ranks],
+        "ranks": [{**asdict(line), "pid": line.pid & 0xFFFFFF} for line in group.ranks],
         "notes": list(group.notes),
     }
 
@@ -53,8 +50,10 @@ def _group(group: RanksReport) -> Document:
         "words": group.words,
         "reason": None if group.reason is None else _reason(group),
         "lateness": _lateness(group),
-        "ranks": [_line(line) for line in group.ranks],
-        "collectives": [_nulls(line) for line in group.collectives],
+        "ranks": [
+            _nulls({**group.fields(line), "pid": line.pid & 0xFFFFFF}) for line in group.ranks
+        ],
+        "collectives": [_nulls(vars(line)) for line in group.collectives],
         "critical_rank_of_step": list(group.critical),
         "late_ns_of_rank_and_step": group.late_ns.tolist(),
         "clocks": {"words": group.clock_words, "ranks": [_clock(c) for c in group.clocks]},
@@ -88,13 +87,13 @@ def _lateness(group: RanksReport) -> Document | None:
 
 def _gpu(one: RankGpu) -> Document:
     throttle = [{"reason": name, "share": share} for name, share in one.throttle]
-    return {**_nulls(one), "throttle": throttle}
+    return {**_nulls(vars(one)), "throttle": throttle}
 
 
-def _nulls(line: CollectiveLine | RankGpu) -> Document:
-    """Its fields; what is not known as null and the reason."""
+def _nulls(fields: Mapping[str, Any]) -> Document:
+    """What is not known as null and the reason."""
     document: Document = {}
-    for key, value in vars(line).items():
+    for key, value in fields.items():
         if isinstance(value, Unavailable):
             document |= {key: None, f"{key}_reason": value.reason}
         else:

@@ -193,7 +193,8 @@ def _groups(run: Loaded) -> Iterable[RanksReport]:
 def _ranks(run: Loaded) -> Iterable[dict[str, Any]]:
     for group in _groups(run):
         for line in group.ranks:
-            yield {"engine": group.title, "provenance": group.provenance, **asdict(line)}
+            row = group.fields(line)
+            yield {"engine": group.title, "provenance": group.provenance, **row}
 
 
 def _collectives(run: Loaded) -> Iterable[dict[str, Any]]:

@@ -28,9 +28,10 @@ def shown(view: View, labels: list[str]) -> View | None:
         labels: of all engines, in order.
     """
     item = chosen(view)
-    if item is None or item.engine not in labels:
+    lane = None if item is None else item.lane or item.engine
+    if item is None or lane not in labels:
         return None
-    there = replace(view, page="timeline", focus=labels.index(item.engine), zoom=False)
+    there = replace(view, page="timeline", focus=labels.index(lane), zoom=False)
     now = nav.scene(there)
     if now is None or now.track is None:
         return None

@@ -111,11 +111,10 @@ def _bars(names: Sequence[str], values: Ints, view: View, width: int) -> tuple[l
 def _strips(group: RanksReport, view: View, width: int) -> list[Row]:
     """Rank × step: how long the others waited for it."""
     out, cells, top = _bars([line.name for line in group.ranks], group.late_ns, view, width)
-    each = -(-group.steps // cells) if cells else 1
+    steps = group.late_ns.shape[1]
+    each = -(-steps // cells) if cells else 1
     cell_text = "a cell is a step" if each == 1 else f"a cell is up to {each} steps"
-    text = (
-        f"the others waited, steps 1 to {group.steps}: {cell_text}, a full bar {top / 1e6:.3f} ms"
-    )
+    text = f"the others waited, steps 1 to {steps}: {cell_text}, a full bar {top / 1e6:.3f} ms"
     out += [row(Span(line, "dim")) for line in wrap(text, width)]
     return out
 

@@ -38,6 +38,8 @@ class Member:
     """Borders of its own decode steps (``device.attribution``); empty: not known."""
     from_environment: bool = True
     """The rank is what the program said (RANK); else it is the order of the GPUs."""
+    counted: NDArray[np.bool_] | None = None
+    """Of each of its steps: is it one that means are over (``records.steps``)? ``None``: all."""
     drawn: tuple[Work, Ints] | None = None
     """The same work and its streams as a timeline draws it."""
     communicator: int = 0
@@ -111,6 +113,7 @@ def member(
     rules: Sequence[Rule],
     bounds_ns: Ints,
     from_environment: bool = True,
+    counted: NDArray[np.bool_] | None = None,
 ) -> Member:
     """A rank from the rows of its process.
 
@@ -141,6 +144,7 @@ def member(
         categories=categorise(names, engine[1], rules),
         bounds_ns=bounds_ns,
         from_environment=from_environment,
+        counted=counted,
         drawn=(work, streams),
     )
 

@@ -7,6 +7,9 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import NamedTuple
 
+from llmprof.analysis.ranks.matched.algorithms import algorithm
+from llmprof.records import Unavailable
+
 _KINDS: tuple[tuple[str, str], ...] = (
     # exllamav3 adds up in host memory: one kernel hands in, the next one waits for the sum.
     ("Send", r"(?<![a-z_])pg_all_reduce_cpu_send"),
@@ -36,6 +39,7 @@ class Operation:
     """``AllReduce``, …, ``other``."""
     fused: bool
     """Arithmetic that is no communication is part of the kernel: wait and transfer are bounds."""
+    algorithm: str | Unavailable
 
 
 class Sort(NamedTuple):
@@ -51,15 +55,15 @@ class Sort(NamedTuple):
 def operation(name: str) -> Operation:
     """Of a kernel whose category is ``communication``.
 
-    NCCL names a kernel ``ncclDevKernel_AllReduce_Sum_f16_RING_LL(…)``: the algorithm behind the
-    type is a choice that every rank makes alike, and stays in the key.
+    NCCL names a kernel ``ncclDevKernel_AllReduce_Sum_f16_RING_LL(…)``: what is behind the type is
+    a choice that every rank makes alike, and stays in the key.
     """
     plain = name.partition("(")[0][:200]
-    short = re.sub(r"^.*(ncclDevKernel_|ncclKernel_|rcclKernel_)|^void ", "", plain).strip()
+    short = re.sub(r"^.*(nccl(Symk?)?(Dev)?Kernel_|rcclKernel_)|^void ", "", plain).strip()
     low = plain.casefold()
     kind = next((kind for kind, pattern in _KINDS if re.search(pattern, low)), "other")
     text = "".join(c if c.isprintable() else "?" for c in short) or "?"
-    return Operation(text[:80], kind, bool(_FUSED.search(plain)))
+    return Operation(text[:80], kind, bool(_FUSED.search(plain)), algorithm(plain))
 
 
 def bus_factor(kind: str, ranks: int) -> float | None:
