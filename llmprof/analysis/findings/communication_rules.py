@@ -137,14 +137,12 @@ def _confidence(subject: GroupSubject) -> tuple[Confidence, str]:
         return "low", "one rank alone was recorded: how much of it is waiting is estimated"
     spent = sum(c.per_step * c.transfer_us for c in group.collectives)
     fused = sum(c.per_step * c.transfer_us for c in group.collectives if c.fused)
-    exposed = sum(one.exposed_ms for one in group.ranks)
-    unsplit = sum(one.exposed_unsplit_ms for one in group.ranks)
     apart = max((clock.residual_ns for clock in group.clocks), default=0) / 1e3
     quickest = min(c.transfer_us for c in group.collectives)
     doubts = []
     if fused > DOUBT * spent:
         doubts.append("other arithmetic is in the kernels: transfer is a bound")
-    if unsplit > DOUBT * exposed:
+    if any(one.exposed_unsplit_ms > DOUBT * one.exposed_ms for one in group.ranks):
         doubts.append("some collectives are not on every rank")
     if apart > quickest / 4:
         doubts.append(f"the ranks' clocks agree within {apart:.1f} µs only")

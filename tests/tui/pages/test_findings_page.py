@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
+import ranks_factory
+from ranks_run import run_of
 from tui_pilot import app, settled, shown, source
 from tui_snapshots_data import FixedSource
 
@@ -46,6 +49,34 @@ def test_findings_look_as_they_should(snap_compare, keys: str, size: tuple[int, 
         await pilot.pause()
 
     assert snap_compare(app(), terminal_size=size, run_before=run)
+
+
+@pytest.mark.parametrize("size", [(80, 24), (120, 40)])
+def test_communication_looks_as_it_should(
+    snap_compare, size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = run_of(Path("tp4.sqlite"), ranks_factory.group(4, 12, host_ns={1: 100_000}))
+
+    async def run(pilot) -> None:
+        await settled(pilot)
+        # The late rank and its host come first.
+        await pilot.press("f", "j", "j")
+        await pilot.pause()
+
+    assert snap_compare(app(path), terminal_size=size, run_before=run)
+
+
+async def test_communication_leads_to_the_collective(tmp_path: Path) -> None:
+    path = run_of(tmp_path / "tp2.sqlite", ranks_factory.group(2, 12))
+    async with app(path).run_test(size=(80, 24)) as pilot:
+        main = await settled(pilot)
+        await pilot.press("f", "j")
+        assert "with no other work beside it" in shown(main)
+        await pilot.press("enter")
+        assert main.view.page == "timeline"
+        assert main.view.timeline.search == "AllReduce_Sum_f16_RING_LL"
+        assert main.view.timeline.selected.item is not None
 
 
 @pytest.mark.parametrize("width", [20, 78, 118, 198])
