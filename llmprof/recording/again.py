@@ -13,7 +13,8 @@ from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
-from llmprof.analysis.steps.marked import mark, round_of
+from llmprof.analysis.steps.marked import mark
+from llmprof.analysis.steps.stretch import round_of
 from llmprof.recording.control import RANGES, ControlPage
 from llmprof.recording.program import Program
 from llmprof.recording.spooled.image import command_name

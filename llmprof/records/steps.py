@@ -8,8 +8,11 @@ from typing import Literal
 StepsFrom = Literal["driven", "marked", "detected", "none"]
 """How the steps of a round are known: our own loop stamped them; an engine's ranges say so; they
 were found in the device's own work; they are not known."""
-StepPhase = Literal["decode", "prefill", "mixed", "verify", "other"]
-"""What a step is for. ``mixed``: prompts and decoding in one; ``verify``: of drafted tokens."""
+StepPhase = Literal["decode", "prefill", "mixed", "verify", "other", "pause"]
+"""What a step is for. ``mixed``: prompts and decoding in one; ``verify``: of drafted tokens.
+``other``: what lies between two steps; ``pause``: nothing does, the program waited."""
+BETWEEN: tuple[StepPhase, ...] = ("other", "pause")
+"""No steps at all."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +101,7 @@ def counted(labels: tuple[StepLabel, ...], steps: int) -> list[bool]:
 
 def main_phase(labels: tuple[StepLabel, ...]) -> StepPhase:
     """Of the steps that count."""
-    phases = [label.phase for label in labels if label.phase != "other"]
+    phases = [label.phase for label in labels if label.phase not in BETWEEN]
     if not phases or "decode" in phases:
         return "decode"
     return max(sorted(set(phases)), key=phases.count)

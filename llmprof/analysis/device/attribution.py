@@ -77,7 +77,9 @@ def attribute(rows: TraceRows, record: RoundRecord, clock_error_ns: int = 0) -> 
         return Attribution(*_by_time(rows, record, stamps), stamps, "time", None, _DETECTED, ())
     checks = [_check_synchronous(record)]
     launched = _by_correlation(rows, record, stamps)
+    pauses = _pauses(record)
     if checks[0].passed:
+        stamps = _behind_work(rows, record, stamps, pauses, launched)
         timed = _by_time(rows, record, stamps)
         checks += _check_time(rows, record, stamps, timed, clock_error_ns)
         if launched is not None:
@@ -91,7 +93,7 @@ def attribute(rows: TraceRows, record: RoundRecord, clock_error_ns: int = 0) -> 
     checks.append(_check_matched(rows, record, launched))
     if not checks[-1].passed:
         return _nothing(rows, f"{failed.detail}; {checks[-1].detail}", tuple(checks))
-    bounds = _device_bounds(rows, record, launched)
+    bounds = _device_bounds(rows, record, launched, pauses)
     lost = _lost(rows, record, launched[0])
     count, ns = len(lost), int((rows.kernels.end_ns - rows.kernels.start_ns)[lost].sum())
     why = failed.detail
@@ -193,10 +195,38 @@ def _lost(rows: TraceRows, record: RoundRecord, step: Ints) -> Ints:
     return np.flatnonzero(_unmatched(rows, record) & inside & (step == OUTSIDE))
 
 
-def _device_bounds(rows: TraceRows, record: RoundRecord, steps: _Steps) -> Ints:
+def _pauses(record: RoundRecord) -> Ints:
+    """Numbers of the steps that are pauses; 1 is the first step."""
+    found = [n for n, label in enumerate(record.labels, 1) if label.phase == "pause"]
+    return np.array(found, np.int64)
+
+
+def _behind_work(
+    rows: TraceRows, record: RoundRecord, stamps: Ints, pauses: Ints, launched: _Steps | None
+) -> Ints:
+    """The stamps, with pauses that begin no earlier than the work of the step before them has
+    ended: a range says when the host was through. Without launch records what runs at the stamp is
+    taken for the last of it."""
+    if not len(pauses):
+        return stamps
+    ends = np.full(len(stamps), stamps[0], np.int64)
+    k, c = rows.kernels, rows.copies
+    spans = [(k.pid, k.start_ns, k.end_ns), (c.pid, c.start_ns, c.end_ns)]
+    for n, (pid, start, end) in enumerate(spans):
+        step = np.searchsorted(stamps, start, "left") if launched is None else launched[n]
+        mine = (pid == record.pid) & (step >= 0) & (step < len(stamps))
+        np.maximum.at(ends, step[mine], end[mine])
+    moved = stamps.copy()
+    moved[pauses - 1] = np.clip(ends[pauses - 1], stamps[pauses - 1], stamps[pauses])
+    return moved
+
+
+def _device_bounds(rows: TraceRows, record: RoundRecord, steps: _Steps, pauses: Ints) -> Ints:
     bounds = np.full(len(record.stamps_ns), record.prefill_start_ns, np.int64)
     for step, end in zip(steps, (rows.kernels.end_ns, rows.copies.end_ns), strict=True):
         np.maximum.at(bounds, step[step >= 0], end[step >= 0])
+    # A pause has no work to end with: it ends when the host goes on.
+    bounds[pauses] = np.maximum(bounds[pauses], np.array(record.stamps_ns, np.int64)[pauses])
     return np.maximum.accumulate(bounds)
 
 
@@ -224,6 +254,7 @@ def _check_time(
     done = np.concatenate(timed)
     per_step = np.bincount(done[done >= 0], minlength=len(stamps))
     first = int(record.prefill_start_ns >= stamps[0])  # a foreign trace: prefill is not known
+    per_step[_pauses(record)] = 1  # nothing runs in a pause
     empty = int(np.count_nonzero(per_step[first:] == 0))
     return [
         Check(

@@ -15,13 +15,14 @@ from numpy.typing import NDArray
 
 from llmprof.analysis.device.sweep import Work
 from llmprof.records.steps import (
+    BETWEEN,
     Composition,
     StepLabel,
     StepPhase,
 )
 from llmprof.runfile.trace.rows import Ints, TraceRows
 
-StepKind = Literal["graph", "piecewise", "eager", "prefill", "mixed", "verify", "other"]
+StepKind = Literal["graph", "piecewise", "eager", "prefill", "mixed", "verify", "other", "pause"]
 """``graph``: one CUDA graph, or two, hold most kernels. ``piecewise``: graphs hold a part, or there
 are many. ``eager``: every kernel was launched on its own. The others: what the step was for, where
 its range says so, however it was launched."""
@@ -217,7 +218,7 @@ def outliers(
     usual = max(sorted(set(of)), key=lambda kind: np.count_nonzero(counted & (kind_of == kind)))
     launches = float(np.median(calls.launches[mine]))
     busy = float(np.median(busy_ns[mine]))
-    slow = np.flatnonzero((wall_ns > SLOW * middle) & (kind_of != "other"))
+    slow = np.flatnonzero((wall_ns > SLOW * middle) & ~np.isin(kind_of, BETWEEN))
     found = []
     for n in slow[np.argsort(-wall_ns[slow], kind="stable")][:MOST_OUTLIERS].tolist():
         reason = _reason(of[n], usual, labels[n] if labels else None)

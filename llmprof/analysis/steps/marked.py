@@ -2,14 +2,14 @@
 
 A step lasts from the start of its range to the start of the next one, so what follows a range
 (waiting, sampling) belongs to its step, unless another range of the same level comes first: a
-prefill between two decode ranges is a stretch of its own. A range that follows nearly every step,
-and does not say that it is a prefill, is a part of the step.
+prefill between two decode ranges is a stretch of its own, and a long gap before it a pause
+(``stretch``). A range that follows nearly every step, and does not say that it is a prefill, is a
+part of the step.
 """
 
 from __future__ import annotations
 
-from array import array
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
@@ -23,10 +23,8 @@ from llmprof.analysis.steps.candidates import (
     outermost,
 )
 from llmprof.analysis.steps.composition import composition, phase_of
+from llmprof.analysis.steps.stretch import Ends, Stretch
 from llmprof.plaintext import one_line
-from llmprof.records import (
-    RoundRecord,
-)
 from llmprof.records.steps import (
     StepLabel,
     StepPhase,
@@ -34,19 +32,8 @@ from llmprof.records.steps import (
 from llmprof.runfile.trace.ranges import RangeRows
 from llmprof.runfile.trace.rows import Ints
 
-PAUSE = 10
-"""A pause between two ranges of so many median steps ends a round."""
 PART = 0.8
 """A range of another text that follows this share of the steps is a part of them."""
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """One step, or what lies between two."""
-
-    start_ns: int
-    end_ns: int
-    label: StepLabel
 
 
 @dataclass(frozen=True)
@@ -160,33 +147,37 @@ def _shape(text: str) -> str:
 def _rounds(
     ranges: RangeRows, mine: Ints, separators: dict[int, list[int]], overlap: bool
 ) -> tuple[tuple[Stretch, ...], ...]:
-    start, end = ranges.start_ns[mine].tolist(), ranges.end_ns[mine].tolist()
-    text = [ranges.texts[int(t)][1] for t in ranges.text[mine]]
-    distance = [b - a for a, b in pairwise(start)]
-    typical = max(1.0, float(np.median(distance))) if distance else 1.0
-    pauses = [
-        max(0, b - a)
-        for n, (a, b) in enumerate(zip(end, start[1:], strict=False))
-        if n not in separators
-    ]
-    usual = round(float(np.median(pauses))) if pauses else 0
+    start, end = ranges.start_ns[mine], ranges.end_ns[mine]
+    labels = [labelled(ranges.texts[int(t)][1], "decode") for t in ranges.text[mine]]
+    follows = np.array(
+        [n not in separators and _goes_on(*pair) for n, pair in enumerate(pairwise(labels))], bool
+    )
+    usual = Ends.of(start[:-1], end[:-1], start[1:], follows, np.ones(len(follows), bool))
+    typical = round(usual.typical_ns)
     rounds: list[list[Stretch]] = [[]]
-    for n in range(len(mine)):
-        label = labelled(text[n], "decode")
-        last = n + 1 == len(mine)
-        then = [] if last else [*separators.get(n, [])]
-        stop = ranges.start_ns[then[0]] if then else (start[n + 1] if not last else None)
-        paused = not last and not then and start[n + 1] - end[n] > PAUSE * typical
-        if stop is None or paused:
-            stop = start[n] + round(typical) if overlap else end[n] + usual
-            if not last:
-                stop = min(stop, start[n + 1])
-        rounds[-1].append(Stretch(start[n], int(stop), label))
-        if then:
-            rounds[-1] += _stretches(ranges, then, start[n + 1])
-        if paused:
+    for n, label in enumerate(labels):
+        begin, done = int(start[n]), int(end[n])
+        own = begin + typical if overlap else done + usual.usual_ns
+        if n + 1 == len(mine):
+            rounds[-1].append(Stretch(begin, own, label))
+            break
+        then = separators.get(n, [])
+        follower = int(start[n + 1])
+        until = int(ranges.start_ns[then[0]]) if then else follower
+        gap = until - (max(done, own - usual.usual_ns) if overlap else done)
+        parted = usual.parted(gap, bool(follows[n]))
+        rounds[-1].append(Stretch(begin, min(own, until) if parted else until, label))
+        if parted and usual.pause(gap) and not then:
             rounds.append([])
+        elif parted and own < until:
+            rounds[-1].append(Stretch(own, until, StepLabel("pause")))
+        rounds[-1] += _stretches(ranges, then, follower)
     return tuple(tuple(part) for part in rounds if part)
+
+
+def _goes_on(label: StepLabel, then: StepLabel) -> bool:
+    """Are two ranges in a row steps of requests that go on? A stall between them is a step's."""
+    return then.phase == label.phase or then.phase not in ("prefill", "other")
 
 
 def _stretches(ranges: RangeRows, rows: list[int], end_ns: int) -> list[Stretch]:
@@ -207,42 +198,3 @@ def labelled(text: str, otherwise: StepPhase) -> StepLabel:
     found = composition(text)
     phase = found.phase if found is not None else phase_of(text)
     return StepLabel(phase or otherwise, text, found)
-
-
-def round_of(
-    stretches: tuple[Stretch, ...], whole: RoundRecord, number: int, index: int, tid: int
-) -> RoundRecord:
-    """A round of stretches that follow one another.
-
-    Args:
-        whole: the round of the same process without steps.
-    """
-    stamps: array[int] = array("q", [stretch.start_ns for stretch in stretches])
-    stamps.append(stretches[-1].end_ns)
-    return RoundRecord(
-        round_id=number,
-        engine_id=whole.engine_id,
-        pass_name="traced",
-        index=index,
-        pid=whole.pid,
-        tid=tid,
-        start_ns=stamps[0],
-        prefill_start_ns=stamps[0],
-        stamps_ns=stamps,
-        end_ns=stamps[-1],
-        complete=True,
-        steps_from="marked",
-        labels=labels_of(stretches),
-    )
-
-
-def until(made: RoundRecord, end_ns: int) -> RoundRecord:
-    """The same round with a last step that ends later."""
-    stamps = made.stamps_ns[:-1]
-    stamps.append(max(made.end_ns, end_ns))
-    return replace(made, stamps_ns=stamps, end_ns=stamps[-1])
-
-
-def labels_of(stretches: tuple[Stretch, ...]) -> tuple[StepLabel, ...]:
-    """Of every stretch."""
-    return tuple(stretch.label for stretch in stretches)

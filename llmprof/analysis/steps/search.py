@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from llmprof.analysis.steps.cuts import Cut, Rule, place_cut, snapped
-from llmprof.analysis.steps.events import Events, Flags
+from llmprof.analysis.steps.events import KERNEL, WHOLE_GRAPH, Events, Flags
 from llmprof.analysis.steps.levels import (
     LEAST_REPEATS,
     Anchor,
@@ -32,6 +32,8 @@ SHORTEST = 40
 """Rows; in less nothing is looked for."""
 NEAR_END = 0.1
 """Of a cycle: so much further or nearer a cut may be in a class of other cycles."""
+BLUR = 8
+"""Rows: so far from where it usually lies an end may be, for copies that run meanwhile."""
 CLASSES = 64
 """Classes of cycles with a cut of their own; rarer ones are cut like the one nearest in length."""
 
@@ -216,8 +218,10 @@ def _cut_all(
     for name, where in (("copy to device", inputs), ("copy to host", copies)):
         mine = np.flatnonzero(ruled == name)
         places[mine] = snapped(places[mine], where, 6)
-    edges = _edges(events, at, length > 1.3 * usual, start, rows, offset)
-    return np.unique(np.concatenate([places, edges])), tuple(cuts)
+    breaks = length > 1.3 * usual
+    edges = _edges(events, at, breaks, start, rows, offset)
+    ends = _counted_ends(events, np.append(at[:-1][breaks], at[-1]), start, places)
+    return np.unique(np.concatenate([places, edges, ends])), tuple(cuts)
 
 
 def _as_usual(
@@ -264,4 +268,29 @@ def _edges(events: Events, at: Ints, breaks: Flags, start: Ints, rows: Ints, off
     both, like = both[inside], like[inside]
     model = symbol[np.clip(start[like] + offset[like], 1, len(events)) - 1]
     found: Ints = both[symbol[both - 1] == model]
+    return found
+
+
+def _counted_ends(events: Events, ending: Ints, start: Ints, places: Ints) -> Ints:
+    """Ends of runs behind a kernel, found by counting kernels from the last anchor. By rows they
+    would be missed: copies on another stream change places with them, and behind a last step lie
+    some that elsewhere lie in the next one.
+
+    Args:
+        ending: the last anchors of runs.
+        start: first rows of the cycles, each cut at its place.
+    """
+    symbol = events.symbol
+    kernel = (events.what == KERNEL) | (events.what == WHOLE_GRAPH)
+    before = np.concatenate([[0], np.cumsum(kernel)])
+    row = np.flatnonzero(kernel)
+    near = np.clip(np.searchsorted(start, ending) - 1, 0, len(start) - 1)
+    model = places[near] - 1
+    nth = before[ending] + before[places[near]] - before[start[near]] - 1
+    there = (nth >= 0) & (nth < len(row)) & kernel[model]
+    end = row[nth[there]] + 1
+    length = (places - start)[near]
+    same = symbol[end - 1] == symbol[model[there]]
+    same &= np.abs(end - (ending + length)[there]) <= BLUR
+    found: Ints = end[same]
     return found

@@ -14,8 +14,9 @@ from llmprof.analysis.steps.candidates import Candidate, best, judged
 from llmprof.analysis.steps.detect import detect
 from llmprof.analysis.steps.events import events_of
 from llmprof.analysis.steps.found import described, stretches
-from llmprof.analysis.steps.marked import Marked, mark, matching, round_of, until
-from llmprof.analysis.view.traced_round import between
+from llmprof.analysis.steps.marked import Marked, mark, matching
+from llmprof.analysis.steps.stretch import Stretch, joined, pause_words, round_of, until
+from llmprof.analysis.view.traced_round import between, without_pauses
 from llmprof.errors import UsageError
 from llmprof.plaintext import one_line
 from llmprof.records import (
@@ -39,8 +40,6 @@ Offered = tuple[Candidate, ...]
 HOSTS = 16
 """Processes shown at most of a file without any work on a device and without steps."""
 NOTHING_RAN = "nothing ran on a device in this file"
-ENDS = 4
-"""Rounds of a process whose last step is looked after: a walk over the kernels each."""
 DETECTED = 2_000_000
 """Kernels of a process that steps are looked for in, from its first on."""
 
@@ -78,8 +77,8 @@ def has_steps_to_find(data: RunData) -> bool:
 
 
 def _add_sampled_rounds(data: RunData, sampled: list[tuple[int, int, int, int]]) -> None:
-    """Where a GPU's counters were sampled, the steps of the traced round that has the most of them
-    meanwhile are a sampled round too.
+    """Where a GPU's counters were sampled, the most steps meanwhile without a pause are a sampled
+    round too.
 
     The counters are the GPU's: of one that several processes used, nobody's bandwidth can be told.
     """
@@ -97,7 +96,8 @@ def _add_sampled_rounds(data: RunData, sampled: list[tuple[int, int, int, int]])
             nobodys.add(device)
             continue
         traced = data.rounds_of(users[0].engine_id, "traced")
-        parts = [part for r in traced if (part := between(r, begin_ns, end_ns)) is not None]
+        pieces = [piece for r in traced for piece in without_pauses(r)]
+        parts = [part for r in pieces if (part := between(r, begin_ns, end_ns)) is not None]
         if parts:
             longest = max(parts, key=lambda r: r.steps)
             index = len(data.rounds_of(users[0].engine_id, "sampled"))
@@ -172,14 +172,18 @@ class _Opened:
         for one in marked:
             whole = next(r for r in self._whole if r.pid == one.process)
             label = data.engines[whole.engine_id].label
-            ends = self._ends(whole.pid, one)
-            for index, part in enumerate(one.rounds):
-                made = round_of(part, whole, len(rounds) + 1, index, one.tid)
-                if index in ends:
-                    made = until(made, ends[index])
-                rounds.append(replace(made, other_tids=one.other_tids))
-            data.steps_found[whole.engine_id] = _marked_words(one, pattern, candidate, offered)
-            self._tell(label, one, pattern)
+            groups, left_out = self._worked(whole, one)
+            part = joined(groups)
+            made = round_of(part, whole, len(rounds) + 1, 0, one.tid)
+            # A host may return from a step long before the device has begun with it.
+            last = part[-1]
+            end = self._reader.end_of_launched(whole.pid, last.start_ns, last.end_ns)
+            rounds.append(replace(until(made, end), other_tids=one.other_tids))
+            words = _marked_words(one, pattern, candidate, offered)
+            left_out = (*one.left_out, *left_out, *pause_words(part))
+            data.steps_found[whole.engine_id] = replace(words, left_out=left_out)
+            for text in one.left_out:
+                self.data.warnings.append(Warned(label, f"left out of the steps: {text}"))
         for whole in self._whole:
             if whole.pid not in stepping:
                 rounds.append(replace(whole, round_id=len(rounds) + 1))
@@ -189,17 +193,21 @@ class _Opened:
                 )
         self._put(rounds)
 
-    def _ends(self, process: int, one: Marked) -> dict[int, int]:
-        """Round → when the work of its last step ends, in the longest ones. A host may return from
-        a step long before the device has begun with it."""
-        starts = sorted(part[0].start_ns for part in one.rounds)
-        longest = sorted(range(len(one.rounds)), key=lambda n: -len(one.rounds[n]))[:ENDS]
-        found = {}
-        for number in longest:
-            last = one.rounds[number][-1]
-            end = self._reader.end_of_launched(process, last.start_ns, last.end_ns)
-            found[number] = min([end, *(s for s in starts if s >= last.end_ns)])
-        return found
+    def _worked(
+        self, whole: RoundRecord, one: Marked
+    ) -> tuple[tuple[tuple[Stretch, ...], ...], tuple[str, ...]]:
+        """Groups of steps in which a device worked (all, where there are none), and what is said of
+        the others: marks may go on where nothing was traced."""
+        if len(one.rounds) < 2:
+            return one.rounds, ()
+        records = [round_of(part, whole, 0, 0, one.tid) for part in one.rounds]
+        work = self._reader.work_in(records)
+        kept = tuple(part for part, rows in zip(one.rounds, work, strict=True) if rows)
+        if not kept or len(kept) == len(one.rounds):
+            return one.rounds, ()
+        steps = sum(len(part) for part, rows in zip(one.rounds, work, strict=True) if not rows)
+        count = len(one.rounds) - len(kept)
+        return kept, (f"{steps:,} steps in {count:,} groups in which nothing ran on a device",)
 
     def _owned(self, marked: list[Marked], pattern: str) -> list[Marked]:
         """Each with an engine: that of its process, or a new one. An engine may schedule in one
@@ -238,20 +246,6 @@ class _Opened:
             engine.label = engine.name = labels.get(whole.pid, engine.label)
         return marked
 
-    def _tell(self, label: str, one: Marked, pattern: str) -> None:
-        """Warnings of one process."""
-        if len(one.rounds) > 1:
-            longest = max(len(part) for part in one.rounds)
-            self.data.warnings.append(
-                Warned(
-                    label,
-                    f"the {one.taken} ranges {one_line(pattern, 60)} are {len(one.rounds)} groups"
-                    f" separated by pauses; showing the longest ({longest} steps)",
-                )
-            )
-        for text in one.left_out:
-            self.data.warnings.append(Warned(label, f"left out of the steps: {text}"))
-
     def _detect(self, hints: dict[str, str], offered: Offered = ()) -> None:
         data = self.data
         rounds: list[RoundRecord] = []
@@ -269,17 +263,14 @@ class _Opened:
                 rounds.append(replace(whole, round_id=len(rounds) + 1))
                 self._no_steps(label, words, offered)
                 continue
-            parts = stretches(events, found)
-            for index, part in enumerate(parts):
-                made = round_of(part, whole, len(rounds) + 1, index, 0)
-                rounds.append(replace(made, steps_from="detected"))
+            part = joined(stretches(events, found))
+            made = round_of(part, whole, len(rounds) + 1, 0, 0)
+            rounds.append(replace(made, steps_from="detected"))
+            words = replace(words, left_out=(*words.left_out, *pause_words(part)))
+            data.steps_found[whole.engine_id] = words
             if rows.complete_ns is not None:
                 text = f"steps were looked for in its first {DETECTED:,} kernels only"
                 data.warnings.append(Warned(label, text))
-            if len(parts) > 1:
-                longest = max(len(part) for part in parts)
-                text = f"its steps are {len(parts)} groups separated by pauses; showing the longest"
-                data.warnings.append(Warned(label, f"{text} ({longest} steps)"))
         self._put(rounds)
 
     def _none(self, why: str, offered: Offered) -> None:

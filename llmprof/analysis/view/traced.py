@@ -277,7 +277,7 @@ class RunTrace:
                 EngineTrace(
                     label=engine.label,
                     engine=engine.name,
-                    record=longest(data, engine, reader),
+                    record=longest(data, engine),
                     reader=reader,
                     clock_error_ns=max(
                         (c.error_ns for c in data.clocks if c.engine_id == engine.engine_id),

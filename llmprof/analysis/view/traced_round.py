@@ -10,22 +10,12 @@ import numpy as np
 
 from llmprof.analysis.device.sweep import Spans, merged_spans
 from llmprof.records import EngineRecord, RoundRecord, RunData
-from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace.rows import TraceRows
 
 
-def longest(
-    data: RunData, engine: EngineRecord, reader: RunFileReader | None = None
-) -> RoundRecord | None:
-    """The traced round with the most steps, of those in which a device worked.
-
-    Marks of a file that llmprof did not drive may lie where nothing ran; then a shorter round shows
-    more.
-    """
+def longest(data: RunData, engine: EngineRecord) -> RoundRecord | None:
+    """The traced round with the most steps."""
     rounds = data.rounds_of(engine.engine_id, "traced")
-    if reader is not None and len(rounds) > 1 and data.info.source != "driven":
-        worked = [r for r, n in zip(rounds, reader.work_in(rounds), strict=True) if n]
-        rounds = worked or rounds
     return max(rounds, key=lambda record: record.steps, default=None)
 
 
@@ -50,6 +40,23 @@ def between(record: RoundRecord, begin_ns: int, end_ns: int) -> RoundRecord | No
         end_ns=stamps[last] if last + 1 < len(stamps) else min(record.end_ns, end_ns),
         labels=record.labels[first:last],
     )
+
+
+def without_pauses(record: RoundRecord) -> list[RoundRecord]:
+    """The parts of a round between its pauses."""
+    stamps = record.stamps_ns
+    begins, ends = [0], []
+    for n, label in enumerate(record.labels):
+        if label.phase == "pause":
+            ends.append(n)
+            begins.append(n + 1)
+    ends.append(record.steps)
+    parts = [
+        between(record, stamps[first], stamps[last])
+        for first, last in zip(begins, ends, strict=True)
+        if last > first
+    ]
+    return [part for part in parts if part is not None]
 
 
 def cut_words(whole: RoundRecord, kept: RoundRecord, limit: int) -> str:
