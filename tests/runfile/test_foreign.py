@@ -104,15 +104,16 @@ def test_no_guess_without_a_word_for_it(tmp_path: Path, llmprof: Any) -> None:
     assert wrong.returncode == 2 and "there are: aten::" in wrong.stderr
 
 
-def test_pauses_part_rounds(tmp_path: Path) -> None:
+def test_a_group_of_ranges_where_nothing_ran_is_left_out(tmp_path: Path) -> None:
     file = tmp_path / "x.sqlite"
     foreign_factory.write(file)
     change(file, 'UPDATE NVTX_EVENTS SET start = start - 40000000, "end" = "end" - 40000000'
            " WHERE \"text\" IN ('decode 1', 'decode 2')")  # fmt: skip
     data = open_run(file)
-    assert [r.steps for r in data.rounds] == [2, 8]
+    assert [r.steps for r in data.rounds] == [8]
     trace = RunTrace(file, data)
-    assert trace.engines[0].record == data.rounds[1]
+    assert trace.engines[0].record == data.rounds[0]
+    assert data.steps_found[0].left_out == ("2 steps in 1 group where nothing ran on a device",)
 
 
 def test_compare_and_report_from_the_command_line(tmp_path: Path, llmprof: Any) -> None:

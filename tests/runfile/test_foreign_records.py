@@ -219,7 +219,7 @@ def test_the_profiler_that_made_the_file_is_named_with_its_version(file: Path) -
     assert text.startswith("Nsight Systems 2025.3.1.90") and "which model ran" in text
 
 
-def test_the_round_that_is_shown_is_one_with_work(file: Path) -> None:
+def test_steps_without_any_work_are_not_shown(file: Path) -> None:
     """Ranges in two stretches, the longer one without any work: a warm-up on the CPU."""
     with Capture(file) as made:
         made.process()
@@ -229,8 +229,8 @@ def test_the_round_that_is_shown_is_one_with_work(file: Path) -> None:
         made.db.execute("UPDATE NVTX_EVENTS SET start = start - 9900000000 WHERE start < 90000000")
         made.db.execute('UPDATE NVTX_EVENTS SET "end" = "end" - 9900000000 WHERE start < 0')
     opened = Opened(file)
-    assert len(opened.data.rounds) == 2
-    assert opened.first.record is not None and opened.first.record.steps == 10
+    assert [r.steps for r in opened.data.rounds] == [10]
+    assert any("30 steps in 1 group" in text for text in opened.first.steps_found.left_out)
     assert opened.kernels.kernels_per_step == 10
 
 

@@ -23,6 +23,7 @@ from llmprof.analysis.host.frames import (
     origin,
 )
 from llmprof.records import HostFrame, HostRound, RoundRecord, Unavailable
+from llmprof.records.steps import counted
 from llmprof.runfile.trace.host_rows import HostRows
 
 BUSY_THREAD = 0.10
@@ -131,7 +132,8 @@ class HostTrace:
             if s.tid == record.tid
             and 0 < (step := int(np.searchsorted(stamps, s.time_ns, "right"))) < len(stamps)
         )
-        if not self.samples:
+        self._counted = np.array(counted(record.labels, record.steps), bool)
+        if not self._of(None):
             raise ValueError(
                 "no sample fell into a decode step (more --traced-steps, or --host-rate)"
             )
@@ -157,10 +159,9 @@ class HostTrace:
         """Kind → ms of the mean step, or of one step; largest first, adding up to it. Empty where
         no sample fell into it."""
         kinds: Counter[str] = Counter()
-        for s in self.samples:
-            if step is None or s.step == step:
-                kinds[s.kind] += 1 - s.gil  # type: ignore[assignment]
-                kinds["gil"] += s.gil  # type: ignore[assignment]
+        for s in self._of(step):
+            kinds[s.kind] += 1 - s.gil  # type: ignore[assignment]
+            kinds["gil"] += s.gil  # type: ignore[assignment]
         total = sum(kinds.values())
         return {k: self.step_ms(step) * n / total for k, n in kinds.most_common() if n > 0}
 
@@ -169,23 +170,30 @@ class HostTrace:
         stamps = self.record.stamps_ns
         if step is not None:
             return (stamps[step] - stamps[step - 1]) / 1e6
-        return (stamps[-1] - stamps[0]) / self.record.steps / 1e6
+        walls = np.diff(np.array(stamps, np.int64))
+        return float(np.mean(walls[self._counted])) / 1e6
+
+    def _of(self, step: int | None) -> list[StepSample]:
+        """Samples of the steps that count, or of one step."""
+        if step is None:
+            return [s for s in self.samples if self._counted[s.step - 1]]
+        return [s for s in self.samples if s.step == step]
 
     @cached_property
     def report(self) -> HostReport:
         step_ms, by_kind = self.step_ms(), self.kinds_ms()
         return HostReport(
-            samples=len(self.samples),
+            samples=len(self._of(None)),
             step_ms=step_ms,
             kinds_ms_per_step=by_kind,
-            frames=frame_times(((s.stack, 1.0) for s in self.samples), step_ms),
+            frames=frame_times(((s.stack, 1.0) for s in self._of(None)), step_ms),
             threads=self.threads,
             verdict=_verdict(by_kind, step_ms, self.threads, self.one_call),
         )
 
     def weighted(self, step: int | None = None) -> list[tuple[tuple[HostFrame, ...], float]]:
-        """(stack, 1) of every sample, or of those of one decode step."""
-        return [(s.stack, 1.0) for s in self.samples if step is None or s.step == step]
+        """(stack, 1) of every sample of the steps that count, or of those of one step."""
+        return [(s.stack, 1.0) for s in self._of(step)]
 
 
 def one_call(samples: Sequence[StepSample]) -> HostFrame | None:

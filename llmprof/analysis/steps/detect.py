@@ -31,6 +31,8 @@ ALIKE = 0.85
 _BACKWARD = re.compile(r"backward|_bwd|wgrad|dgrad|multi_tensor_apply|adamw?_|fused_adam", re.I)
 UNLIKE = 0.5
 """Work with less in common is of another model."""
+WAITED = 0.8
+"""Of the cycles of one sort that come after a pause, so many at least begin requests."""
 SAMPLED = "sampling each"
 _TAGS = ("copy to the host", "sampling kernel", "embedding kernel", "copy to the device")
 
@@ -141,6 +143,7 @@ def _signed(events: Events, cycles: Cycles) -> tuple[Cycles, Flags, list[tuple[s
     if not kept:
         return None
     decode &= ~_of_another_kind(events, cycles, decode)
+    decode &= ~_begins_requests(events, cycles, decode)
     chosen = np.isin(cycles.owner, kept)
     return cycles.of(kept), decode[chosen], [signs[n] for n in kept]
 
@@ -171,6 +174,26 @@ def _of_another_kind(events: Events, cycles: Cycles, decode: Flags) -> Flags:
         if np.minimum(model, own).sum() < UNLIKE * min(model.sum(), own.sum()):
             none[doubtful[which == number]] = True
     return none
+
+
+def _begins_requests(events: Events, cycles: Cycles, decode: Flags) -> Flags:
+    """Cycles of other kernels than most, nearly each of which the device was idle before for longer
+    than a step: the short prefill of a request that was waited for. A stall of a step hits any."""
+    mine = np.flatnonzero(decode[1:] & (cycles.begin[1:] == cycles.end[:-1])) + 1
+    if len(mine) < LEAST_REPEATS:
+        return np.zeros(len(cycles), bool)
+    begin = cycles.begin[mine]
+    gap = np.maximum(0, events.start_ns[begin] - events.before_ns[begin])
+    typical = np.median(events.start_ns[begin] - events.start_ns[cycles.begin[mine - 1]])
+    bag = events.kernel_bags[cycles.end[mine]] - events.kernel_bags[begin]
+    _, which, count = np.unique(bag, return_inverse=True, return_counts=True)
+    waited = np.bincount(which, gap > np.median(gap) + typical, len(count))
+    starts = (waited >= 2) & (waited >= WAITED * count)
+    starts[np.argmax(count)] = False
+    # That of the first request has nothing before it.
+    bags = events.kernel_bags[cycles.end] - events.kernel_bags[cycles.begin]
+    same: Flags = decode & np.isin(bags, np.unique(bag[starts[which]]))
+    return same
 
 
 def _training(events: Events, cycles: Cycles, decode: Flags) -> bool:
@@ -256,9 +279,10 @@ def _alike(events: Events, cycles: Cycles) -> Flags:
         if not many.any():
             many = count == count.max()
         often = many[which]
-        common = np.flatnonzero(many)[np.argsort(-count[many], kind="stable")][:16]
         usual = float(np.median(busy[mine][often]))
         decode[mine[often & (busy[mine] <= 3 * usual)]] = True
+        many &= np.bincount(which, decode[mine], len(count)) > 0  # else prefills are alike
+        common = np.flatnonzero(many)[np.argsort(-count[many], kind="stable")][:16]
         model = np.stack([names(int(mine[first[c]])) for c in common.tolist()])
         work = np.array([np.median(busy[mine][which == c]) for c in common.tolist()])
         for i in mine[~decode[mine]].tolist():

@@ -148,6 +148,14 @@ class Events:
         return np.concatenate([np.zeros(1, np.uint64), np.cumsum(_mixed(self.symbol))])
 
     @cached_property
+    def kernel_bags(self) -> Marks:
+        """The same of kernels and whole graphs alone: copies on another stream are now in one
+        step, now in the next."""
+        kernel = (self.what == KERNEL) | (self.what == WHOLE_GRAPH)
+        marks = np.where(kernel, _mixed(self.symbol), np.uint64(0))
+        return np.concatenate([np.zeros(1, np.uint64), np.cumsum(marks)])
+
+    @cached_property
     def busy_ns(self) -> Ints:
         """Running sum of durations, from 0."""
         return np.concatenate([np.zeros(1, np.int64), np.cumsum(self.end_ns - self.start_ns)])

@@ -171,7 +171,8 @@ def _rounds(
             rounds.append([])
         elif parted and own < until:
             rounds[-1].append(Stretch(own, until, StepLabel("pause")))
-        rounds[-1] += _stretches(ranges, then, follower)
+        if then:
+            rounds[-1] += _stretches(ranges, then, follower)
     return tuple(tuple(part) for part in rounds if part)
 
 

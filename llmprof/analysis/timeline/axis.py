@@ -19,7 +19,7 @@ from llmprof.analysis.ranks.matched.joins import Joins
 from llmprof.analysis.timeline.host import HostLane
 from llmprof.analysis.timeline.lod import Curve, LaneWork
 from llmprof.records import PassName, RoundRecord, Unavailable
-from llmprof.records.steps import counted
+from llmprof.records.steps import BETWEEN, counted
 from llmprof.runfile.trace.overview import Cells
 from llmprof.runfile.trace.rows import ApiRows, Ints
 
@@ -55,8 +55,11 @@ class Track:
         return np.diff(self.bounds_ns)
 
     def slowest_first(self) -> list[int]:
-        """Decode steps by latency."""
-        return [int(i) + 1 for i in np.argsort(-self.wall_ns[1:], kind="stable")]
+        """Decode steps by latency, without what only lies between two."""
+        order = np.argsort(-self.wall_ns[1:], kind="stable") + 1
+        if len(self.kinds) != self.steps or all(kind in BETWEEN for kind in self.kinds):
+            return [int(i) for i in order]
+        return [int(i) for i in order if self.kinds[i - 1] not in BETWEEN]
 
     def median_step(self, first: int | None = None) -> int:
         """The decode step, of the ``first`` ones, whose latency is nearest to the median."""

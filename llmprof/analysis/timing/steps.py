@@ -121,7 +121,7 @@ def timing_rounds(data: RunData, engine: EngineRecord) -> tuple[RoundSteps, ...]
 def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:
     """One round, in numbers."""
     batch = batch_size(data, record)
-    decode_ns, steps = _decode_ns(record), _counted(record)
+    decode_ns, steps = _decode_ns(record), counted_latencies(record)
     ttft_ns = None
     if record.prefill_end_ns is not None and data.info.source != "recorded":
         ttft_ns = record.prefill_end_ns - record.prefill_start_ns
@@ -144,7 +144,7 @@ def round_steps(data: RunData, record: RoundRecord) -> RoundSteps:
     )
 
 
-def _counted(record: RoundRecord) -> tuple[int, ...]:
+def counted_latencies(record: RoundRecord) -> tuple[int, ...]:
     """Latencies of the steps that count: all of a round that llmprof drove."""
     every = step_latencies(record.stamps_ns)
     return tuple(

@@ -207,7 +207,9 @@ class _Opened:
             return one.rounds, ()
         steps = sum(len(part) for part, rows in zip(one.rounds, work, strict=True) if not rows)
         count = len(one.rounds) - len(kept)
-        return kept, (f"{steps:,} steps in {count:,} groups in which nothing ran on a device",)
+        return kept, (
+            f"{steps:,} steps in {count:,} group{'s' * (count > 1)} where nothing ran on a device",
+        )
 
     def _owned(self, marked: list[Marked], pattern: str) -> list[Marked]:
         """Each with an engine: that of its process, or a new one. An engine may schedule in one

@@ -133,7 +133,8 @@ def _round(track: Track, record: RoundRecord) -> Iterator[Slice]:
     if len(stamps) and stamps[0] > record.prefill_start_ns:
         yield Slice(track, record.prefill_start_ns, stamps[0], "prefill", "prefill", {})
     for i, (begin, finish) in enumerate(pairwise(stamps), 1):
-        yield Slice(track, begin, max(begin, finish), f"decode {i}", "decode", {"step": i})
+        phase = record.labels[i - 1].phase if record.labels else "decode"
+        yield Slice(track, begin, max(begin, finish), f"{phase} {i}", phase, {"step": i})
 
 
 class _Tracks:

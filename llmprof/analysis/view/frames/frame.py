@@ -16,7 +16,7 @@ from llmprof.analysis.timing.conditions import (
     samples_while_decoding,
 )
 from llmprof.analysis.timing.stats import distribution
-from llmprof.analysis.timing.steps import step_latencies
+from llmprof.analysis.timing.steps import counted_latencies, step_latencies
 from llmprof.analysis.view.frames.snapshot import NOT_YET, EngineView, GpuView, PairView, Snapshot
 from llmprof.analysis.view.report import EngineReport, Report
 from llmprof.plaintext import one_line, printable, shortened, told_apart
@@ -215,7 +215,7 @@ def _round_on_show(
     for record in rounds:
         if record.engine_id == engine_id and record.steps and record.synchronous:
             label = _round_label(record.pass_name, record.index, _total(data, record))
-            return step_latencies(record.stamps_ns), label
+            return counted_latencies(record), label
     return (), ""
 
 
