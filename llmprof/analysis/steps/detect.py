@@ -143,9 +143,9 @@ def _signed(events: Events, cycles: Cycles) -> tuple[Cycles, Flags, list[tuple[s
     if not kept:
         return None
     decode &= ~_of_another_kind(events, cycles, decode)
+    decode, cycles = decode[np.isin(cycles.owner, kept)], cycles.of(kept)
     decode &= ~_begins_requests(events, cycles, decode)
-    chosen = np.isin(cycles.owner, kept)
-    return cycles.of(kept), decode[chosen], [signs[n] for n in kept]
+    return cycles, decode, [signs[n] for n in kept]
 
 
 def _of_another_kind(events: Events, cycles: Cycles, decode: Flags) -> Flags:
