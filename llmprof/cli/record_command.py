@@ -47,10 +47,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bandwidth", action="store_true", help="sample DRAM and SM counters of the GPUs too"
     )
     parser.add_argument(
-        "--detach",
-        action="store_true",
-        help="when --for is over, take CUPTI out of the program, which then runs as before"
-        " (CUDA 13.0 and later; the window does not open again)",
+        "--no-detach",
+        action="store_false",
+        dest="detach",
+        help="leave CUPTI in the program while the window is closed: without this option it is"
+        " taken out (CUDA 13.0 and later), and the program runs as before",
     )
     parser.add_argument("--headless", action="store_true", help="no live view")
     parser.add_argument(
@@ -153,8 +154,6 @@ def plan_of(arguments: argparse.Namespace) -> RecordPlan:
     command = list(arguments.program)
     if not command:
         raise UsageError("record what? llmprof record [options] -- COMMAND…")
-    if arguments.detach and arguments.length is None:
-        raise UsageError("--detach takes CUPTI away when --for is over: give --for too")
     return RecordPlan(
         command=tuple(command),
         output=_output(arguments.output, command[0]),

@@ -4,17 +4,17 @@
  *   - Without cuptiSubscribe, torch.profiler's library takes the buffer callbacks over at its first
  *     start and keeps them, without an error anywhere. A subscriber is asked first: torch.profiler
  *     then says MULTIPLE_SUBSCRIBERS and sees nothing.
- *   - All of the API (kinds 4 and 5) makes 18 records a kernel and an eager step 1.34 times slower
- *     than CUPTI's floor. The calls chosen below cost nothing that can be measured.
  *   - cuptiActivityFlushPeriod hands over full buffers only; FlushAll(0) also part-filled ones whose
  *     records are complete.
  *   - Any first call into CUPTI, be it a subscription or a clock, makes every launch of a CUDA graph
  *     0.3 us a node longer, with no kind on: so the first one waits for the window to open.
  *   - cuptiFinalize ends the next replay of a graph that was recorded with "unspecified launch
- *     failure", within a call of the program's or outside (H100, CUDA 13.0): the kinds had been off
- *     for some replays. With the kinds on until then, and all of it within one call, 7 processes of
- *     7 went on, with one busy thread or two (H200, CUDA 13.0). So that is the way back, and a
- *     process whose window was shut for a while is not left any more. */
+ *     failure" where the graph was replayed with the kinds off meanwhile, within a call of the
+ *     program's or outside (H100, CUDA 13.0). With the kinds on until then, and all of it within one
+ *     call, 289 of 289 went well, with work in flight and two other threads that ask and wait.
+ *   - Beside another thread that launches, cuptiFinalize ends the program after 1 to 8 times; with
+ *     the others held at their calls' entries it ends it at once. So CUPTI leaves within a call of
+ *     the only thread that launched while the window was open, and stays where there are two. */
 #include "recorder.h"
 
 #include <dlfcn.h>
@@ -27,11 +27,6 @@ enum { BUFFER_BYTES = 1 << 20, BUFFERS = 256, ZEROED_OUT_BUFFERS = 5, SYSTEM_THR
        MULTIPLE_SUBSCRIBERS = 39, CLOCK_TRIES = 16, SETTLE_S = 2,
        DRIVER_API = 1, RUNTIME_API = 2, API_EXIT = 1, LEAVES_SINCE = 130000 };
 
-/* Launches, copies, sets, waits, allocations: what ties a kernel to a host thread and a time. */
-static const uint16_t RUNTIME_CALLS[] = {13,  20,  22,  31,  41,  44,  51,  131, 137,
-                                         147, 165, 211, 214, 269, 311, 312, 430, 431};
-static const uint16_t DRIVER_CALLS[] = {17,  121, 126, 277, 278, 279, 306,
-                                        307, 442, 477, 514, 515, 652, 653};
 static const int ACTIVITIES[] = {CONCURRENT_KERNEL, MEMCPY, MEMSET};
 static const int ALL_CALLS[] = {RUNTIME, DRIVER, SYNCHRONIZATION};
 #define COUNT(array) (sizeof(array) / sizeof *(array))
@@ -39,7 +34,7 @@ static void mark(const char *where);
 
 struct cupti cupti;
 static enum level level;
-static int tried, started, on, leaving, was_shut;
+static int refused, started, on, leaving, stays;
 static uint32_t version;
 static void *subscriber;
 /* Whoever calls CUPTI from a thread of ours holds it: cuptiFinalize must not meet another call. */
@@ -76,7 +71,7 @@ static void on_completed(void *context, uint32_t stream, uint8_t *buffer, size_t
   for (int i = 0; i < buffers && !ours; i++) ours = all[i] == buffer;
   pthread_mutex_unlock(&lock);
   if (!ours || valid > BUFFER_BYTES) return;
-  if (valid && level != LEVEL_FLOOR && spool_is_open()) {
+  if (valid && spool_is_open() && !(control_wanted() & WANT_FLOOR)) {
     names_of_buffer(buffer, valid);
     write_frame(FRAME_RECORDS, buffer, valid);
   }
@@ -177,53 +172,18 @@ static void switch_kinds(const int *kinds, size_t count, int wanted) {
   }
 }
 
-static void switch_calls(int wanted) {
-  int code, refused = 0;
-  if (!cupti.ActivityEnableRuntimeApi || !cupti.ActivityEnableDriverApi) {
-    if (wanted)
-      write_error("cuptiActivityEnableRuntimeApi", 0,
-                  "this CUPTI (before CUDA 12.5) cannot choose API calls: kernels without calls");
-    return;
-  }
-  for (size_t i = 0; i < COUNT(RUNTIME_CALLS); i++)
-    if ((code = cupti.ActivityEnableRuntimeApi(RUNTIME_CALLS[i], (uint8_t)wanted))) refused++;
-  for (size_t i = 0; i < COUNT(DRIVER_CALLS); i++)
-    if ((code = cupti.ActivityEnableDriverApi(DRIVER_CALLS[i], (uint8_t)wanted))) refused++;
-  if (refused && wanted) write_error("API calls that this CUPTI does not know", refused, "");
-}
-
 /* Kernels, copies and sets together: their kinds are the only ones that were switched on and off
  * around instantiated graphs without a crash (GRAPH_TRACE by turns with them did crash). */
-static void switch_all(int wanted) {
+static void switch_all(int wanted, int within_init) {
   if (!activity_is_started() || wanted == on) return;
-  if (!wanted) mark("off");
+  if (wanted) calls_new_window();
+  else mark("off");
   switch_kinds(ACTIVITIES, COUNT(ACTIVITIES), wanted);
-  if (level == LEVEL_FULL) switch_calls(wanted);
+  if (level == LEVEL_FULL) calls_switch(wanted, within_init);
   if (level == LEVEL_ALL) switch_kinds(ALL_CALLS, COUNT(ALL_CALLS), wanted);
   __atomic_store_n(&on, wanted, __ATOMIC_RELAXED);
   if (wanted) mark("on");
   else cupti.ActivityFlushAll(1);
-}
-
-void activity_open(enum level wanted, const char *fallback) {
-  pthread_mutex_lock(&switch_lock);
-  level = wanted;
-  if (!tried) tried = 1, attach(fallback);
-  switch_all(1);
-  pthread_mutex_unlock(&switch_lock);
-}
-
-void activity_close(void) {
-  pthread_mutex_lock(&switch_lock);
-  was_shut |= on;
-  switch_all(0);
-  pthread_mutex_unlock(&switch_lock);
-}
-
-/* Before CUDA 12.6 graphs crash (torch.profiler's authors), from 13.0 on it was seen to work. */
-static int may_leave(void) {
-  return version >= LEAVES_SINCE && !was_shut && subscriber && cupti.EnableDomain &&
-         cupti.Unsubscribe && cupti.Finalize;
 }
 
 static void hear_calls(int wanted) {
@@ -231,34 +191,71 @@ static void hear_calls(int wanted) {
   cupti.EnableDomain((uint32_t)wanted, subscriber, DRIVER_API);
 }
 
+void activity_open(enum level wanted, const char *fallback, int within_init) {
+  pthread_mutex_lock(&switch_lock);
+  level = wanted;
+  if (leaving) leaving = 0, hear_calls(0); /* opened again before the program's next call */
+  if (!started && !refused) refused = !attach(fallback);
+  switch_all(1, within_init);
+  pthread_mutex_unlock(&switch_lock);
+}
+
+void activity_close(void) {
+  pthread_mutex_lock(&switch_lock);
+  stays |= on;
+  switch_all(0, 0);
+  pthread_mutex_unlock(&switch_lock);
+}
+
+/* Why CUPTI is not given back; NULL: it may be. */
+static const char *why_it_stays(void) {
+  if (version < LEAVES_SINCE || !subscriber || !cupti.EnableDomain || !cupti.Unsubscribe ||
+      !cupti.Finalize)
+    return "it can leave from CUDA 13.0 on";
+  if (stays) return "it has stayed before";
+  if (level == LEVEL_KERNELS) return "--trace kernels does not tell how many threads launch";
+  return calls_have_launchers() ? "more than one thread launches" : NULL;
+}
+
+/* The window is closed, and CUPTI never leaves any more: graphs are replayed without kinds now. */
+static void stay(const char *why) {
+  switch_all(0, 0);
+  if (!stays) write_error("CUPTI stays where the window is closed", 0, why);
+  stays = 1;
+}
+
 void activity_leave(void) {
   pthread_mutex_lock(&switch_lock);
   if (on && !leaving) {
-    if (may_leave()) {
-      leaving = 1, hear_calls(1);
-    } else {
-      switch_all(0);
-      write_error("--detach", 0, was_shut ? "the window was shut before, so CUPTI stays"
-                                                : "CUPTI before CUDA 13.0 stays where it is");
-    }
+    cupti.ActivityFlushAll(0); /* to know who launches */
+    const char *why = why_it_stays();
+    if (why) stay(why);
+    else leaving = 1, hear_calls(1);
   }
   pthread_mutex_unlock(&switch_lock);
+}
+
+static void give_back(void) {
+  switch_all(0, 0);
+  cupti.Unsubscribe(subscriber);
+  cupti.Finalize();
+  __atomic_store_n(&started, 0, __ATOMIC_RELEASE);
+  subscriber = NULL;
 }
 
 /* Within the program's own calls into CUDA, and only while CUPTI is to be given back. Whoever holds
  * the lock is quick, and the next call is as good. */
 static void on_call(void *data, int domain, uint32_t id, const void *facts) {
-  int site;
-  (void)data, (void)domain, (void)id;
+  int site, other = calls_launcher() && calls_launcher() != thread_id();
+  (void)data;
   if (!facts || !__atomic_load_n(&leaving, __ATOMIC_RELAXED)) return;
   memcpy(&site, facts, sizeof site); /* the first field of CUpti_CallbackData */
-  if (site != API_EXIT || pthread_mutex_trylock(&switch_lock)) return;
+  if (site != API_EXIT) return;
+  if (other && !calls_launch(domain == RUNTIME_API ? RUNTIME : DRIVER, id)) return;
+  if (pthread_mutex_trylock(&switch_lock)) return;
   if (leaving && on) {
-    switch_all(0);
-    cupti.Unsubscribe(subscriber);
-    cupti.Finalize();
-    __atomic_store_n(&started, 0, __ATOMIC_RELEASE);
-    subscriber = NULL;
+    if (other) hear_calls(0), stay("more than one thread launches");
+    else give_back();
   }
   leaving = 0;
   pthread_mutex_unlock(&switch_lock);
@@ -282,7 +279,9 @@ void activity_settle(void) {
   pthread_mutex_unlock(&switch_lock);
 }
 
-int activity_was_tried(void) { return __atomic_load_n(&tried, __ATOMIC_RELAXED); }
+int activity_is_leaving(void) { return __atomic_load_n(&leaving, __ATOMIC_RELAXED); }
+int activity_was_refused(void) { return __atomic_load_n(&refused, __ATOMIC_RELAXED); }
+void activity_retry(void) { __atomic_store_n(&refused, 0, __ATOMIC_RELAXED); }
 
 void activity_flush(int forced) {
   if (!enter()) return;
@@ -333,7 +332,8 @@ static void mark(const char *where) {
 void activity_forget(void) {
   pthread_mutex_init(&lock, NULL);
   pthread_mutex_init(&switch_lock, NULL);
-  tried = started = on = leaving = was_shut = buffers = spares = out = 0;
+  refused = started = on = leaving = stays = buffers = spares = out = 0;
   subscriber = NULL;
   completed_n = declined = bytes = callback_ns = 0;
+  calls_forget();
 }

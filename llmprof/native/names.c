@@ -9,7 +9,7 @@
 #include <string.h>
 #include <unistd.h>
 
-enum { SLOTS = 1 << 16, NAME_ROOM = 1 << 16, NAME_AT = 104, ID_AT = 4, IDS = 2048,
+enum { SLOTS = 1 << 16, NAME_ROOM = 1 << 16, NAME_AT = 104, ID_AT = 4, THREAD_AT = 28, IDS = 2048,
        CHECKED_BUFFERS = 3, CHECKED_RECORDS = 4096 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -186,6 +186,9 @@ static size_t walk(const uint8_t *buffer, size_t valid, text_t *kernels, text_t 
       memcpy(&pointer, buffer + at + NAME_AT, sizeof pointer);
       kernel_name(pointer, kernels);
     } else if (head[0] == RUNTIME || head[0] == DRIVER) {
+      uint32_t thread;
+      memcpy(&thread, buffer + at + THREAD_AT, sizeof thread);
+      calls_saw(head[0], head[ID_AT / 4], thread);
       api_name(head[0], head[ID_AT / 4], &api[head[0] == RUNTIME]);
     }
     at += size;

@@ -43,7 +43,7 @@ static void sleep_ms(long ms) {
 
 /* secure_getenv: a setuid program must not write where its caller says. */
 static void configure(void) {
-  static const char *const names[] = {"steps", "kernels", "full", "all", "floor"};
+  static const char *const names[] = {"steps", "kernels", "full", "all"};
   const char *value;
   if (configured) return;
   configured = 1;
@@ -100,7 +100,7 @@ static void say_cuda(void) {
 /* The window opens behind cuInit, which must have ended: until then the driver says so (3). */
 static int may_attach(void) {
   int (*count)(int *) = NULL, n = 0;
-  if (!injected || activity_was_tried()) return 0;
+  if (!injected || activity_was_refused()) return 0;
   void *driver = dlopen("libcuda.so.1", RTLD_LAZY | RTLD_NOLOAD);
   if (!driver) return 0;
   *(void **)&count = dlsym(driver, "cuDeviceGetCount");
@@ -141,15 +141,21 @@ static void say_devices(void) {
   write_text(FRAME_DEVICES, &text);
 }
 
+static void close_window(uint32_t told) {
+  if (told & WANT_LEAVE) activity_leave();
+  else activity_close();
+}
+
 /* On or off as llmprof wants it, in a process that has loaded CUDA. */
 static void follow_window(void) {
   uint32_t told = control_wanted();
-  if (!(told & WANT_ACTIVITY)) {
-    if (!activity_is_on()) return;
-    if (told & WANT_LEAVE) activity_leave();
-    else activity_close();
-  } else if (!activity_is_on() && (activity_is_started() || may_attach())) {
-    activity_open(level, fallback);
+  if (told & WANT_ACTIVITY) {
+    if (activity_is_leaving() || (!activity_is_on() && (activity_is_started() || may_attach())))
+      activity_open(level, fallback, 0);
+  } else if (activity_is_on()) {
+    close_window(told);
+  } else {
+    activity_retry();
   }
 }
 
@@ -169,7 +175,7 @@ static void *help(void *unused) {
     if (monotonic_ns() - looked >= LOOK_MS * 1000000ull) {
       looked = monotonic_ns();
       if (control_is_orphan(folder)) {
-        activity_close();
+        close_window(control_wanted());
         spool_abandon(folder);
         break;
       }
@@ -277,7 +283,7 @@ EXPORT int InitializeInjection(void) {
   pthread_mutex_lock(&lock);
   if (begin_locked() && level != LEVEL_STEPS && !injected) {
     say_cuda();
-    if (control_wanted() & WANT_ACTIVITY) activity_open(level, fallback);
+    if (control_wanted() & WANT_ACTIVITY) activity_open(level, fallback, 1);
     injected = 1;
   }
   pthread_mutex_unlock(&lock);

@@ -7,6 +7,7 @@
  *
  *   process.c   entry points, the helper thread, fork, exit, SIGTERM
  *   activity.c  CUPTI: order of calls, buffers, window on and off
+ *   calls.c     API calls: which are recorded, who launches
  *   library.c   which libcupti
  *   names.c     kernel names, record sizes
  *   ranges.c    NVTX
@@ -37,12 +38,13 @@ enum frame_kind {
 enum { MEMCPY = 1, MEMSET = 2, KERNEL = 3, DRIVER = 4, RUNTIME = 5, CONCURRENT_KERNEL = 10,
        MEMCPY_PEER = 22, SYNCHRONIZATION = 38, KINDS = 64 };
 
-/* What `llmprof record --trace` asks for; FLOOR (benchmarks) throws every buffer away. */
-enum level { LEVEL_STEPS, LEVEL_KERNELS, LEVEL_FULL, LEVEL_ALL, LEVEL_FLOOR };
+/* What `llmprof record --trace` asks for. */
+enum level { LEVEL_STEPS, LEVEL_KERNELS, LEVEL_FULL, LEVEL_ALL };
 
 /* Bits of the control page's first word. */
 enum { WANT_ACTIVITY = 1, WANT_RANGES = 2,
-       WANT_LEAVE = 4 /* the window is closed and will not open again: CUPTI may be given back */ };
+       WANT_LEAVE = 4, /* where the window is closed CUPTI is given back */
+       WANT_FLOOR = 8 /* benchmarks: what CUPTI hands over is thrown away */ };
 
 /* The page shared with llmprof: it writes `wanted`, the processes write the rest. */
 struct control {
@@ -112,11 +114,14 @@ struct cupti {
   int (*Finalize)(void);
 };
 extern struct cupti cupti;
-void activity_open(enum level level, const char *fallback); /* attaches, the first time */
+/* Attaches where CUPTI is not there. `within_init`: in the driver's call within cuInit. */
+void activity_open(enum level level, const char *fallback, int within_init);
 void activity_close(void);
 void activity_leave(void); /* closes, and gives CUPTI back within the program's next call */
+void activity_retry(void); /* the next window may ask for CUPTI again */
 void activity_settle(void);
-int activity_was_tried(void);
+int activity_was_refused(void);
+int activity_is_leaving(void);
 int activity_is_on(void);
 int activity_is_started(void);
 int activity_buffers_out(void);
@@ -124,6 +129,15 @@ uint64_t activity_completed(void);
 void activity_flush(int forced);
 void activity_mark(const char *where);
 void activity_forget(void);
+
+/* calls.c; of the calls in the open window: the thread that launches, 0 where none did; several? */
+void calls_switch(int wanted, int within_init);
+void calls_new_window(void);
+void calls_saw(uint32_t kind, uint32_t id, uint32_t thread);
+int calls_launch(uint32_t kind, uint32_t id);
+uint32_t calls_launcher(void);
+int calls_have_launchers(void);
+void calls_forget(void);
 
 /* ranges.c; a text, a payload and a schema have TEXT_ROOM bytes at most */
 enum { TEXT_ROOM = 1024 };

@@ -11,9 +11,9 @@ from pathlib import Path
 
 from llmprof.newfiles import OwnFolder
 
-ACTIVITY, RANGES, LEAVE = 1, 2, 4
-"""What the recorders are to do; ``LEAVE``: the window will not open again, so that they may give
-CUPTI back."""
+ACTIVITY, RANGES, LEAVE, FLOOR = 1, 2, 4, 8
+"""What the recorders are to do; ``LEAVE``: where the window is closed, they give CUPTI back;
+``FLOOR``: benchmarks only, what CUPTI hands over is thrown away."""
 _WANTED = struct.Struct("<I")
 _LOST = struct.Struct("<IiIQ")
 
@@ -55,7 +55,7 @@ class ControlPage:
         self.want(wanted)
 
     def want(self, wanted: int) -> None:
-        """``ACTIVITY | RANGES``, or ``LEAVE``; the processes follow within 0.1 s."""
+        """``ACTIVITY``, ``RANGES`` and ``LEAVE``; the processes follow within 0.1 s."""
         self._page[0:4] = _WANTED.pack(wanted)
 
     @property

@@ -31,7 +31,7 @@ class RecordPlan:
     host: HostPlan | None = None
     bandwidth: bool = False
     """Sample the GPUs' counters too."""
-    detach: bool = False
-    """When the window has closed by itself, the recorders take CUPTI out of the program."""
+    detach: bool = True
+    """Where the window is closed, the recorders take CUPTI out of the program."""
     twice: bool = False
     """Run the command once more, untraced but for NVTX, to state the slowdown."""

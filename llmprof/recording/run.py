@@ -16,7 +16,7 @@ from llmprof.errors import RunFileError, UsageError
 from llmprof.native.build import BuildError, library
 from llmprof.plaintext import one_line
 from llmprof.recording import closing
-from llmprof.recording.control import ACTIVITY, RANGES, ControlPage, spool_folder
+from llmprof.recording.control import ControlPage, spool_folder
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.program import Program
 from llmprof.recording.sampled.bandwidth import BandwidthSampling, copies
@@ -202,9 +202,7 @@ class Recording:
 
     def _record(self, folder: Path, recorder: Path, info: RunInfo, nvml: NvmlTracer) -> None:
         plan = self._plan
-        begins = RANGES | (ACTIVITY if plan.after is None else 0)
-        page = ControlPage(folder, begins)
-        self._page = page
+        page = self._page = ControlPage(folder, 0)  # the window sets it
         self._spools = Spools(
             folder, self._writer, DeviceMap(self._known), plan.gpus, lambda engine: None
         )
@@ -271,8 +269,7 @@ class Recording:
         self.window.follow(now_ns, started_ns, steps)
         if self._toggle.is_set():
             self._toggle.clear()
-            if refused := self.window.toggle(now_ns, steps):
-                self._say(refused)
+            self.window.toggle(now_ns, steps)
         if time.monotonic() - self._saved_at >= SAMPLES_S:
             self._saved_at = time.monotonic()
             self._save_samples()

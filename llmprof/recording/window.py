@@ -21,22 +21,22 @@ def steps_seen(shapes: Mapping[str, int]) -> int:
 class Window:
     """Opens and closes by itself, once; the key overrules it from then on.
 
-    With ``detach`` a window that ``--for`` has closed stays closed: CUPTI was given back, and what
-    a second session of CUDA 13.0 records of a graph's launch has numbers that fit no kernel.
+    Args:
+        detach: CUPTI leaves the program with each closing, and comes again with each opening.
     """
 
     def __init__(
-        self, page: ControlPage, after: Limit | None, length: Limit | None, detach: bool = False
+        self, page: ControlPage, after: Limit | None, length: Limit | None, detach: bool = True
     ) -> None:
         self._page = page
         self._after = after
         self._length = length
-        self._detach = detach
+        self._closed = LEAVE if detach else 0
         self.opened_ns: int | None = None
         self.closed_ns: int | None = None
         self._steps_at_opening = 0
         self._manual = False
-        self._for_good = False
+        self._set_page(after is None)
 
     @property
     def is_open(self) -> bool:
@@ -54,32 +54,30 @@ class Window:
             and self._length is not None
             and _reached(self._length, now_ns - self.opened_ns, steps - self._steps_at_opening)
         ):
-            self._for_good = self._detach
             self._set(False, now_ns, steps)
 
-    def toggle(self, now_ns: int, steps: int) -> str:
-        """The key was pressed. What is to be told where nothing came of it, else nothing."""
-        if self._for_good:
-            return "CUPTI is detached: the window does not open again"
+    def toggle(self, now_ns: int, steps: int) -> None:
+        """The key was pressed."""
         self._manual = True
         self._set(not self.is_open, now_ns, steps)
-        return ""
 
     def close(self, now_ns: int) -> None:
         """For good: the disk is full, or the recording ends."""
-        self._manual = self._for_good = True
-        self._page.want(LEAVE if self._detach else 0)
+        self._manual = True
+        self._page.want(self._closed)
         if self.closed_ns is None:
             self.closed_ns = now_ns
 
     def _set(self, is_open: bool, now_ns: int, steps: int) -> None:
-        closed = LEAVE if self._for_good else 0
-        self._page.want(RANGES | (ACTIVITY if is_open else closed))
+        self._set_page(is_open)
         if is_open:
             self.opened_ns, self.closed_ns = now_ns, None
             self._steps_at_opening = steps
         else:
             self.closed_ns = now_ns
+
+    def _set_page(self, is_open: bool) -> None:
+        self._page.want(RANGES | self._closed | (ACTIVITY if is_open else 0))
 
 
 def _reached(limit: Limit, passed_ns: int, steps: int) -> bool:

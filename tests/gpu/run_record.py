@@ -180,6 +180,8 @@ def window(folder: Path, ahead: Ahead) -> None:
         return float(np.median((counts + copies)[5:-5])), len(counts)
 
     (a, n), (b, m) = per_step(whole), per_step(part)
+    called = matched_share(part.rows(part.processes[0]))
+    say(called > 0.999, f"window: kernels with their launching call {called:.4f}")
     say(
         a == b,
         f"window: kernels and copies a step {b:.0f} in {m} steps of a graph that is older than"
@@ -198,7 +200,7 @@ def late(folder: Path, ahead: Ahead) -> None:
     """CUPTI is attached in the middle of two busy threads, of several processes at once."""
 
     def one(number: int) -> Recorded:
-        options = ("--after", f"{200 + 370 * number}steps", "--for", "1s", "--detach")
+        options = ("--after", f"{200 + 370 * number}steps", "--for", "1s")
         return Recorded(
             folder, f"late-{number}", sys.executable, TARGETS, "busy", options=options,
             TARGET_SECONDS="5",
@@ -221,6 +223,8 @@ def late(folder: Path, ahead: Ahead) -> None:
         if not most or not eager:
             say(False, f"late: {len(counts)} replays, {eager} kernels of the other thread")
             continue
+        called = matched_share(run.rows(run.processes[0]))
+        say(called > 0.99, f"{run.path.stem}: kernels with their launching call {called:.4f}")
         sizes.add(most[0][0])
         shares.append(most[0][1] / len(counts))
     say(
@@ -228,6 +232,36 @@ def late(folder: Path, ahead: Ahead) -> None:
         f"late: a window opened in {LATE} busy processes: replays of {sizes} kernels, whole in"
         f" {min(shares, default=0):.4f} of them at least",
     )
+
+
+def reopened(folder: Path, ahead: Ahead) -> None:
+    """CUPTI leaves and comes again, many times in a process."""
+
+    def one(name: str, target: str, seconds: str) -> Recorded:
+        return Recorded(
+            folder, name, sys.executable, TARGETS, target, reopening=True,
+            TARGET_SECONDS=seconds, REOPEN_S="0.4",
+        )  # fmt: skip
+
+    with ThreadPoolExecutor(LATE) as pool:
+        busy = list(pool.map(lambda n: one(f"reopened-busy-{n}", "busy", "12"), range(LATE)))
+    for run in [one("reopened", "window", "8"), *busy]:
+        if not run.processes or run.data is None:
+            say(False, f"{run.path.stem}: exit {run.code}: {run.said[-400:]}")
+            continue
+        rows = run.rows(run.processes[0])
+        order = np.sort(rows.kernels.start_ns)
+        edges = np.flatnonzero(np.diff(order) > 0.2e9) + 1
+        edges = order[np.concatenate([[0], edges])]
+        session = np.searchsorted(edges, rows.kernels.start_ns, side="right") - 1
+        called = np.isin(rows.kernels.correlation, rows.api.correlation)
+        shares = [float(called[session == n].mean()) for n in range(len(edges))]
+        say(
+            run.code == 0 and len(edges) > 4 and min(shares) > 0.99,
+            f"{run.path.stem}: {len(edges)} times open, kernels with their launching call"
+            f" {' '.join(f'{share:.4f}' for share in shares)}",
+        )
+        clock(rows, run.path.stem)
 
 
 def profiler(folder: Path, ahead: Ahead) -> None:
@@ -295,8 +329,8 @@ def vllm(folder: Path, ahead: Ahead) -> None:
 CHECKS: dict[str, Callable[[Path, Ahead], None]] = {
     "bandwidth": record_torch_checks.bandwidth, "loop": record_torch_checks.loop,
     "generate": record_torch_checks.generate, "static": record_torch_checks.static, "vllm": vllm,
-    "window": window, "late": late, "profiler": profiler, "spawned": spawned, "ranks": ranks,
-    "toy": toy, "deaths": deaths,
+    "window": window, "late": late, "reopened": reopened, "profiler": profiler,
+    "spawned": spawned, "ranks": ranks, "toy": toy, "deaths": deaths,
 }  # fmt: skip
 AHEAD: dict[str, Callable[[Ahead, Path], None]] = {
     "loop": partial(record_torch_checks.start, target="loop"),

@@ -119,7 +119,7 @@ def test_another_subscriber_first(built: recorder_build.Built, tmp_path: Path) -
     assert kernels(only(tmp_path)) == (0, 0)
 
 
-@pytest.mark.parametrize(("level", "calls"), [("kernels", 0), ("full", 2), ("all", 2)])
+@pytest.mark.parametrize(("level", "calls"), [("kernels", 0), ("full", 2), ("all", 3)])
 def test_levels(built: recorder_build.Built, tmp_path: Path, level: str, calls: int) -> None:
     run(built, tmp_path, "exit", "10", "10", "0", LLMPROF_RECORD_TRACE=level)
     assert kernels(only(tmp_path)) == (100, 100 * calls)
@@ -190,7 +190,7 @@ def test_nobody_to_record_for_leaves_nothing(built: recorder_build.Built, tmp_pa
 
 def test_both_recorders_choose_the_same_calls() -> None:
     """The worker's (Python) and the injected one (C)."""
-    text = (build.SOURCES / "activity.c").read_text()
+    text = (build.SOURCES / "calls.c").read_text()
     for name, calls in (
         ("RUNTIME_CALLS", library.RUNTIME_CALLS),
         ("DRIVER_CALLS", library.DRIVER_CALLS),

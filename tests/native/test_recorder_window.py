@@ -8,12 +8,16 @@ import subprocess
 import time
 from pathlib import Path
 
+import pytest
 import recorder_build
 from recorder_spools import frames, has, kernels, kinds_in, marks, marks_of, only
 from waiting import until
 
 from llmprof.recording.control import ACTIVITY, LEAVE, RANGES, ControlPage
 from llmprof.tracers.cupti import spool
+
+HERE, GONE = 7, 8
+"""The stub program's exit code tells whether CUPTI was there at its end."""
 
 
 def test_cupti_is_not_touched_before_the_window_opens(
@@ -100,12 +104,11 @@ def test_a_window_that_opens_and_closes(built: recorder_build.Built, tmp_path: P
     assert 0 < kernels(only(tmp_path))[0] < 30000
 
 
-def test_a_window_that_is_closed_for_good_gives_cupti_back(
+def test_a_window_that_is_closed_gives_cupti_back(
     built: recorder_build.Built, tmp_path: Path
 ) -> None:
-    """Within a call of the program's (the stub aborts elsewhere), while another thread flushes; and
-    does not come again."""
-    page = ControlPage(tmp_path, ACTIVITY | RANGES)
+    """Within a call of the program's (the stub aborts elsewhere), while another thread flushes."""
+    page = ControlPage(tmp_path, ACTIVITY | RANGES | LEAVE)
     process = subprocess.Popen(
         [built.program, "exit", "1500", "20", "1000"], env=built.environment(tmp_path)
     )
@@ -113,28 +116,100 @@ def test_a_window_that_is_closed_for_good_gives_cupti_back(
     until(lambda: has(tmp_path, spool.RECORDS))
     page.want(RANGES | LEAVE)
     until(lambda: has(tmp_path, "off"))
-    page.want(ACTIVITY | RANGES)
-    assert process.wait(60) == 8
+    assert process.wait(60) == GONE
     page.close()
     assert marks(tmp_path) == ["on", "off", "end"]
     found, calls = kernels(only(tmp_path))
     assert 0 < found < 30_000 and found == calls / 2 and found % 20 == 0
 
 
-def test_cupti_stays_where_the_window_was_shut_before(
-    built: recorder_build.Built, tmp_path: Path
+@pytest.mark.parametrize("leave", [LEAVE, 0])
+def test_a_window_that_opens_and_closes_again_and_again(
+    built: recorder_build.Built, tmp_path: Path, leave: int
 ) -> None:
-    """Graphs that were replayed meanwhile would not survive its leave."""
-    page = ControlPage(tmp_path, ACTIVITY | RANGES)
+    page = ControlPage(tmp_path, ACTIVITY | RANGES | leave)
     process = subprocess.Popen(
-        [built.program, "exit", "2500", "5", "1000"], env=built.environment(tmp_path)
+        [built.program, "exit", "3000", "5", "1000"], env=built.environment(tmp_path)
     )
     until(lambda: list(tmp_path.glob("*.spool")))
-    for wanted in (ACTIVITY | RANGES, RANGES, ACTIVITY | RANGES, RANGES | LEAVE):
-        page.want(wanted)
-        until(lambda: marks_of(tmp_path)[-1] == ("on" if wanted & ACTIVITY else "off"))  # noqa: B023
-    assert process.wait(60) == 7
+    seen = 0
+    for round_ in range(3):
+        page.want(ACTIVITY | RANGES | leave)
+        until(lambda: marks_of(tmp_path).count("on") == round_ + 1)  # noqa: B023
+        until(lambda: kernels(only(tmp_path))[0] > seen)  # noqa: B023
+        page.want(RANGES | leave)
+        until(lambda: marks_of(tmp_path).count("off") == round_ + 1)  # noqa: B023
+        seen = kernels(only(tmp_path))[0]
+    assert process.wait(60) == (GONE if leave else HERE)
+    page.close()
+    assert marks(tmp_path) == ["on", "off"] * 3 + ["end"]
+    assert not [value for kind, value in frames(only(tmp_path)) if kind == spool.ERROR]
+    attached = [v for k, v in frames(only(tmp_path)) if k == spool.PROCESS and "library" in v]
+    assert len(attached) == (3 if leave else 1)
+    assert 0 < seen < 15_000
+
+
+@pytest.mark.parametrize(
+    ("more", "why"),
+    [
+        ({"STUB_THREADS": "1"}, "more than one thread launches"),
+        ({"LLMPROF_RECORD_TRACE": "kernels"}, "how many threads launch"),
+        ({"LLMPROF_STUB_CUPTI": "120900"}, "13.0"),
+    ],
+)
+def test_cupti_stays_where_it_cannot_leave_safely(
+    built: recorder_build.Built, tmp_path: Path, more: dict[str, str], why: str
+) -> None:
+    """Told once; the window opens and closes all the same."""
+    page = ControlPage(tmp_path, ACTIVITY | RANGES | LEAVE)
+    process = subprocess.Popen(
+        [built.program, "exit", "2500", "5", "1000"], env=built.environment(tmp_path, **more)
+    )
+    until(lambda: list(tmp_path.glob("*.spool")))
+    for wanted in (ACTIVITY, 0, ACTIVITY, 0):
+        page.want(wanted | RANGES | LEAVE)
+        until(lambda: marks_of(tmp_path)[-1:] == ["on" if wanted else "off"])  # noqa: B023
+        time.sleep(0.1)
+    assert process.wait(60) == HERE
     page.close()
     assert marks(tmp_path) == ["on", "off", "on", "off", "end"]
     (told,) = [value for kind, value in frames(only(tmp_path)) if kind == spool.ERROR]
-    assert told["what"] == "--detach" and "CUPTI stays" in told["advice"]
+    assert "CUPTI stays" in str(told["what"]) and why in str(told["advice"])
+
+
+def test_a_window_that_opens_again_before_the_programs_next_call(
+    built: recorder_build.Built, tmp_path: Path
+) -> None:
+    """CUPTI is still there: it stays. If the call came first, it comes again."""
+    page = ControlPage(tmp_path, ACTIVITY | RANGES | LEAVE)
+    process = subprocess.Popen(
+        [built.program, "exit", "8", "5", "400000"], env=built.environment(tmp_path)
+    )
+    until(lambda: list(tmp_path.glob("*.spool")))
+    until(lambda: has(tmp_path, "on"))
+    for _ in range(3):
+        page.want(RANGES | LEAVE)
+        time.sleep(0.15)
+        page.want(ACTIVITY | RANGES | LEAVE)
+        time.sleep(0.3)
+    assert process.wait(60) == HERE
+    page.close()
+    seen = [where for where in marks(tmp_path) if where != "tick"]
+    lost = seen.count("off")
+    assert seen == ["on", *["off", "on"] * lost, "end"]
+    assert 40 - 5 * lost <= kernels(only(tmp_path))[0] <= 40
+
+
+def test_a_killed_llmprof_leaves_no_cupti_behind(
+    built: recorder_build.Built, tmp_path: Path
+) -> None:
+    spools = tmp_path / "spools"
+    spools.mkdir()
+    page = ControlPage(spools, ACTIVITY | RANGES | LEAVE)
+    process = subprocess.Popen(
+        [built.program, "exit", "4000", "5", "1000"], env=built.environment(spools)
+    )
+    until(lambda: has(spools, spool.RECORDS) if list(spools.glob("*.spool")) else False)
+    page.close()
+    until(lambda: not spools.exists())
+    assert process.wait(60) == GONE

@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import sqlite3
 import sys
+import threading
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -13,6 +16,8 @@ from waiting import until
 
 from llmprof.analysis.view.report import build as build_report
 from llmprof.errors import RunFileError
+from llmprof.recording.plan import RecordPlan
+from llmprof.recording.run import Recording
 from llmprof.records import RunData
 from llmprof.runfile.reader import RunFileReader
 
@@ -100,14 +105,48 @@ def test_what_is_left_of_a_killed_programs_group_is_ended(record: Record) -> Non
         os.kill(pid, 0)
 
 
-@pytest.mark.parametrize(("more", "code"), [((), 7), (("--detach",), 8)])
+@pytest.mark.parametrize(("more", "code"), [((), 8), (("--no-detach",), 7)])
 def test_a_window_by_time_and_by_steps(record: Record, more: tuple[str, ...], code: int) -> None:
-    """8: CUPTI was given back, which only ``--detach`` asks for."""
+    """8: CUPTI was given back."""
     options = ("--after", "20steps", "--for", "400ms", *more)
     assert record.run(record.program, "exit", "1200", "1", "1000", options=options)[0] == code
     (process,) = record.data().processes
     # A loaded machine sees the window's end late; it must have ended all the same.
     assert 0 < process.kernels < 1180 and process.ranges == 1200
+
+
+def test_a_window_that_opens_again_has_calls_of_its_own(
+    record: Record, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUPTI counts calls from 1 again when it comes again."""
+    for name, value in record.environment.items():
+        monkeypatch.setenv(name, value)
+    recording = Recording(RecordPlan((record.program, "exit", "1500", "3", "1000"), record.output))
+    ended = threading.Event()
+
+    def press() -> None:
+        while not ended.wait(0.25):
+            recording.toggle_window()
+
+    presses = threading.Thread(target=press)
+    presses.start()
+    try:
+        recording.run()
+    finally:
+        ended.set()
+        presses.join()
+    with closing(sqlite3.connect(record.output)) as sql:
+        launched = sql.execute(
+            "SELECT k.start - min(r.start), max(r.start) - k.start, count(*)"
+            " FROM CUPTI_ACTIVITY_KIND_KERNEL k LEFT JOIN CUPTI_ACTIVITY_KIND_RUNTIME r"
+            " USING (correlationId) GROUP BY k.rowid ORDER BY k.start"
+        ).fetchall()
+        pauses = sql.execute(
+            "SELECT count(*) FROM (SELECT start - lag(start) OVER (ORDER BY start) AS pause"
+            " FROM CUPTI_ACTIVITY_KIND_KERNEL) WHERE pause > 150000000"
+        ).fetchone()
+    assert len(launched) > 100 and pauses[0] > 0
+    assert set(launched) == {(0, 0, 2)}
 
 
 def test_twice_states_the_slowdown(record: Record) -> None:
@@ -213,9 +252,7 @@ def test_bad_usage_is_one_line(
     assert not record.output.exists()
 
 
-@pytest.mark.parametrize(
-    "option", [("--for", "soon"), ("--gpus", "one"), ("-o", "run.db"), ("--detach",)]
-)
+@pytest.mark.parametrize("option", [("--for", "soon"), ("--gpus", "one"), ("-o", "run.db")])
 def test_bad_options_are_one_line(record: Record, option: tuple[str, ...]) -> None:
     code, said = record.run("true", options=option)
     assert code == 2 and option[-1] in said and said.count("\n") == 1

@@ -49,7 +49,7 @@ def traced(path: Path, round_id: int | None = None) -> tuple[Trace, int, int]:
     return trace, sum(len(f.kernels) for f in found), sum(len(f.api) for f in found)
 
 
-@pytest.mark.parametrize(("level", "api"), [("kernels", 0), ("full", 2), ("all", 2)])
+@pytest.mark.parametrize(("level", "api"), [("kernels", 0), ("full", 2), ("all", 3)])
 def test_only_the_rounds_are_recorded(
     stub: ctypes.CDLL, stub_path: str, tmp_path: Path, level: str, api: int
 ) -> None:

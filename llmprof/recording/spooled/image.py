@@ -86,6 +86,8 @@ class Image:
         self._layout: Layout | None = None
         self._numbers: NDArray[np.int64] | None = None
         self._offset_ns = 0
+        self._base = self._most = 0
+        """Correlation ids: those of a later session of CUPTI begin at 1 again."""
         self._raw: list[bytes] = []
         self._raw_bytes = 0
         self._raw_since = 0
@@ -139,6 +141,9 @@ class Image:
             if self._clock_is_cuptis:
                 self._offset_ns = monotonic - cupti
         elif kind == spool.PROCESS:
+            if "library" in value and "library" in self.facts:
+                self._decode()
+                self._base = self._most % 2**32
             self.facts.update(value)
         elif kind == spool.DEVICES:
             self._numbers = np.arange(MOST_DEVICES, dtype=np.int64)
@@ -199,7 +204,7 @@ class Image:
 
     def _put(self, records: Records) -> None:
         self.lost += records.lost
-        records = self._times.of(records)
+        records = self._times.of(self._numbered(records))
         if self._gpus is not None or self._numbers is not None:
             records = self._on_gpus(records)
         if not len(records.kernels) + len(records.memcpy) + len(records.memset):
@@ -222,6 +227,21 @@ class Image:
             copies=len(records.memcpy) + len(records.memset),
             calls=len(records.api),
         )
+
+    def _numbered(self, records: Records) -> Records:
+        """With correlation ids of their own over all sessions of the process."""
+        changed = {}
+        for name in ("kernels", "memcpy", "memset", "api", "sync"):
+            rows = getattr(records, name)
+            if not len(rows):
+                continue
+            if self._base:
+                rows = rows.copy()
+                rows["correlation"] += np.uint32(self._base)
+                changed[name] = rows
+            if name != "sync":  # some say 0xFFFFFFFF: no id
+                self._most = max(self._most, int(rows["correlation"].max()))
+        return dataclasses.replace(records, **changed) if changed else records
 
     def _on_gpus(self, records: Records) -> Records:
         """With the run's numbers of GPUs, and without work on GPUs that are not wanted."""

@@ -70,11 +70,18 @@ class Recorded:
     """What one recording left, read with llmprof's own reader."""
 
     def __init__(
-        self, folder: Path, name: str, *command: str, options: tuple[str, ...] = (), **env: str
+        self,
+        folder: Path,
+        name: str,
+        *command: str,
+        options: tuple[str, ...] = (),
+        reopening: bool = False,
+        **env: str,
     ) -> None:
         self.path = folder / f"{name}.sqlite"
         self.path.unlink(missing_ok=True)
-        line = [sys.executable, "-m", "llmprof", "record", "--headless", "-o", str(self.path)]
+        ours = [str(HERE / "record_reopening.py")] if reopening else ["-m", "llmprof"]
+        line = [sys.executable, *ours, "record", "--headless", "-o", str(self.path)]
         begin = time.monotonic()
         self.code, self.out, self.said = bounded([*line, *options, "--", *command], env)
         self.seconds = time.monotonic() - begin

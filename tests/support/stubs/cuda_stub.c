@@ -7,6 +7,7 @@
 #include <unistd.h>
 
 static volatile int ready;
+int stub_in_cuinit; /* the injection runs */
 
 /* LLMPROF_STUB_INIT_MS: how long it takes once the injection has returned, which LLMPROF_STUB_INJECTED,
  * a file, shows by being there. */
@@ -18,8 +19,10 @@ int cuInit(unsigned flags) {
   void *library = NULL;
   if (flags || begun++ || !path) return ready = 1, 0;
   if ((library = dlopen(path, RTLD_NOW))) *(void **)&initialize = dlsym(library, "InitializeInjection");
+  stub_in_cuinit = 1;
   if (initialize) initialize();
   else fprintf(stderr, "injection: %s\n", dlerror());
+  stub_in_cuinit = 0;
   if (injected) close(creat(injected, 0600));
   if (wait_ms) usleep(1000 * (unsigned)atoi(wait_ms));
   return ready = 1, 0;

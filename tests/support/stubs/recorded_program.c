@@ -4,11 +4,13 @@
  *
  * After the last step it ends by END: return, exit (7, 8 where CUPTI was given back), _exit, term, abort, segv, kill, exec, fork (a
  * child in the middle that does nothing), fork-cuda (a child that uses CUDA, the parent did not),
+ * STUB_THREADS: another thread launches one kernel each ms meanwhile.
  * wait (until a signal; the file STUB_READY appears when all records are handed over), nocuda (no cuInit). It prints `T` and CLOCK_MONOTONIC in ns after each step
  * on descriptor 3 where that is open. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <pthread.h>
 #include <signal.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -60,6 +62,11 @@ static void steps(int count, uint32_t launches, unsigned pause_us) {
   }
 }
 
+static void *launch_beside(void *unused) {
+  for (;;) stub_launch(1), usleep(1000);
+  return unused;
+}
+
 int main(int argc, char **argv) {
   const char *end = argc > 1 ? argv[1] : "return";
   int count = argc > 2 ? atoi(argv[2]) : 100;
@@ -72,6 +79,8 @@ int main(int argc, char **argv) {
     end = "exit";
   }
   if (strcmp(end, "nocuda")) cuInit(0);
+  pthread_t beside;
+  if (getenv("STUB_THREADS")) pthread_create(&beside, NULL, launch_beside, NULL);
   steps(count, launches, pause_us);
   if (!strcmp(end, "fork")) {
     if (!fork()) {
