@@ -8,18 +8,20 @@ from __future__ import annotations
 
 import time
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import groupby
 from pathlib import Path
 
 from llmprof.analysis.steps.marked import mark
 from llmprof.analysis.steps.stretch import round_of
+from llmprof.errors import UsageError
 from llmprof.recording.control import RANGES, ControlPage
 from llmprof.recording.program import Program
 from llmprof.recording.spooled.image import command_name
 from llmprof.recording.spooled.ranges import RangeReader
 from llmprof.recording.spooled.tail import SpoolTail
+from llmprof.recording.terminal import OwnTerminal
 from llmprof.records import EngineRecord, NvtxEvent, RoundRecord, RunData, Unavailable
 from llmprof.runfile.trace.ranges import MAX_RANGES, range_rows
 from llmprof.tracers.cupti import spool
@@ -28,7 +30,12 @@ POLL_S = 0.05
 
 
 def run_again(
-    command: Sequence[str], folder: Path, variables: Mapping[str, str], data: RunData
+    command: Sequence[str],
+    folder: Path,
+    variables: Mapping[str, str],
+    data: RunData,
+    terminal: OwnTerminal | None = None,
+    started: Callable[[Program], None] = lambda program: None,
 ) -> tuple[list[RoundRecord], int] | Unavailable:
     """Run the command with NVTX recorded only.
 
@@ -36,13 +43,14 @@ def run_again(
         folder: empty, for its spools.
         variables: its environment; the level is set here.
         data: the first run, as read, with its steps.
+        terminal: what the program gets instead of the real one, which a live view has.
+        started: told of the program, whose signals are the caller's from then on.
 
     Returns:
         Rounds of pass ``timing``, times on CLOCK_MONOTONIC, and the exit code; or why there are
         none.
 
     Raises:
-        UsageError: the command cannot be started any more.
         OSError: the folder cannot be written.
     """
     pattern = data.info.environment.get("step_range")
@@ -53,7 +61,11 @@ def run_again(
     page = ControlPage(folder, RANGES)
     try:
         settings = {"LLMPROF_RECORD_DIR": str(folder.resolve()), "LLMPROF_RECORD_TRACE": "steps"}
-        program = Program(command, {**variables, **settings})
+        try:
+            program = Program(command, {**variables, **settings}, terminal)
+        except UsageError as why:  # a first run may have removed what it was started from
+            return Unavailable(f"the second run could not be started: {why}")
+        started(program)
         program.pass_signals()
         try:
             while program.poll() is None:

@@ -9,6 +9,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from llmprof import __version__, environment
@@ -183,9 +184,16 @@ class Recording:
 
         data = open_run(self._plan.output)
         self._say("running the command again, untraced")
+        if self.status is not None:
+            self.status = replace(self.status, window_open=False, said=tuple(self._said[-5:]))
+
+        def started(program: Program) -> None:
+            self._program = program
+
         with spool_folder(self._plan.output) as folder:
             variables = {**os.environ, **self._variables(folder, recorder)}
-            found = run_again(self._plan.command, folder, variables, data)
+            command, terminal = self._plan.command, self._terminal
+            found = run_again(command, folder, variables, data, terminal, started)
         if isinstance(found, Unavailable):
             writer.put_missing([Missing("run", "timing pass", found.reason)])
             self.outcome.warnings.append(f"no timing pass: {found.reason}")
@@ -224,6 +232,8 @@ class Recording:
             if (program.returncode or 0) < 0 or program.signalled:
                 program.end_group(self._helpers())
             self._finish()
+            passed_ns = time.monotonic_ns() - started_ns
+            self.status = self._status(passed_ns, steps_seen(self._spools.steps_source))
         finally:
             program.keep_signals()
             self.window.close(time.monotonic_ns())

@@ -109,6 +109,21 @@ def test_the_live_view_beside_the_program(built: recorder_build.Built, tmp_path:
     assert 0 < data.processes[0].kernels < data.processes[0].ranges
 
 
+def test_the_second_run_is_beside_the_view_too(built: recorder_build.Built, tmp_path: Path) -> None:
+    """It must not take the terminal from the view: that stopped llmprof as a background job."""
+    script = f"echo hello; {built.program} return 150 2 10000"
+    terminal = Terminal(built, tmp_path, "--twice", "--", "sh", "-c", script)
+    terminal.until("running the command again", "‖ not recording", "300 kernels")
+    terminal.until("finished", "[findings]")
+    terminal.press("q")
+    assert terminal.end() == 0
+    own = terminal.raw.rpartition(b"\x1b[?1049h")[0].rpartition(b"\x1b[?1049l")[2]
+    assert own.count(b"hello") == 2
+    with RunFileReader(terminal.run) as reader:
+        rounds = reader.run_data().rounds
+    assert [r.steps for r in rounds if r.pass_name == "timing"] == [150]
+
+
 def test_headless_the_terminal_is_the_programs(built: recorder_build.Built, tmp_path: Path) -> None:
     """Its group is in the foreground, so it may read, and Ctrl-C is its own."""
     script = (
