@@ -9,17 +9,20 @@ import signal
 import sys
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from llmprof.errors import UsageError
+from llmprof.errors import RunFileError, UsageError
 
 if TYPE_CHECKING:
     from llmprof.recording.plan import Limit, RecordPlan
+    from llmprof.recording.run import Recording
     from llmprof.recording.status import Outcome
+    from llmprof.recording.terminal import OwnTerminal
     from llmprof.tracers.pyspy.tracer import HostPlan
 
-_LIMIT = re.compile(r"(\d+(?:\.\d+)?)\s*(s|ms|min|steps?)")
+_LIMIT = re.compile(r"([0-9]{1,12}(?:\.[0-9]{1,12})?)\s*(s|ms|min|steps?)")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,18 +66,33 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def record(arguments: argparse.Namespace) -> int:
+    is_theirs = arguments.output is not None and os.path.lexists(arguments.output)
     plan = plan_of(arguments)
     from llmprof.recording.run import Recording, check
 
-    check(plan)  # before a view is opened
-    if arguments.headless or not (sys.stdin.isatty() and sys.stdout.isatty()):
-        outcome = Recording(plan).run()
-        _say(outcome, plan.output)
-    else:
-        outcome = _in_view(plan)
-        _say(outcome, plan.output)
+    recording = terminal = None
+    try:
+        check(plan)  # before a view is opened
+        if not arguments.headless and sys.stdin.isatty() and sys.stdout.isatty():
+            terminal = _own_terminal()
+        recording = Recording(plan, terminal)
+        outcome = recording.run() if terminal is None else _in_view(plan, recording, terminal)
+    except BaseException:
+        if not is_theirs and (recording is None or recording.status is None):
+            with suppress(OSError):  # the program was not started
+                plan.output.unlink()
+        raise
+    _say(outcome, plan)
+    if terminal is not None:
         _show(plan.output)
     return outcome.exit_code
+
+
+def _own_terminal() -> OwnTerminal:
+    from llmprof.recording.terminal import OwnTerminal
+
+    size = os.get_terminal_size()
+    return OwnTerminal(max(4, size.lines - 8), size.columns)
 
 
 def _show(path: Path) -> None:
@@ -89,19 +107,14 @@ def _show(path: Path) -> None:
         run_app(RunDataSource(data), keymap=load_config().keys)
 
 
-def _in_view(plan: RecordPlan) -> Outcome:
+def _in_view(plan: RecordPlan, recording: Recording, terminal: OwnTerminal) -> Outcome:
     """Beside a live view. The program has a terminal of its own; what it wrote comes afterwards."""
-    from llmprof.recording.run import Recording
-    from llmprof.recording.terminal import OwnTerminal
     from llmprof.tui.shell.refresh import prepare
 
     prepare(os.environ)
     from llmprof.tui.recording.app import RecordApp
     from llmprof.tui.shell.hangup import watch_terminal
 
-    size = os.get_terminal_size()
-    terminal = OwnTerminal(max(4, size.lines - 8), size.columns)
-    recording = Recording(plan, terminal)
     trouble: list[BaseException] = []
     asked = 0
 
@@ -177,6 +190,8 @@ def _limit(option: str, text: str | None) -> Limit | None:
     if match is None or (match[2].startswith("step") and "." in match[1]):
         raise UsageError(f"{option} {text}: expected a time (30s, 500ms, 2min) or 200steps")
     number, unit = float(match[1]), match[2]
+    if not number and option == "--for":
+        raise UsageError(f"{option} {text}: nothing would be recorded")
     if unit.startswith("step"):
         return Limit(steps=int(number))
     return Limit(seconds=number * {"ms": 1e-3, "s": 1.0, "min": 60.0}[unit])
@@ -218,12 +233,33 @@ def _output(given: str | None, command: str) -> Path:
         raise UsageError(f"no run file can be created here: {why.strerror}; use -o") from None
 
 
-def _say(outcome: Outcome, output: Path) -> None:
+def _say(outcome: Outcome, plan: RecordPlan) -> None:
     """On stderr, behind what the program has said."""
     from llmprof.plaintext import one_line
 
-    for text in dict.fromkeys(outcome.warnings):
+    for text in dict.fromkeys([*outcome.warnings, *_not_there(plan)]):
         print(f"llmprof: {one_line(text, 400)}", file=sys.stderr)
     for line in outcome.summary:
         print(f"llmprof: {one_line(line, 400)}", file=sys.stderr)
-    print(f"llmprof: run file {one_line(str(output))}", file=sys.stderr, flush=True)
+    print(f"llmprof: run file {one_line(str(plan.output))}", file=sys.stderr, flush=True)
+
+
+def _not_there(plan: RecordPlan) -> list[str]:
+    """Why something that was asked for is not in the run file."""
+    from llmprof.runfile.reader import RunFileReader
+
+    wanted = {"kernels": "kernels"}
+    if plan.host:
+        wanted["host"] = "host stacks"
+    if plan.bandwidth:
+        wanted["pm"] = "counters of the GPU"
+    try:
+        with RunFileReader(plan.output) as reader:
+            missing = reader.run_data().missing
+    except RunFileError:  # what could not be written was said
+        return []
+    return [
+        f"{'' if row.scope == 'run' else row.scope + ': '}no {wanted[row.name]}: {row.reason}"
+        for row in missing
+        if row.name in wanted
+    ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
 
 from llmprof.plaintext import one_line
@@ -42,7 +43,8 @@ def close(
     Raises:
         RunFileError: the run file cannot be written.
     """
-    writer.put_missing(_not_measured(plan, spools, cut))
+    passed_s = (time.monotonic_ns() - writer.t0_ns) / 1e9
+    writer.put_missing(_not_measured(plan, spools, cut, passed_s))
     if spools.devices_added:
         writer.put_gpu_devices([*known, *spools.devices_added])
     if not spools.engines:  # NVTX is all there is: on a CPU, or by --trace steps
@@ -72,22 +74,26 @@ def fit_bandwidth(writer: RunFileWriter, say: Callable[[str], None]) -> None:
 
 def summary(spools: Spools) -> list[str]:
     """A line an engine."""
-    return [
-        f"{r.engine.label}: {r.image.kernels:,} kernels, {r.image.copies:,} copies,"
-        f" {r.image.calls:,} calls, {r.image.range_count:,} ranges"
-        for r in spools.all
-        if r.engine is not None
-    ]
+    return [f"{r.engine.label}: {_counted(r)}" for r in spools.all if r.engine is not None]
 
 
-def _not_measured(plan: RecordPlan, spools: Spools, cut: str) -> list[Missing]:
+def _counted(recorded: Recorded) -> str:
+    """What of a process was recorded: a 0 would be said of what nobody looked at."""
+    image = recorded.image
+    words = [f"{image.kernels:,} kernels", f"{image.copies:,} copies"] if image.worked else []
+    if image.calls:
+        words.append(f"{image.calls:,} calls")
+    return ", ".join([*words, f"{image.range_count:,} ranges"])
+
+
+def _not_measured(plan: RecordPlan, spools: Spools, cut: str, passed_s: float) -> list[Missing]:
     rows = [] if plan.twice else [Missing("run", "timing pass", NO_TIMING)]
     if plan.level != "steps" and not any(r.image.worked for r in spools.all):
-        rows.append(Missing("run", "kernels", _why_no_kernels(plan, spools, cut)))
+        rows.append(Missing("run", "kernels", _why_no_kernels(plan, spools, cut, passed_s)))
     return rows
 
 
-def _why_no_kernels(plan: RecordPlan, spools: Spools, cut: str) -> str:
+def _why_no_kernels(plan: RecordPlan, spools: Spools, cut: str, passed_s: float) -> str:
     if cut:
         return f"the recording ended before anything of it was written: {cut}"
     errors = [e for r in spools.all for e in r.image.errors]
@@ -101,6 +107,16 @@ def _why_no_kernels(plan: RecordPlan, spools: Spools, cut: str) -> str:
                 " say step, so the window never opened; give a time (--after 30s) where a program"
                 " marks no steps"
             )
+    was_open = any("library" in r.image.facts for r in spools.all)  # with the window CUPTI comes
+    if plan.after is not None and (plan.after.seconds or 0) > passed_s and not was_open:
+        return (
+            f"--after {plan.after.seconds:g}s: the program ended after {passed_s:.1f} s, so the"
+            " window never opened"
+        )
+    unwanted = sorted({number for r in spools.all for number in r.image.unwanted})
+    if unwanted:
+        where = ", ".join(map(str, unwanted))
+        return f"all that the program ran was on GPU {where}, which --gpus leaves out"
     if any(r.image.loaded_cuda for r in spools.all):
         return "the program loaded CUDA but ran nothing on a GPU while it was recorded"
     why = obstacle(plan.command[0])

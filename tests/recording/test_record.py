@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sqlite3
+import subprocess
 import sys
 import threading
 from contextlib import closing
@@ -237,6 +238,44 @@ def test_gpus_that_are_not_wanted_are_left_out(record: Record) -> None:
 
 
 @pytest.mark.parametrize(
+    ("option", "reason"),
+    [
+        (("--gpus", "1"), "all that the program ran was on GPU 0, which --gpus leaves out"),
+        (("--after", "90s"), "so the window never opened"),
+        (("--after", "90steps"), "ended after 10 NVTX ranges"),
+        (("--host",), "no host stacks: the program ended before py-spy began"),
+    ],
+)
+def test_what_is_not_there_is_said_at_the_end(
+    record: Record, option: tuple[str, ...], reason: str
+) -> None:
+    end = "nocuda" if option == ("--host",) else "exit"
+    code, said = record.run(record.program, end, "10", "5", "2000", options=option)
+    assert reason in said and "run file" in said.splitlines()[-1], (code, said)
+    assert " 0 kernels" not in said
+
+
+def test_a_file_without_a_loader_leaves_no_run_file(record: Record) -> None:
+    """What cannot be started is no recording, under a name of the user's or one of ours."""
+    program = record.folder / "program"
+    program.write_text("garbage")
+    program.chmod(0o755)
+    code, said = record.run(str(program))
+    assert code == 2 and "Exec format error" in said and record.left() == ["program"]
+    assert not record.output.exists()
+    command = [sys.executable, "-m", "llmprof", "record", "--", "no-such-command"]
+    subprocess.run(command, cwd=record.folder, env=record.environment, stderr=subprocess.DEVNULL)
+    assert record.left() == ["program"]
+
+
+def test_a_run_file_that_is_there_stays(record: Record) -> None:
+    record.output.write_text("precious")
+    code, said = record.run("true")
+    assert code == 2 and "exists already" in said
+    assert record.output.read_text() == "precious"
+
+
+@pytest.mark.parametrize(
     ("command", "more", "text"),
     [
         (["no-such-command"], {}, "cannot run no-such-command: no such command"),
@@ -252,7 +291,16 @@ def test_bad_usage_is_one_line(
     assert not record.output.exists()
 
 
-@pytest.mark.parametrize("option", [("--for", "soon"), ("--gpus", "one"), ("-o", "run.db")])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ("--for", "soon"),
+        ("--for", "0s"),
+        ("--after", "9" * 400 + "steps"),
+        ("--gpus", "one"),
+        ("-o", "run.db"),
+    ],
+)
 def test_bad_options_are_one_line(record: Record, option: tuple[str, ...]) -> None:
     code, said = record.run("true", options=option)
     assert code == 2 and option[-1] in said and said.count("\n") == 1

@@ -28,6 +28,10 @@ from llmprof.tracers.pyspy.tracer import HostPlan, PySpyTracer
 SPREAD = Spread(first_s=60, each_s=20, every_s=60, most_s=600)
 ALONE_S = 3.0
 """Loading torch takes longer, and is sampled then: it is what the program does."""
+TOO_SHORT = (
+    "the program ended before py-spy began, which waits"
+    f" {ALONE_S:.0f} s for a process that launches"
+)
 NO_SAMPLE = "py-spy took no sample of it: no Python, or it ended too soon"
 
 
@@ -229,6 +233,9 @@ class HostStacks:
                 self._now.close()
         if writer is None:
             return
+        if not engines:
+            why = self._failed or Unavailable(TOO_SHORT)
+            writer.put_missing([Missing("run", "host", why.reason)])
         for engine in engines:
             if engine.engine_id in self._sampled:
                 continue

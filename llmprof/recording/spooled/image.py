@@ -76,6 +76,8 @@ class Image:
         self.ended = False
         self.devices: set[int] = set()
         """GPU numbers that it worked on."""
+        self.unwanted: set[int] = set()
+        """Of those that were left out."""
         self.kernel_names: dict[int, str] = {}
         self.api_names: dict[tuple[int, int], str] = {}
         self._writer = writer
@@ -257,7 +259,9 @@ class Image:
                     rows = rows.copy()
                     rows["device"] = device
             if self._gpus is not None:
-                rows = rows[np.isin(device, list(self._gpus))]
+                wanted = np.isin(device, list(self._gpus))
+                self.unwanted.update(np.unique(device[~wanted]).tolist())
+                rows = rows[wanted]
             changed[name] = rows
         return dataclasses.replace(records, **changed)
 
