@@ -104,7 +104,7 @@ def test_a_musl_program_runs_and_says_why_nothing_was_recorded(
     assert code == 6 and record.left() == []
     reason = _why_nothing(record)
     assert f"{name} is linked statically" in reason if static else f"{name} runs on musl" in reason
-    assert said.count("\n") == 1  # the run file, and nothing else
+    assert said.count("\n") == 2 and "no kernels: " in said  # and the run file
 
 
 def test_a_full_disk_ends_the_recording_not_the_program(record: Record, tmp_path: Path) -> None:
@@ -126,7 +126,7 @@ def test_a_full_disk_ends_the_recording_not_the_program(record: Record, tmp_path
         [*unshare, script, "sh", *command],
         env=record.environment, cwd=tmp_path, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
-    assert "Traceback" not in done.stderr and done.returncode == 7, done.stderr
+    assert "Traceback" not in done.stderr and done.returncode in (7, 8), done.stderr
     assert "the program go" in done.stderr or "went on unrecorded" in done.stderr
     assert done.stdout.split() == ["run.sqlite"]
     with RunFileReader(copy) as reader:
