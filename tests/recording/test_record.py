@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+from opened import Opened
 from record_command import Record, kernels
 from waiting import until
 
@@ -114,6 +115,11 @@ def test_a_window_by_time_and_by_steps(record: Record, more: tuple[str, ...], co
     (process,) = record.data().processes
     # A loaded machine sees the window's end late; it must have ended all the same.
     assert 0 < process.kernels < 1180 and process.ranges == 1200
+    # Ranges are recorded all the time, and only steps with work are in the means: one kernel each,
+    # behind which the program sleeps 1 ms.
+    seen = Opened(record.output).kernels
+    assert abs(seen.step_count - process.kernels) <= 1 and seen.kernels_per_step == 1
+    assert isinstance(seen.wall_ms_per_step, float) and seen.wall_ms_per_step > 0.99
 
 
 def test_a_window_that_opens_again_has_calls_of_its_own(

@@ -93,7 +93,7 @@ def attribute(rows: TraceRows, record: RoundRecord, clock_error_ns: int = 0) -> 
     checks.append(_check_matched(rows, record, launched))
     if not checks[-1].passed:
         return _nothing(rows, f"{failed.detail}; {checks[-1].detail}", tuple(checks))
-    bounds = _device_bounds(rows, record, launched, pauses)
+    bounds = _device_bounds(rows, record, launched)
     lost = _lost(rows, record, launched[0])
     count, ns = len(lost), int((rows.kernels.end_ns - rows.kernels.start_ns)[lost].sum())
     why = failed.detail
@@ -221,13 +221,16 @@ def _behind_work(
     return moved
 
 
-def _device_bounds(rows: TraceRows, record: RoundRecord, steps: _Steps, pauses: Ints) -> Ints:
-    bounds = np.full(len(record.stamps_ns), record.prefill_start_ns, np.int64)
+def _device_bounds(rows: TraceRows, record: RoundRecord, steps: _Steps) -> Ints:
+    none = np.iinfo(np.int64).min
+    bounds = np.full(len(record.stamps_ns), none, np.int64)
     for step, end in zip(steps, (rows.kernels.end_ns, rows.copies.end_ns), strict=True):
         np.maximum.at(bounds, step[step >= 0], end[step >= 0])
-    # A pause has no work to end with: it ends when the host goes on.
-    bounds[pauses] = np.maximum(bounds[pauses], np.array(record.stamps_ns, np.int64)[pauses])
-    return np.maximum.accumulate(bounds)
+    # A pause has no work to end with, and a step that was not recorded has none: they end when the
+    # host goes on, or the next step would take their time.
+    idle = np.flatnonzero(bounds[1:] == none) + 1
+    bounds[idle] = np.array(record.stamps_ns, np.int64)[idle]
+    return np.maximum.accumulate(np.maximum(bounds, record.prefill_start_ns))
 
 
 def _check_synchronous(record: RoundRecord) -> Check:

@@ -263,6 +263,9 @@ def prepare(
     counted = None
     if attribution.unavailable is None and record.labels:
         counted = np.array(counted_steps(record.labels, record.steps), bool)
+        # Marks may go on while nothing is recorded.
+        seen = np.bincount(work.step[work.step > 0], minlength=record.steps + 1)[1:] > 0
+        counted = counted & seen if (counted & seen).any() else counted
     devices = tuple(timeline.only(counted) for timeline in every)
     laid = devices[every.index(whole)]
     categories = categorise(dict(enumerate(work.names)), engine, rules)

@@ -27,7 +27,7 @@ from recorded_truth import (
 from llmprof.analysis.bandwidth.kept import kept_bandwidth
 from llmprof.analysis.bandwidth.kernels import KernelBandwidth
 from llmprof.analysis.view.opening import open_run
-from llmprof.records.steps import StepChoice
+from llmprof.records.steps import StepChoice, counted
 from llmprof.runfile.reader import RunFileReader
 from llmprof.runfile.trace.rows import TraceRows
 
@@ -77,10 +77,10 @@ def loop(folder: Path, ahead: Ahead) -> None:
             f" of {process.kernels}",
         )
         clock(rows, "loop")
-        steps = sum(r.steps for r in run.data.rounds)
+        steps = sum(sum(counted(r.labels, r.steps)) for r in run.data.rounds)
         print(f"       loop: steps from the ranges {steps}, rounds {len(run.data.rounds)}")
         detected = open_run(run.path, StepChoice("detect"))
-        count = sum(r.steps for r in detected.rounds)
+        count = sum(sum(counted(r.labels, r.steps)) for r in detected.rounds)
         say(count >= 400, f"loop: without its ranges {count} steps detected, of 406 and more")
     for phase in recorded if seen else ():
         agree(f"loop {phase}", recorded[phase], [truth[phase] for truth in seen])
