@@ -48,6 +48,7 @@ from recorded_truth import (  # noqa: E402
     names_of,
     say,
 )
+from recorded_truth import reopened as reopened_truth  # noqa: E402
 
 TARGETS = str(PROGRAMS / "record_targets.py")
 # -- the C++ program ---------------------------------------------------------------------------
@@ -243,25 +244,10 @@ def reopened(folder: Path, ahead: Ahead) -> None:
             TARGET_SECONDS=seconds, REOPEN_S="0.4",
         )  # fmt: skip
 
-    with ThreadPoolExecutor(LATE) as pool:
-        busy = list(pool.map(lambda n: one(f"reopened-busy-{n}", "busy", "12"), range(LATE)))
+    with ThreadPoolExecutor(LATE // 2) as pool:
+        busy = list(pool.map(lambda n: one(f"reopened-busy-{n}", "busy", "6"), range(LATE // 2)))
     for run in [one("reopened", "window", "8"), *busy]:
-        if not run.processes or run.data is None:
-            say(False, f"{run.path.stem}: exit {run.code}: {run.said[-400:]}")
-            continue
-        rows = run.rows(run.processes[0])
-        order = np.sort(rows.kernels.start_ns)
-        edges = np.flatnonzero(np.diff(order) > 0.2e9) + 1
-        edges = order[np.concatenate([[0], edges])]
-        session = np.searchsorted(edges, rows.kernels.start_ns, side="right") - 1
-        called = np.isin(rows.kernels.correlation, rows.api.correlation)
-        shares = [float(called[session == n].mean()) for n in range(len(edges))]
-        say(
-            run.code == 0 and len(edges) > 4 and min(shares) > 0.99,
-            f"{run.path.stem}: {len(edges)} times open, kernels with their launching call"
-            f" {' '.join(f'{share:.4f}' for share in shares)}",
-        )
-        clock(rows, run.path.stem)
+        reopened_truth(run, 5)
 
 
 def profiler(folder: Path, ahead: Ahead) -> None:
@@ -326,11 +312,15 @@ def vllm(folder: Path, ahead: Ahead) -> None:
     record_vllm_checks.judge(ahead, folder)
 
 
+def vllm_reopened(folder: Path, ahead: Ahead) -> None:
+    record_vllm_checks.judge_reopened(ahead, folder)
+
+
 CHECKS: dict[str, Callable[[Path, Ahead], None]] = {
     "bandwidth": record_torch_checks.bandwidth, "loop": record_torch_checks.loop,
     "generate": record_torch_checks.generate, "static": record_torch_checks.static, "vllm": vllm,
-    "window": window, "late": late, "reopened": reopened, "profiler": profiler,
-    "spawned": spawned, "ranks": ranks, "toy": toy, "deaths": deaths,
+    "vllm_reopened": vllm_reopened, "window": window, "late": late, "reopened": reopened,
+    "profiler": profiler, "spawned": spawned, "ranks": ranks, "toy": toy, "deaths": deaths,
 }  # fmt: skip
 AHEAD: dict[str, Callable[[Ahead, Path], None]] = {
     "loop": partial(record_torch_checks.start, target="loop"),
@@ -338,7 +328,7 @@ AHEAD: dict[str, Callable[[Ahead, Path], None]] = {
     "static": lambda ahead, folder: record_torch_checks.start(
         ahead, folder, "generate", "static"
     ),
-    "vllm": record_vllm_checks.start,
+    "vllm": record_vllm_checks.start, "vllm_reopened": record_vllm_checks.start_reopened,
 }  # fmt: skip
 """Checks whose programs take turns on the GPU, and so can be started before they are judged."""
 

@@ -23,7 +23,7 @@ _follow = Window.follow
 def follow(self: Window, now_ns: int, started_ns: int, steps: int) -> None:
     _follow(self, now_ns, started_ns, steps)
     switched_ns = self.opened_ns if self.is_open else self.closed_ns
-    if switched_ns is not None and now_ns - switched_ns >= PERIOD_NS and steps > 0:
+    if switched_ns is not None and now_ns - switched_ns >= PERIOD_NS:
         self.toggle(now_ns, steps)
 
 

@@ -22,6 +22,7 @@ from recorded_truth import (
     clock,
     matched_share,
     phases_of,
+    reopened,
     say,
     told,
 )
@@ -66,6 +67,27 @@ def start(ahead: Ahead, folder: Path) -> None:
                 out = str(folder / f"profile-{name}-{number}")
                 work = partial(told, [*command, "--profile", out], **ahead.turn)
                 ahead.start(f"vllm {name} seen", work)
+
+
+def start_reopened(ahead: Ahead, folder: Path) -> None:
+    if not installed():
+        return
+    bounded([sys.executable, VLLM, "warm"], {})
+    for name, words in VLLM_RUNS.items():
+        command = [sys.executable, VLLM, *words, "--repeats", "40"]
+        work = partial(
+            Recorded, folder, f"vllm-reopened-{name}", *command, reopening=True, REOPEN_S="0.3",
+            **ahead.turn,
+        )  # fmt: skip
+        ahead.start(f"vllm reopened {name}", work)
+
+
+def judge_reopened(ahead: Ahead, folder: Path) -> None:
+    """CUPTI comes and leaves while vLLM loads, captures and decodes."""
+    for name in VLLM_RUNS:
+        for run in ahead.of(f"vllm reopened {name}"):
+            reopened(run, 5)
+            run.truths()
 
 
 def judge(ahead: Ahead, folder: Path) -> None:

@@ -32,6 +32,8 @@ from llmprof.runfile.trace.rows import TraceRows  # noqa: E402
 BOUND = 0.01
 TICKS_US = 0.128
 """Four steps of the GPU's clock: on an H100 every duration is a multiple of 32 ns."""
+PAUSE_NS = 0.2e9
+"""Without a kernel: the window was closed."""
 AT_ONCE = 6
 """Programs that start, run or are written down: one has the GPU (``turns``), the others none."""
 LONGEST_S = 240.0
@@ -135,6 +137,27 @@ def matched_share(rows: TraceRows) -> float:
     if not len(rows.kernels.start_ns):
         return 0.0
     return float(np.isin(rows.kernels.correlation, rows.api.correlation).mean())
+
+
+def reopened(run: Recorded, least: int) -> None:
+    """A recording by ``record_reopening.py``: the program has survived it, and each time that the
+    window was open its kernels have their calls."""
+    if not run.processes or run.data is None:
+        say(False, f"{run.path.stem}: exit {run.code}: {run.said[-400:]}")
+        return
+    process = max(run.processes, key=lambda p: p.kernels)
+    rows = run.rows(process)
+    start = np.sort(rows.kernels.start_ns)
+    edges = start[np.concatenate([[0], np.flatnonzero(np.diff(start) > PAUSE_NS) + 1])]
+    session = np.searchsorted(edges, rows.kernels.start_ns, side="right") - 1
+    called = np.isin(rows.kernels.correlation, rows.api.correlation)
+    shares = [float(called[session == n].mean()) for n in range(len(edges))]
+    say(
+        run.code == 0 and len(edges) >= least and min(shares) > 0.99,
+        f"{run.path.stem}: {len(edges)} times open, {process.kernels} kernels, at least"
+        f" {min(shares):.4f} with their launching call",
+    )
+    clock(rows, run.path.stem)
 
 
 def clock(rows: TraceRows, name: str) -> None:
