@@ -24,6 +24,21 @@ def one_line(text: str, limit: int = 300) -> str:
     return line if len(line) <= limit else line[: limit - 1] + "…"
 
 
+_SEQUENCE = re.compile(
+    r"\x1b(?:\[[0-?]*[ -/]*[@-~]"  # CSI: colours, the cursor
+    r"|[\]PX^_][^\x07\x1b]*(?:\x07|\x1b\\)?"  # OSC and the like: titles, links
+    r"|[ -/]*[0-Z\\`-~])"
+)
+"""A control sequence, ECMA-48."""
+
+
+def as_shown(line: str) -> str:
+    """A line as it stands on a terminal, without its colours: what a carriage return begins again,
+    as progress bars do, takes the place of what was there. Still untrusted."""
+    parts = _SEQUENCE.sub("", line).split("\r")
+    return next((part for part in reversed(parts) if part.strip()), "")
+
+
 _ASCII_FOR = {
     "·": "-", "–": "-", "—": "-", "×": "x", "…": "~", "°": " ", "≥": ">", "≤": "<", "≠": "!",
     "→": ">", "←": "<", "±": "~", "“": '"', "”": '"', "‘": "'", "’": "'", "│": "|", "─": "-",

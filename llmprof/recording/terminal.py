@@ -10,6 +10,8 @@ import termios
 import threading
 from collections import deque
 
+from llmprof.plaintext import as_shown
+
 KEPT_BYTES = 4 << 20
 """Of the program's output, for the real terminal once the view is closed."""
 KEPT_LINES = 1000
@@ -49,10 +51,10 @@ class OwnTerminal:
                 os.dup2(self.slave, fd)
 
     def lines(self, count: int) -> list[str]:
-        """The last lines, as they came: untrusted."""
+        """The last lines, as a terminal would have them: untrusted."""
         with self._lock:
             found = [*self._lines, self._open] if self._open else list(self._lines)
-        return [line.decode(errors="replace") for line in found[-count:]]
+        return [as_shown(line.decode(errors="replace")) for line in found[-count:]]
 
     def close(self) -> bytes:
         """What the program wrote, or the end of it."""
