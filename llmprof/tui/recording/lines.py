@@ -74,7 +74,9 @@ class Rates:
 
     def last(self, name: str) -> str:
         points = self.of(name)
-        return plain(points[-1]) if points else "–"
+        if not points:
+            return "–"
+        return plain(points[-1]) if points[-1] else "0"
 
 
 class LiveLines:
