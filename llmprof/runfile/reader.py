@@ -33,7 +33,7 @@ from llmprof.runfile import schema
 from llmprof.runfile.activity import KERNELS
 from llmprof.runfile.codec import RowError, from_column, from_row
 from llmprof.runfile.foreign import facts, processes
-from llmprof.runfile.foreign.recorded import add_traced_rounds, sampled_devices
+from llmprof.runfile.foreign.recorded import add_traced_rounds, add_unfinished, sampled_devices
 from llmprof.runfile.foreign.source import TORCH, Source, read_source
 from llmprof.runfile.foreign.tables import RANGES, read_foreign
 from llmprof.runfile.nvtx import OpTotal, self_times
@@ -167,6 +167,7 @@ class RunFileReader(AbstractContextManager["RunFileReader"]):
                 path=str(self.path),
             )
             if data.info.source == "recorded":
+                add_unfinished(self._sql, tables, data)
                 add_traced_rounds(data)
             return data
 
