@@ -212,6 +212,8 @@ class GapJudge:
     @property
     def basis(self) -> str:
         """What the causes rest on, in words."""
+        if self.has_calls and isinstance(self._host, Unavailable):
+            return "API calls alone: no host stacks"
         if self.has_calls:
             return "API calls; stacks between calls that are far apart"
         if self._touched:

@@ -101,8 +101,9 @@ def _waits(trace: RunTrace, width: int) -> list[str]:
             continue
         text = f"{shortened(engine.label, LABEL)}: {causes.verdict}"
         lines += wrap(text, width - 2, initial_indent="  ", subsequent_indent="    ")
+        sampled = f"; {causes.samples} samples in gaps"
         lines += wrap(
-            f"from {causes.basis}; {causes.samples} samples in gaps",
+            f"from {causes.basis}{'' if isinstance(engine.host, Unavailable) else sampled}",
             width - 4,
             initial_indent="    ",
             subsequent_indent="    ",
