@@ -104,6 +104,20 @@ def test_idle_time_by_its_cause(cause: str, name: str) -> None:
     assert "between steps" in found.says
 
 
+def test_the_command_for_host_work_is_one_that_can_work() -> None:
+    """An export of stacks needs some; a recording without any is made again with them."""
+    slow = subject(step_us=5000)
+    sampled = replace_causes(slow, host=slow.idle_ms)
+    assert only(rules(sampled), "host work").next.startswith("llmprof export run.sqlite --to speed")
+    alone = replace(sampled, causes=replace(sampled.causes, samples=0, basis="API calls alone"))
+    assert only(rules(alone), "host work").next == "llmprof open run.sqlite"
+    recorded = replace(alone, command=(), program=("python", "my loop.py"))
+    made = only(rules(recorded), "host work").next
+    assert made == "llmprof record --host -- python 'my loop.py'"
+    long = replace(recorded, program=("python", *["x" * 80] * 4))
+    assert only(rules(long), "host work").next == "llmprof record --host -- …"
+
+
 def replace_causes(planted: Subject, **ms: float) -> Subject:
     return replace(planted, causes=causes(**ms))
 

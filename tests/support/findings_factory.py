@@ -103,6 +103,7 @@ def subject(
         "file": "run.sqlite",
         "engine": "mine",
         "command": ("llmprof", "--engine", "mine", "-o", "run.sqlite", "--trace=kernels"),
+        "program": (),
         "info": info,
         "steps": engine_steps(data, engine),
         "timed_ns": timed,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator
 
-from llmprof.analysis.findings.subject import Confidence, Finding, Subject
+from llmprof.analysis.findings.subject import LONGEST_COMMAND, Confidence, Finding, Subject
 from llmprof.analysis.host.causes import GapCauses
 from llmprof.analysis.host.launches import Cause as IdleCause
 from llmprof.records import Unavailable
@@ -87,7 +88,7 @@ def host_work(subject: Subject) -> Iterator[Finding]:
         HOST,
         "host work",
         "the GPU waits while the host works",
-        f"llmprof export {subject.name} --to speedscope -o host.json",
+        _host_next(subject),
     )
 
 
@@ -231,6 +232,17 @@ def _graph_hint(subject: Subject) -> str:
     if info is not None and info.cuda_graph:
         return "its CUDA graphs hold a part of the step only"
     return "a CUDA graph would be one"
+
+
+def _host_next(subject: Subject) -> str:
+    """The stacks, or how to have some."""
+    causes = subject.causes
+    if not isinstance(causes, Unavailable) and causes.samples:
+        return f"llmprof export {subject.name} --to speedscope -o host.json"
+    if subject.program:
+        text = f"llmprof record --host -- {shlex.join(subject.program)}"
+        return text if len(text) <= LONGEST_COMMAND else "llmprof record --host -- …"
+    return f"llmprof open {subject.name}"
 
 
 def _launch_next(subject: Subject) -> str:

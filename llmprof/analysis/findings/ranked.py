@@ -194,6 +194,7 @@ def subject_of(data: RunData, engine: EngineRecord, trace: EngineTrace) -> Subje
         file=str(data.shown_path),
         engine=engine.name,
         command=tuple(data.info.command) if data.info.source == "driven" else (),
+        program=tuple(data.info.command) if data.info.source == "recorded" else (),
         info=engine.info,
         steps=steps,
         timed_ns=timing_step_ns(data, engine.label, trace),

@@ -73,6 +73,8 @@ class Subject:
     """Its name, whatever the label."""
     command: tuple[str, ...]
     """That the run was made with; empty where llmprof did not drive the engine."""
+    program: tuple[str, ...]
+    """That was recorded, as its command line; empty for any other."""
     info: EngineInfo | None
     steps: EngineSteps
     """Timing pass."""
