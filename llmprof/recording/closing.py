@@ -9,8 +9,9 @@ from llmprof.plaintext import one_line
 from llmprof.recording.binary import obstacle
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.spooled.spools import Recorded, Spools
-from llmprof.recording.window import steps_seen
-from llmprof.records import LOST_RECORDS, EngineInfo, GpuDevice, Missing
+from llmprof.recording.window import Window, steps_seen
+from llmprof.records import LOST_RECORDS, EngineInfo, GpuDevice, Missing, RunInfo
+from llmprof.records.steps import WINDOW_CLOSED
 from llmprof.runfile.writing.writer import RunFileWriter
 
 Warn = Callable[[str, str], None]
@@ -157,3 +158,10 @@ def error_text(error: dict[str, object]) -> str:
     code = error.get("code")
     text = f"{what} ({code})" if code else what
     return f"{one_line(text)}: {advice}" if advice else one_line(text)
+
+
+def keep_window(writer: RunFileWriter | None, info: RunInfo, window: Window) -> None:
+    """Times in which the window was closed and that something was recorded before and behind."""
+    if writer is not None and window.closings:
+        closed = [[begin - info.t0_ns, end - info.t0_ns] for begin, end in window.closings]
+        writer.set_state(info.state, environment={**info.environment, WINDOW_CLOSED: closed})

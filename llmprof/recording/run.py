@@ -237,6 +237,7 @@ class Recording:
         finally:
             program.keep_signals()
             self.window.close(time.monotonic_ns())
+            self._keep(lambda writer: closing.keep_window(writer, info, self.window), [])
             if sampling is not None:
                 self._keep(lambda writer: sampling.stop(writer), sampling.missing)
             if host is not None:

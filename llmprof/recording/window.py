@@ -34,6 +34,8 @@ class Window:
         self._closed = LEAVE if detach else 0
         self.opened_ns: int | None = None
         self.closed_ns: int | None = None
+        self.closings: list[tuple[int, int]] = []
+        """(closed, opened again) of every time that it was closed in between."""
         self._steps_at_opening = 0
         self._manual = False
         self._set_page(after is None)
@@ -71,6 +73,8 @@ class Window:
     def _set(self, is_open: bool, now_ns: int, steps: int) -> None:
         self._set_page(is_open)
         if is_open:
+            if self.closed_ns is not None:
+                self.closings.append((self.closed_ns, now_ns))
             self.opened_ns, self.closed_ns = now_ns, None
             self._steps_at_opening = steps
         else:

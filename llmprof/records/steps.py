@@ -87,6 +87,9 @@ class StepsFound:
     """What else could be the steps."""
 
 
+WINDOW_CLOSED = "window_closed_ns"
+"""In a recorded run's environment: [begin, end] of times in which nothing was recorded, ns since
+the start of the run."""
 DRIVEN = StepsFound("driven", "llmprof drove the engine and stamped every step")
 
 

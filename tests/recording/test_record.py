@@ -21,6 +21,7 @@ from llmprof.errors import RunFileError
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.run import Recording
 from llmprof.records import RunData
+from llmprof.records.steps import WINDOW_CLOSED
 from llmprof.runfile.reader import RunFileReader
 
 
@@ -160,6 +161,14 @@ def test_a_window_that_opens_again_has_calls_of_its_own(
         ).fetchone()
     assert len(launched) > 100 and pauses[0] > 0
     assert set(launched) == {(0, 0, 2)}
+    opened = Opened(record.output)
+    closed = opened.data.info.environment[WINDOW_CLOSED]
+    assert len(closed) >= pauses[0] and all(begin < end for begin, end in closed)
+    assert any("while the window was closed" in t for t in opened.first.steps_found.left_out)
+    steps = opened.kernels.steps
+    assert isinstance(steps, tuple)
+    seen = [s for s in steps if s.counted]
+    assert 0.9 * len(launched) <= 3 * len(seen) <= 1.1 * len(launched)
 
 
 def test_twice_states_the_slowdown(record: Record) -> None:

@@ -9,6 +9,7 @@ next request.
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -16,7 +17,7 @@ import numpy as np
 
 from llmprof.analysis.steps.events import Flags
 from llmprof.records import RoundRecord
-from llmprof.records.steps import StepLabel
+from llmprof.records.steps import BETWEEN, StepLabel
 from llmprof.runfile.trace.rows import Ints
 
 PAUSE = 10
@@ -92,6 +93,24 @@ def joined(groups: Sequence[tuple[Stretch, ...]]) -> tuple[Stretch, ...]:
             made.append(Stretch(made[-1].end_ns, part[0].start_ns, StepLabel("pause")))
         made += part
     return tuple(made)
+
+
+def unrecorded(
+    stretches: Sequence[Stretch], closed: Sequence[tuple[int, int]]
+) -> tuple[tuple[Stretch, ...], int]:
+    """No steps where the recording stood still: what lies in such a time for the most part, or
+    holds the most of it, is something else. And how many that were."""
+    made, gone = list(stretches), 0
+    starts = [stretch.start_ns for stretch in stretches]
+    for begin, end in closed:
+        for n in range(max(0, bisect_right(starts, begin) - 1), bisect_left(starts, end)):
+            one = made[n]
+            length = min(end - begin, one.end_ns - one.start_ns)
+            inside = min(end, one.end_ns) - max(begin, one.start_ns)
+            if one.label.phase not in BETWEEN and 2 * inside > length:
+                made[n] = replace(one, label=replace(one.label, phase="other"))
+                gone += 1
+    return tuple(made), gone
 
 
 def round_of(

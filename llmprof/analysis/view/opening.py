@@ -15,7 +15,7 @@ from llmprof.analysis.steps.detect import detect
 from llmprof.analysis.steps.events import events_of
 from llmprof.analysis.steps.found import described, stretches
 from llmprof.analysis.steps.marked import Marked, mark, matching
-from llmprof.analysis.steps.stretch import Stretch, joined, pause_words, round_of, until
+from llmprof.analysis.steps.stretch import Stretch, joined, pause_words, round_of, unrecorded, until
 from llmprof.analysis.view.traced_round import between, without_pauses
 from llmprof.errors import UsageError
 from llmprof.plaintext import one_line
@@ -28,6 +28,7 @@ from llmprof.records import (
 )
 from llmprof.records.steps import (
     AUTO_STEPS,
+    WINDOW_CLOSED,
     StepChoice,
     StepsFound,
 )
@@ -173,14 +174,14 @@ class _Opened:
             whole = next(r for r in self._whole if r.pid == one.process)
             label = data.engines[whole.engine_id].label
             groups, left_out = self._worked(whole, one)
-            part = joined(groups)
+            part, unseen = self._recorded(joined(groups))
             made = round_of(part, whole, len(rounds) + 1, 0, one.tid)
             # A host may return from a step long before the device has begun with it.
             last = part[-1]
             end = self._reader.end_of_launched(whole.pid, last.start_ns, last.end_ns)
             rounds.append(replace(until(made, end), other_tids=one.other_tids))
             words = _marked_words(one, pattern, candidate, offered)
-            left_out = (*one.left_out, *left_out, *pause_words(part))
+            left_out = (*one.left_out, *left_out, *unseen, *pause_words(part))
             data.steps_found[whole.engine_id] = replace(words, left_out=left_out)
             for text in one.left_out:
                 self.data.warnings.append(Warned(label, f"left out of the steps: {text}"))
@@ -210,6 +211,18 @@ class _Opened:
         return kept, (
             f"{steps:,} steps in {count:,} group{'s' * (count > 1)} where nothing ran on a device",
         )
+
+    def _recorded(self, part: tuple[Stretch, ...]) -> tuple[tuple[Stretch, ...], tuple[str, ...]]:
+        """Without the steps in which the window was closed, and what is said of them."""
+        told = self.data.info.environment.get(WINDOW_CLOSED)
+        closed = [
+            (pair[0], pair[1])
+            for pair in (told if isinstance(told, list) else [])
+            if isinstance(pair, list) and [*map(type, pair)] == [int, int]
+        ]
+        part, gone = unrecorded(part, closed)
+        text = f"{gone:,} step{'s' * (gone > 1)} while the window was closed"
+        return part, (text,) if gone else ()
 
     def _owned(self, marked: list[Marked], pattern: str) -> list[Marked]:
         """Each with an engine: that of its process, or a new one. An engine may schedule in one
@@ -265,10 +278,10 @@ class _Opened:
                 rounds.append(replace(whole, round_id=len(rounds) + 1))
                 self._no_steps(label, words, offered)
                 continue
-            part = joined(stretches(events, found))
+            part, unseen = self._recorded(joined(stretches(events, found)))
             made = round_of(part, whole, len(rounds) + 1, 0, 0)
             rounds.append(replace(made, steps_from="detected"))
-            words = replace(words, left_out=(*words.left_out, *pause_words(part)))
+            words = replace(words, left_out=(*words.left_out, *unseen, *pause_words(part)))
             data.steps_found[whole.engine_id] = words
             if rows.complete_ns is not None:
                 text = f"steps were looked for in its first {DETECTED:,} kernels only"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +14,7 @@ from opened import Opened
 from vllm_twin import read_step, write_requests
 
 from llmprof.exports.text.table import render
+from llmprof.records.steps import WINDOW_CLOSED
 
 REQUESTS, DECODES = 5, 24
 
@@ -63,6 +66,28 @@ def test_a_stall_within_a_request_stays_in_its_step(tmp_path: Path, kind: str) -
     assert wall.max() == pytest.approx(max(lengths) / 1e6, rel=0.01)
     (slow,) = [o for o in opened.kernels.outliers if o.kind != "prefill"]
     assert slow.ratio > 5 and "idle" in slow.reason
+
+
+def test_a_step_in_which_the_window_was_closed_is_none(tmp_path: Path) -> None:
+    """What was recorded before and behind looks like one step that stalls."""
+    step_ns = read_step("graphs")["step_ns"]
+    path = tmp_path / "x.sqlite"
+    lengths = write_requests(
+        path, "graphs", REQUESTS, DECODES, 50 * MS, stalls={(2, 7): 5 * step_ns}
+    )
+    opened = Opened(path)
+    (slow,) = [o for o in opened.kernels.outliers if o.kind != "prefill"]
+    record = opened.first.record
+    assert record is not None
+    begin, end = record.stamps_ns[slow.step - 1 : slow.step + 1]
+    told = json.dumps({WINDOW_CLOSED: [[begin + step_ns, end - 100_000], "nonsense", [1]]})
+    with closing(sqlite3.connect(path)) as sql, sql:
+        sql.execute("UPDATE LLMPROF_RUN SET environment = ?", [told])
+    opened = Opened(path)
+    wall = counted_ms(opened)
+    assert len(wall) == REQUESTS * DECODES - 1
+    assert wall.max() < max(lengths[:30]) / 1e6 * 1.05
+    assert "1 step while the window was closed" in opened.first.steps_found.left_out
 
 
 def ranges(path: Path, late: int = 0, calls: bool = True) -> Opened:
