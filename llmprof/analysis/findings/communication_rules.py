@@ -146,6 +146,8 @@ def _confidence(subject: GroupSubject) -> tuple[Confidence, str]:
         doubts.append("some collectives are not on every rank")
     if apart > quickest / 4:
         doubts.append(f"the ranks' clocks agree within {apart:.1f} µs only")
+    if any(member.whole_graphs for member in group.members):
+        doubts.append("what CUDA graphs communicate is not known: they were traced as a whole")
     if group.steps < LEAST_STEPS:
         doubts.append(f"{group.steps} step{'s' * (group.steps != 1)} only")
     if doubts:

@@ -18,6 +18,8 @@ LOW = 0.7
 """Of what a copy reaches: a product with weights below it leaves something on the table."""
 TARGET = 0.9
 """What such a product can reach: fp16 GEMVs of cuBLAS on an H100 are at 88 to 97 %."""
+OVERLAP = 0.1
+"""So much of the products' time that is another kernel's as well makes their bandwidth unknown."""
 LEAST_TIME = 0.05
 """Of a step."""
 SMALL = ("activation/elementwise", "norm", "RoPE", "KV cache", "embedding", "quantise", "copy")
@@ -96,7 +98,7 @@ def _measured(subject: Subject, kernels: tuple[KernelDram, ...]) -> Iterator[Fin
 
 def _by_role(subject: Subject) -> Iterator[Finding]:
     ceiling = _ceiling(subject)
-    if isinstance(subject.roles, Unavailable) or ceiling is None:
+    if isinstance(subject.roles, Unavailable) or ceiling is None or _overlap(subject):
         return
     made = []
     for row in subject.roles:
@@ -112,7 +114,7 @@ def _whole(subject: Subject) -> Iterator[Finding]:
     info = subject.info
     if ceiling is None or info is None or info.weight_bytes_per_step is None:
         return
-    if isinstance(subject.roles, Unavailable):
+    if isinstance(subject.roles, Unavailable) or _overlap(subject):
         return
     rows = [row for row in subject.roles if row.role in WEIGHTS]
     # Without all of a layer's products their time is not that of the bytes.
@@ -134,11 +136,26 @@ def _whole(subject: Subject) -> Iterator[Finding]:
     yield from _product(subject, whole, gb_s, ceiling, "the products with weights")
 
 
+def _overlap(subject: Subject) -> bool:
+    """Do products run beside others? Then bytes over the sum of their times are no bandwidth."""
+    traced = subject.round
+    if isinstance(traced, Unavailable):
+        return False
+    laid, work = traced.laid, traced.work.on(traced.laid.device)
+    product = np.array([traced.categories.get(n) in PRODUCTS for n in range(len(work.names))], bool)
+    counted = np.concatenate([[False], traced.counted])[np.maximum(work.step, 0)]
+    mine = product[work.label] & counted
+    whole = int((work.end_ns - work.start_ns)[mine].sum())
+    # Each moment belongs to what started first.
+    own = int((laid.end_ns - laid.start_ns)[product[laid.label]].sum())
+    return whole - own > OVERLAP * whole
+
+
 def _product(
     subject: Subject, row: RoleRow, gb_s: float, ceiling: tuple[float, str], what: str
 ) -> list[Finding]:
     of = gb_s / ceiling[0]
-    won = row.ms_per_step * (1 - of / TARGET)
+    won = row.ms_per_step * (1 - of / TARGET) * subject.work_scale
     if of >= LOW or row.ms_per_step < LEAST_TIME * (subject.step_ms or 0.0):
         return []
     if not subject.worth(won):
@@ -183,7 +200,7 @@ def small_kernels(subject: Subject) -> Iterator[Finding]:
     small = small_label[timeline.label] & (length < SMALL_NS)
     won_ns, runs, inside = _runs(small, timeline.step, length)
     steps = kernels.step_count
-    won = won_ns / steps / 1e6
+    won = won_ns / steps / 1e6 * subject.work_scale
     if runs < MANY * steps or not subject.worth(won):
         return
     total = float(length[small].sum()) / steps / 1e6

@@ -11,7 +11,11 @@ from llmprof.analysis.device.naming.categories import COMMUNICATION, IDLE
 from llmprof.analysis.findings.communication_rules import bounding
 from llmprof.analysis.findings.idle_rules import idle_findings
 from llmprof.analysis.findings.kernel_rules import kernel_findings
-from llmprof.analysis.findings.rank_rules import rank_findings
+from llmprof.analysis.findings.rank_rules import (
+    rank_findings,
+    told_as_lateness,
+    without_lateness,
+)
 from llmprof.analysis.findings.subject import Finding, GroupSubject, Subject
 from llmprof.analysis.findings.timing_rules import timing_findings
 from llmprof.analysis.timing.compare import compare_to_first
@@ -101,7 +105,10 @@ def find(trace: RunTrace) -> Findings:
             if isinstance(traced.kernels, Unavailable):
                 missing.append((traced.label, f"no kernels: {traced.kernels.reason}"))
     for group in group_subjects(trace, subjects):
-        found += rank_findings(group)
+        of_group = list(rank_findings(group))
+        for label, late_ms in told_as_lateness(group, of_group).items():
+            found = without_lateness(found, subjects[label], late_ms)
+        found += of_group
     ordered = ranked(found)
     return Findings(
         verdicts=tuple(verdicts),
@@ -119,7 +126,12 @@ def group_subjects(trace: RunTrace, subjects: Mapping[str, Subject]) -> list[Gro
         subjects: of all engines of all runs, by label.
     """
     made = []
-    for (data, _), groups in zip(trace.runs, trace.groups, strict=True):
+    for (data, traces), groups in zip(trace.runs, trace.groups, strict=True):
+        primary = {
+            one.label: (one.pid, one.round.laid.device)
+            for one in traces
+            if not isinstance(one.round, Unavailable)
+        }
         driven, recorded = data.info.source == "driven", data.info.source == "recorded"
         command = tuple(data.info.command)
         for group in groups:
@@ -133,6 +145,7 @@ def group_subjects(trace: RunTrace, subjects: Mapping[str, Subject]) -> list[Gro
                     step is not None,
                     command if driven else (),
                     command if recorded else (),
+                    primary,
                 )
             )
     return [replace(one, beside=tuple(_beside(one, made, subjects))) for one in made]
@@ -229,7 +242,7 @@ def step_words(subject: Subject) -> StepWords:
         text = why_not.reason if isinstance(why_not, Unavailable) else ""
         return StepWords(subject.label, step, basis, (), text)
     parts = [
-        (c.category, c.ms_per_step)
+        (c.category, c.ms_per_step * subject.work_scale)
         for c in kernels.categories
         if not isinstance(c.ms_per_step, Unavailable)
     ]

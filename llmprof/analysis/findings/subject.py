@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Final, Literal
 
@@ -136,6 +137,14 @@ class Subject:
         traced = self.traced_ms - self.busy_ms
         return min(1.0, self.idle_ms / traced) if traced > 0 else 1.0
 
+    @cached_property
+    def work_scale(self) -> float:
+        """From traced work to what fits into the untraced step, at most 1: a traced pass may have
+        run at lower clocks."""
+        if not self.step_ms or not self.busy_ms:
+            return 1.0
+        return min(1.0, self.step_ms / self.busy_ms)
+
     @property
     def idle_words(self) -> str:
         """How idle time is known."""
@@ -181,6 +190,8 @@ class GroupSubject:
     """That the run was made with; empty where llmprof did not drive the engine."""
     program: tuple[str, ...] = ()
     """That was recorded, as its command line."""
+    primary: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Label of each of its engines → process and device that the engine's idle time is of."""
     beside: tuple[str, ...] = ()
     """What communication costs the engines beside it, a line each."""
 

@@ -18,7 +18,7 @@ def alone(
     """One rank's trace: the shortest of each sort are transfer, what is longer is waiting."""
     own = member.collectives
     if not len(own):
-        return Unavailable(f"{member.name} ran no collective")
+        return Unavailable(member.no_collective)
     bounds = member.bounds_ns
     every = len(bounds) - 1
     seen = np.ones(every, bool) if member.counted is None else member.counted

@@ -60,11 +60,10 @@ def report(
     steps = int(np.count_nonzero(seen))
     late = np.stack([_per_step(step, parts.late_ns[n], every) for n in range(len(members))])
     some = np.bincount(step[inside], minlength=every + 1)[1:] > 0
-    row = late.argmax(0)
-    critical = tuple(members[int(r)].rank if s else -1 for r, s in zip(row, some, strict=True))
+    row = np.where(late.max(0) > 0, late.argmax(0), -1)
+    critical = tuple(members[r].rank if r >= 0 else -1 for r in row.tolist())
     lines = [
-        _line(n, members, matched, parts, inside, late, row[some], seen)
-        for n in range(len(members))
+        _line(n, members, matched, parts, inside, late, row, seen) for n in range(len(members))
     ]
     length = np.diff(bounds)[seen]
     step_ms = float(length.mean()) / 1e6
@@ -308,6 +307,10 @@ def _notes(
         found.append(
             "some all-reduces have other arithmetic in their kernel: their wait and transfer are"
             " bounds"
+        )
+    if any(m.whole_graphs for m in members):
+        found.append(
+            "CUDA graphs were traced as a whole: what they communicate counts as other work"
         )
     if not inside.any():
         found.append("no collective lies in a decode step")

@@ -125,8 +125,8 @@ class RanksReport:
     """Shape (ranks, all steps): how long the others waited for each rank in each step; 0 in those
     that are not among ``steps``."""
     critical: tuple[int, ...]
-    """Of all steps the rank that the others waited for most; -1 in a step without collectives, or
-    that is not among ``steps``."""
+    """Of all steps the rank that the others waited for most; -1 where they waited for none, or the
+    step is not among ``steps``."""
     verdict: Verdict
     words: str
     """The verdict in one sentence."""

@@ -65,10 +65,12 @@ def groups(
         world = max(worlds, default=0)
         same_host = data.info.environment.get("source") != TORCH
         communicating = [one for one in members if len(one.collectives)]
-        for group in _clusters(communicating, same_host):
+        clusters = _clusters(communicating, same_host)
+        several = len(clusters) > 1 and min(map(len, clusters)) > 1
+        for group in clusters:
             names = dict.fromkeys(one.engine for one in group)
             whole = group[0].communicator_ranks or world
-            if group[0].communicator and len(members) >= world:
+            if (group[0].communicator or several) and len(members) >= world:
                 whole = len(group)  # all ranks are here, and these are all of its own
             made = report(group, ", ".join(names), {}, max(whole, len(group)), same_host)
             if isinstance(made, Unavailable):

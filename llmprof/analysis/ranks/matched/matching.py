@@ -58,7 +58,7 @@ def match(members: Sequence[Member], same_host: bool) -> Matched | Unavailable:
     """All ranks against the first one, which is the reference."""
     base = members[0].collectives
     if not len(base):
-        return Unavailable(f"{members[0].name} ran no collective")
+        return Unavailable(members[0].no_collective)
     partner = np.full((len(members), len(base)), -1, np.int64)
     partner[0] = np.arange(len(base))
     clocks: list[ClockFit | None] = [None]

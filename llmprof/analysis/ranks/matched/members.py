@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from llmprof.analysis.device.naming.categories import COMMUNICATION, OTHER, Rule, categorise
-from llmprof.analysis.device.sweep import Spans, Work, collect
+from llmprof.analysis.device.sweep import WHOLE_GRAPH_NAME, Spans, Work, collect
 from llmprof.analysis.ranks.matched.operations import Operation, Sort, operation
 from llmprof.runfile.trace.rows import ApiRows, Ints, TraceRows
 
@@ -52,6 +52,23 @@ class Member:
     @property
     def name(self) -> str:
         return f"rank {self.rank} · GPU {self.device}"
+
+    @cached_property
+    def whole_graphs(self) -> bool:
+        """Ran it CUDA graphs that were traced as a whole? What is in them is not known."""
+        if WHOLE_GRAPH_NAME not in self.names:
+            return False
+        return bool((self.label == self.names.index(WHOLE_GRAPH_NAME)).any())
+
+    @property
+    def no_collective(self) -> str:
+        """Why it has none."""
+        if self.whole_graphs:
+            return (
+                f"CUDA graphs of {self.name} were traced as a whole: whether collectives are in"
+                " them is not known (nsys profile --cuda-graph-trace=node shows them)"
+            )
+        return f"{self.name} ran no collective"
 
     @cached_property
     def communicates(self) -> NDArray[np.bool_]:
