@@ -69,7 +69,7 @@ def outer_calls(path: Path) -> Counter[tuple[int, int]]:
 def test_a_timeline_has_every_row_once(paused: Path, tmp_path: Path) -> None:
     document = json.loads(export_runs([paused], "chrome", tmp_path / "x").read_text())
     events = [e for e in document["traceEvents"] if e["ph"] == "X"]
-    assert len([e for e in events if e["cat"] == "traced"]) > 1  # the groups
+    assert [e for e in events if e["cat"] == "traced"]
 
     def found(wanted: Any) -> Counter[tuple[int, int]]:
         return Counter(
@@ -105,3 +105,30 @@ def test_a_benchmark_of_a_recording_is_refused(paused: Path, tmp_path: Path, to:
     with pytest.raises(UsageError, match="--twice"):
         export_runs([paused], to, tmp_path / "x")
     assert not list(tmp_path.iterdir())
+
+
+def test_reasons_are_those_of_a_recording(paused: Path, tmp_path: Path) -> None:
+    document = json.loads(export_runs([paused], "json", tmp_path / "x").read_text())
+    (engine,) = document["engines"]
+    assert "--twice" in engine["tracing"]["slowdown_reason"]
+    assert "record --bandwidth" in engine["tracing"]["dram_per_kernel_reason"]
+    assert "did not drive" in engine["load_s_reason"] + engine["warmup"]["steps_reason"]
+    assert "did not drive" in engine["text_reason"]
+    assert "did not" not in engine["conditions_reason"]  # no sample of NVML while it decoded
+
+
+def test_conditions_are_those_of_the_steps(paused: Path, tmp_path: Path) -> None:
+    file = tmp_path / "run.sqlite"
+    file.write_bytes(paused.read_bytes())
+    with closing(sqlite3.connect(file)) as db:
+        for time_ms, clock, mask in ((1, 345, 1), (60, 1200, 4), (70, 1200, 4), (100, 1980, 0)):
+            db.execute(
+                "INSERT INTO LLMPROF_GPU_SAMPLE (timestamp_ns, device, sm_clock_mhz, throttle_mask)"
+                " VALUES (?, 0, ?, ?)",
+                (time_ms * 1_000_000, clock, mask),
+            )
+        db.commit()
+    document = json.loads(export_runs([file], "json", tmp_path / "x").read_text())
+    seen = document["engines"][0]["conditions"]
+    assert seen["samples"] == 3 and seen["sm_clock_mhz"]["median"] == 1200
+    assert any("throttled" in warning["text"] for warning in document["warnings"])

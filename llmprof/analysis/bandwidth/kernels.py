@@ -26,6 +26,7 @@ from llmprof.analysis.bandwidth.rounds import (
     traced,
     until,
 )
+from llmprof.analysis.bandwidth.sampled import no_samples
 from llmprof.analysis.device.naming.categories import COPY, Rule, categorise
 from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.plaintext import one_line
@@ -137,7 +138,7 @@ def kernel_bandwidth(
     Raises:
         RunFileError: the file is damaged.
     """
-    missing = Unavailable(data.why_missing(engine.label, "pm") or "no sampled round with kernels")
+    missing = no_samples(reader, data, engine.label, "no sampled round with kernels")
     lost = data.why_missing(engine.label, LOST_RECORDS)
     if lost and data.rounds_of(engine.engine_id, "sampled"):
         return Unavailable(f"kernels are missing in the trace, their traffic is not: {lost}")

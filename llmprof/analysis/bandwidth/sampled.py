@@ -38,16 +38,26 @@ class SampledSteps:
     """Why no step has a value of its own; empty where some have."""
 
 
+def no_samples(
+    reader: RunFileReader, data: RunData, label: str, wanted: str = "no sampled round"
+) -> Unavailable:
+    """Why the counters of an engine's GPU are not in the file."""
+    reason = data.why_missing(label, "pm") or data.why_missing("run", "pm")
+    if reason is None and data.info.source == "recorded" and not reader.sampled_devices():
+        return Unavailable(f"{wanted}: llmprof record --bandwidth samples the GPU's counters")
+    return Unavailable(reason or wanted)
+
+
 def sampled_steps(
     reader: RunFileReader, data: RunData, engine: EngineRecord
 ) -> SampledSteps | Unavailable:
     """The sampled round of one engine."""
     record = next(iter(data.rounds_of(engine.engine_id, "sampled")), None)
     if record is None:
-        return Unavailable(data.why_missing(engine.label, "pm") or "no sampled round")
+        return no_samples(reader, data, engine.label)
     found = reader.pm_samples(record.round_id)
     if found is None:
-        return Unavailable(data.why_missing(engine.label, "pm") or "no sampled round")
+        return no_samples(reader, data, engine.label)
     facts, samples = found
     peak = next((d.peak_bandwidth_gb_s for d in data.gpu_devices if d.index == facts.device), None)
     stamps = np.array(record.stamps_ns, np.int64)

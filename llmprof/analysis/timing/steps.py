@@ -306,7 +306,10 @@ def _slowdown(data: RunData, engine: EngineRecord, timing: Sequence[RoundSteps])
     traced_step = _median_step(traced, None, "the traced pass did not finish")
     # Steps get slower with the context: compare the same positions of both passes.
     depth = max(r.steps for r in traced)
-    timed_step = _median_step(timing, depth, "the timing pass has no step to compare with")
+    nothing = "the timing pass has no step to compare with"
+    if not timing and data.info.source != "driven":
+        nothing = data.why_missing("run", "timing pass") or nothing
+    timed_step = _median_step(timing, depth, nothing)
     if isinstance(traced_step, Unavailable):
         return Slowdown(traced_step, count, traced_step)
     if isinstance(timed_step, Unavailable):

@@ -126,14 +126,16 @@ def _engine(data: RunData, engine: EngineRecord) -> EngineReport:
         conditions=conditions(data, engine),
         cpu=cpu_conditions(data, engine),
         determinism=determinism(data, engine),
-        text=_text(engine),
+        text=_text(data, engine),
         tokens=_tokens(data, engine),
     )
 
 
-def _text(engine: EngineRecord) -> str | Unavailable:
+def _text(data: RunData, engine: EngineRecord) -> str | Unavailable:
     if engine.text is not None:
         return engine.text
+    if data.info.source != "driven":
+        return Unavailable("llmprof did not drive this program: its tokens are not known")
     if engine.info is None:
         return Unavailable(f"{engine.label} did not load")
     return Unavailable("the model has no tokenizer, or no round was completed")

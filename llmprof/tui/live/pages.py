@@ -173,7 +173,7 @@ def texts(lanes: Sequence[Lane], width: int, glyphs: Glyphs, limit: int | None =
         if not text:
             why = "no text: the run has not decoded any yet"
             if lane.engine.state == "finished":
-                why = "no text: the model has random weights, or no tokenizer"
+                why = "no text: llmprof did not drive it, its weights are random, or no tokenizer"
             why = "failed" if lane.failed else why
             out.append(row(Span(f"  {why}", "dim")))
             continue
