@@ -8,7 +8,6 @@ import sqlite3
 from collections import Counter
 from contextlib import closing
 from pathlib import Path
-from typing import Any
 
 import pytest
 from vllm_twin import STEPS, write_twin
@@ -68,17 +67,22 @@ def outer_calls(path: Path) -> Counter[tuple[int, int]]:
 
 def test_a_timeline_has_every_row_once(paused: Path, tmp_path: Path) -> None:
     document = json.loads(export_runs([paused], "chrome", tmp_path / "x").read_text())
-    events = [e for e in document["traceEvents"] if e["ph"] == "X"]
-    assert [e for e in events if e["cat"] == "traced"]
+    threads = {
+        (e["pid"], e["tid"]): e["args"]["name"]
+        for e in document["traceEvents"]
+        if e["name"] == "thread_name"
+    }
 
-    def found(wanted: Any) -> Counter[tuple[int, int]]:
+    def found(begin: str) -> Counter[tuple[int, int]]:
         return Counter(
-            (round(e["ts"] * 1e3), round(e["dur"] * 1e3)) for e in events if wanted(e["cat"])
+            (round(e["ts"] * 1e3), round(e["dur"] * 1e3))
+            for e in document["traceEvents"]
+            if e["ph"] == "X" and threads[e["pid"], e["tid"]].startswith(begin)
         )
 
-    assert found(lambda kind: kind == "api") == outer_calls(paused)
-    work = found(lambda kind: kind not in ("api", "traced", "decode", "prefill"))
-    assert work == work_of(paused)
+    assert found("rounds")
+    assert found("CUDA API") == outer_calls(paused)
+    assert found("stream") == work_of(paused)
 
 
 def rows(path: Path) -> list[dict[str, str]]:
