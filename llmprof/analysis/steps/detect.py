@@ -145,6 +145,7 @@ def _signed(events: Events, cycles: Cycles) -> tuple[Cycles, Flags, list[tuple[s
     decode &= ~_of_another_kind(events, cycles, decode)
     decode, cycles = decode[np.isin(cycles.owner, kept)], cycles.of(kept)
     decode &= ~_begins_requests(events, cycles, decode)
+    decode &= ~_alone(events, cycles, decode)
     return cycles, decode, [signs[n] for n in kept]
 
 
@@ -194,6 +195,20 @@ def _begins_requests(events: Events, cycles: Cycles, decode: Flags) -> Flags:
     bags = events.kernel_bags[cycles.end] - events.kernel_bags[cycles.begin]
     same: Flags = decode & np.isin(bags, np.unique(bag[starts[which]]))
     return same
+
+
+def _alone(events: Events, cycles: Cycles, decode: Flags) -> Flags:
+    """Cycles of kernels that hardly any other has, without a decode step before or behind: trial
+    runs of an engine that loads, not steps of a request."""
+    bag = events.kernel_bags[cycles.end] - events.kernel_bags[cycles.begin]
+    _, which = np.unique(bag, return_inverse=True)
+    count = np.bincount(which, decode)
+    beside = np.zeros(len(cycles), bool)
+    beside[1:] |= decode[:-1]
+    beside[:-1] |= decode[1:]
+    found: Flags = decode & ~beside & (count[which] < LEAST_REPEATS)
+    few = np.count_nonzero(decode & ~found) < LEAST_REPEATS
+    return found & ~few
 
 
 def _training(events: Events, cycles: Cycles, decode: Flags) -> bool:
