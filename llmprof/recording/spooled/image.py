@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from llmprof.ingest.activities import ActivityRows
 from llmprof.plaintext import one_line
+from llmprof.recording.spooled.call_ids import CallIds
 from llmprof.recording.spooled.devices import MOST_DEVICES, DeviceMap
 from llmprof.recording.spooled.ranges import FAR_NS, RangeReader
 from llmprof.records import NvtxEvent
@@ -33,6 +34,7 @@ FLUSH_NS = 500_000_000
 DEVICES_WAIT_NS = 2_000_000_000
 """Records wait so long to be told which GPUs the process means."""
 MOST_WAITING = 64 << 20
+_STUCK = "the window was closed within a call of a thread, and its launches have one number since"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,8 +90,7 @@ class Image:
         self._layout: Layout | None = None
         self._numbers: NDArray[np.int64] | None = None
         self._offset_ns = 0
-        self._base = self._most = 0
-        """Correlation ids: those of a later session of CUPTI begin at 1 again."""
+        self._call_ids = CallIds()
         self._raw: list[bytes] = []
         self._raw_bytes = 0
         self._raw_since = 0
@@ -99,7 +100,9 @@ class Image:
     def losses(self) -> list[str]:
         """What of its records is not in the run file, and why."""
         dropped = [f"CUPTI dropped {self.dropped} records"] if self.dropped else []
-        return [*dict.fromkeys(self.lost), *dropped, *self._times.texts()]
+        stuck = self._call_ids.stuck
+        unknown = [f"{stuck} kernels and copies have no call: {_STUCK}"] if stuck else []
+        return [*dict.fromkeys(self.lost), *dropped, *unknown, *self._times.texts()]
 
     # -- frames in ---------------------------------------------------------------------------
 
@@ -145,7 +148,7 @@ class Image:
         elif kind == spool.PROCESS:
             if "library" in value and "library" in self.facts:
                 self._decode()
-                self._base = self._most % 2**32
+                self._call_ids.new_session()
             self.facts.update(value)
         elif kind == spool.DEVICES:
             self._numbers = np.arange(MOST_DEVICES, dtype=np.int64)
@@ -206,7 +209,7 @@ class Image:
 
     def _put(self, records: Records) -> None:
         self.lost += records.lost
-        records = self._times.of(self._numbered(records))
+        records = self._times.of(self._call_ids.of(records))
         if self._gpus is not None or self._numbers is not None:
             records = self._on_gpus(records)
         if not len(records.kernels) + len(records.memcpy) + len(records.memset):
@@ -229,21 +232,6 @@ class Image:
             copies=len(records.memcpy) + len(records.memset),
             calls=len(records.api),
         )
-
-    def _numbered(self, records: Records) -> Records:
-        """With correlation ids of their own over all sessions of the process."""
-        changed = {}
-        for name in ("kernels", "memcpy", "memset", "api", "sync"):
-            rows = getattr(records, name)
-            if not len(rows):
-                continue
-            if self._base:
-                rows = rows.copy()
-                rows["correlation"] += np.uint32(self._base)
-                changed[name] = rows
-            if name != "sync":  # some say 0xFFFFFFFF: no id
-                self._most = max(self._most, int(rows["correlation"].max()))
-        return dataclasses.replace(records, **changed) if changed else records
 
     def _on_gpus(self, records: Records) -> Records:
         """With the run's numbers of GPUs, and without work on GPUs that are not wanted."""
