@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from llmprof.errors import EXIT_INTERRUPTED, EXIT_NOTHING_RAN, EXIT_USAGE, LlmprofError
 
@@ -14,7 +16,16 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; the exit code is ``errors.EXIT_*``. Errors are one line on stderr."""
+    hear_of_children()
     return run_command_line(list(sys.argv[1:] if argv is None else argv))
+
+
+def hear_of_children() -> None:
+    """Some that start programs (``trap '' CHLD``, services) leave SIGCHLD ignored: the kernel then
+    keeps no exit code of a child, and each looked as if it had ended well."""
+    with suppress(ValueError):  # not the main thread
+        if signal.getsignal(signal.SIGCHLD) is signal.SIG_IGN:
+            signal.signal(signal.SIGCHLD, signal.SIG_DFL)
 
 
 def run_command_line(

@@ -59,6 +59,13 @@ def test_deaths_pass_through_and_leave_a_run(record: Record, end: str, code: int
     assert record.left() == []
 
 
+def test_a_starter_that_ignores_its_children_takes_no_exit_code(record: Record) -> None:
+    command = f"{sys.executable} -m llmprof record -o {record.output} -- sh -c 'exit 7'"
+    script = f"trap '' CHLD; exec {command}"
+    done = subprocess.run(["sh", "-c", script], env=record.environment, stderr=subprocess.PIPE)
+    assert done.returncode == 7
+
+
 def test_an_image_behind_exec_is_another_engine(record: Record) -> None:
     again = [record.program, "exit", "5", "4", "0"]
     assert record.run(record.program, "exec", "50", "4", "1000", *again)[0] == 7
