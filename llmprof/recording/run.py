@@ -21,6 +21,7 @@ from llmprof.recording.control import ControlPage, spool_folder
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.program import Program
 from llmprof.recording.sampled.bandwidth import BandwidthSampling, copies
+from llmprof.recording.sampled.gpus import GpuSamples
 from llmprof.recording.sampled.host import HostStacks
 from llmprof.recording.spooled.devices import DeviceMap
 from llmprof.recording.spooled.spools import Spools
@@ -29,7 +30,6 @@ from llmprof.recording.terminal import OwnTerminal
 from llmprof.recording.window import Window, steps_seen
 from llmprof.records import (
     GpuDevice,
-    GpuSample,
     Missing,
     RunInfo,
     RunState,
@@ -102,10 +102,7 @@ class Recording:
         self.status: Status | None = None
         """Replaced about ten times a second."""
         self._ended_by_signal = False
-        self._lock = threading.Lock()
-        self._samples: list[GpuSample] = []
-        self._newest: dict[int, GpuSample] = {}
-        self._heard: list[tuple[str, str]] = []
+        self._samples = GpuSamples()
         self._full = ""
         self._cut = ""
         """Why the recording ended before the program."""
@@ -138,7 +135,7 @@ class Recording:
             recorder = library(cache_folder())
         except BuildError as why:
             raise UsageError(str(why)) from None
-        nvml = NvmlTracer(on_samples=self._take_samples, on_warning=self._hear)
+        nvml = NvmlTracer(on_samples=self._samples.take, on_warning=self._samples.hear)
         reason = nvml.probe()
         found: list[GpuDevice] | Unavailable = (
             reason if isinstance(reason, Unavailable) else nvml.devices()
@@ -364,8 +361,6 @@ class Recording:
             self._give_up(_text(why))
 
     def _status(self, passed_ns: int, steps: int) -> Status:
-        with self._lock:
-            newest = tuple(self._newest[device] for device in sorted(self._newest))
         lanes = [
             Lane(
                 recorded.engine.label if recorded.engine else recorded.image.name,
@@ -383,31 +378,13 @@ class Recording:
             window_open=self.window.is_open,
             lanes=tuple(lanes),
             bytes_read=self._spools.bytes_read,
-            samples=newest,
+            samples=self._samples.newest(),
             said=tuple(self._said[-5:]),
         )
 
-    # -- samples -----------------------------------------------------------------------------
-
-    def _take_samples(self, samples: list[GpuSample]) -> None:
-        with self._lock:
-            self._samples += samples
-            self._newest.update({s.device: s for s in samples})
-
-    def _hear(self, scope: str, text: str) -> None:
-        with self._lock:
-            self._heard.append((scope, text))
-
     def _save_samples(self) -> None:
-        with self._lock:
-            samples, self._samples = self._samples, []
-            heard, self._heard = self._heard, []
-        if self._full:
-            return
         try:
-            self._writer.put_gpu_samples(samples)
-            for scope, text in heard:
-                self._writer.put_warning(Warned(scope, text))
+            self._samples.save(None if self._full else self._writer)
         except (RunFileError, MemoryError) as why:
             self._give_up(_text(why))
 
