@@ -24,6 +24,7 @@ HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(ROOT))
 
 from llmprof.analysis.view.opening import open_run  # noqa: E402
+from llmprof.recording.spooled.call_ids import NO_CALL  # noqa: E402
 from llmprof.records import RoundRecord, RunData  # noqa: E402
 from llmprof.records.processes import RecordedProcess  # noqa: E402
 from llmprof.runfile.reader import RunFileReader  # noqa: E402
@@ -34,6 +35,8 @@ TICKS_US = 0.128
 """Four steps of the GPU's clock: on an H100 every duration is a multiple of 32 ns."""
 PAUSE_NS = 0.2e9
 """Without a kernel: the window was closed."""
+EDGE_NS = 10e6
+"""Of a window: what was launched before it opened has no call in it."""
 AT_ONCE = 6
 """Programs that start, run or are written down: one has the GPU (``turns``), the others none."""
 LONGEST_S = 240.0
@@ -147,21 +150,26 @@ def reopened(run: Recorded, least: int) -> None:
         return
     process = max(run.processes, key=lambda p: p.kernels)
     rows = run.rows(process)
-    start = np.sort(rows.kernels.start_ns)
-    edges = start[np.concatenate([[0], np.flatnonzero(np.diff(start) > PAUSE_NS) + 1])]
-    session = np.searchsorted(edges, rows.kernels.start_ns, side="right") - 1
+    start = rows.kernels.start_ns
+    order = np.sort(start)
+    cuts = np.flatnonzero(np.diff(order) > PAUSE_NS)
+    opened = order[np.concatenate([[0], cuts + 1])]
+    closed = order[np.concatenate([cuts, [len(order) - 1]])]
+    session = np.searchsorted(opened, start, side="right") - 1
+    edge = (start < opened[session] + EDGE_NS) | (start > closed[session] - EDGE_NS)
+    stuck = rows.kernels.correlation % 2**32 == NO_CALL
     called = np.isin(rows.kernels.correlation, rows.api.correlation)
-    shares = [float(called[session == n].mean()) for n in range(len(edges))]
     say(
-        run.code == 0 and len(edges) >= least and min(shares) > 0.99,
-        f"{run.path.stem}: {len(edges)} times open, {process.kernels} kernels, at least"
-        f" {min(shares):.4f} with their launching call",
+        run.code == 0 and len(opened) >= least and bool((called | stuck | edge).all()),
+        f"{run.path.stem}: {len(opened)} times open, {process.kernels} kernels,"
+        f" {called.mean():.4f} with their launching call, {stuck.mean():.4f} known to have none,"
+        f" the others within {EDGE_NS / 1e6:.0f} ms of a window's ends",
     )
-    clock(rows, run.path.stem)
+    clock(rows, run.path.stem, 20.0)
 
 
-def clock(rows: TraceRows, name: str) -> None:
-    """No kernel may begin before the call that launched it did."""
+def clock(rows: TraceRows, name: str, bound_us: float = 0.0) -> None:
+    """No kernel may begin before the call that launched it did, by more than the bound."""
     begin = dict(zip(rows.api.correlation.tolist(), rows.api.start_ns.tolist(), strict=True))
     early = [
         int(start) - begin[int(number)]
@@ -170,7 +178,7 @@ def clock(rows: TraceRows, name: str) -> None:
     ]
     if early:
         say(
-            min(early) >= 0,
+            min(early) >= -1000 * bound_us,
             f"{name}: the first kernel after its call: {min(early) / 1000:.2f} µs later",
         )
 
