@@ -49,13 +49,13 @@ def add_step_range(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--step-range",
         metavar="GLOB",
-        help="which ranges are decode steps, for a file of nsys or torch: 'decode*' (a guess)",
+        help="which ranges are decode steps, where llmprof did not drive: 'decode*' (a guess)",
     )
     parser.add_argument(
         "--steps",
         choices=("auto", "ranges", "detect", "none"),
         default="auto",
-        help="where the steps of a file that llmprof did not record come from: its ranges, the"
+        help="where the steps of a file that llmprof did not drive come from: its ranges, the"
         " device's own work, or no steps (auto: ranges where some explain the work)",
     )
 

@@ -11,7 +11,7 @@ from llmprof.records.steps import (
 
 
 def step_choice(arguments: argparse.Namespace) -> StepChoice:
-    """What the user wants to be the steps of a file that llmprof did not record.
+    """What the user wants to be the steps of a file that llmprof did not drive.
 
     Raises:
         UsageError: both options, and they contradict.
