@@ -169,7 +169,6 @@ def plan_of(arguments: argparse.Namespace) -> RecordPlan:
         raise UsageError("record what? llmprof record [options] -- COMMAND…")
     return RecordPlan(
         command=tuple(command),
-        output=_output(arguments.output, command[0]),
         level=arguments.trace,
         after=_limit("--after", arguments.after),
         length=_limit("--for", arguments.length),
@@ -178,6 +177,7 @@ def plan_of(arguments: argparse.Namespace) -> RecordPlan:
         bandwidth=arguments.bandwidth,
         detach=arguments.detach,
         twice=arguments.twice,
+        output=_output(arguments.output, command[0]),  # last: it makes a file
     )
 
 

@@ -291,9 +291,10 @@ def test_a_file_without_a_loader_leaves_no_run_file(record: Record) -> None:
     code, said = record.run(str(program))
     assert code == 2 and "Exec format error" in said and record.left() == ["program"]
     assert not record.output.exists()
-    command = [sys.executable, "-m", "llmprof", "record", "--", "no-such-command"]
-    subprocess.run(command, cwd=record.folder, env=record.environment, stderr=subprocess.DEVNULL)
-    assert record.left() == ["program"]
+    for words in (["--", "no-such-command"], ["--host", "0", "--", "true"]):
+        command = [sys.executable, "-m", "llmprof", "record", *words]
+        done = subprocess.run(command, cwd=record.folder, env=record.environment, stderr=-1)
+        assert done.returncode == 2 and record.left() == ["program"]
 
 
 def test_a_run_file_that_is_there_stays(record: Record) -> None:
