@@ -166,3 +166,11 @@ def test_lines(glyphs: Glyphs, width: int) -> None:
     assert "\x1b" not in text and all(len(line) <= width for line in lines)
     if glyphs is ASCII:
         assert text.isascii()
+
+
+def test_the_busiest_processes_are_shown_where_there_is_no_room_for_all() -> None:
+    lanes = tuple(Lane(f"worker {i}", 100 * (i % 5), 0, True) for i in range(12))
+    rows = LiveLines(ASCII, "serve", "run.sqlite").body(status(lanes=lanes), 80, 0.0, height=10)
+    seen = shown(rows, ASCII)
+    assert len(rows) <= 8 and "and 10 processes more" in "\n".join(seen)
+    assert [line.split()[2] for line in seen if "worker" in line] == ["4", "9"]

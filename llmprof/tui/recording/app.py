@@ -84,7 +84,7 @@ class RecordApp(CellApp[None]):
 
     def _body(self, width: int, height: int) -> list[Row]:
         """What was recorded, then as much of the program's output as there is room for."""
-        rows = self._lines.body(self._status(), width)
+        rows = self._lines.body(self._status(), width, height=height)
         title = rule(row(Span("the program says", "strong")), (), width, self._glyphs.track)
         said = self._output(max(1, height - len(rows) - 1))
         return [*rows, title, *(row(Span(t)) for t in self._lines.output(said, width))]

@@ -18,6 +18,8 @@ HISTORY = 60
 """Seconds of a lane's kernels/s."""
 LABEL = 28
 MOST_LANES = 16
+OTHER_LINES = 6
+"""The heading, how many processes there are more, the sum, and some of the program's output."""
 
 
 class Lane(Protocol):
@@ -102,8 +104,13 @@ class LiveLines:
         )
         return [spread(left, right, width), fit(row(Span(f"to {self._output}", "dim")), width)]
 
-    def body(self, status: Status | None, width: int, now: float | None = None) -> list[Row]:
-        """A line a process, a line a GPU, and what the recording has to say."""
+    def body(
+        self, status: Status | None, width: int, now: float | None = None, height: int = 100
+    ) -> list[Row]:
+        """A line a process, a line a GPU, and what the recording has to say.
+
+        Of more processes than there is room for those that launched the most are shown.
+        """
         if status is None:
             return []
         counts = {"": status.kernels, "steps": status.steps}
@@ -113,15 +120,18 @@ class LiveLines:
         head = f"  {'process':<{name_width}}{'kernels':>13}{'a second':>10}{'ranges':>11}"
         found = [fit(row(Span(head, "dim"), Span("  last minute", "dim")), width)]
         room = max(0, width - name_width - 38)
-        for i, lane in enumerate(status.lanes[:MOST_LANES]):
+        others = len(status.samples) + len(status.said) + OTHER_LINES
+        shown = _busiest(status.lanes, min(MOST_LANES, max(1, height - others)))
+        for i in shown:
+            lane = status.lanes[i]
             name = fit_label(one_line(lane.label, LABEL), name_width)
             counted = f"{lane.kernels:>13,}{self._rates.last(f'lane {i}'):>10}{lane.ranges:>11,}"
             bars = self._bars(self._rates.of(f"lane {i}"), room)
             mark = Span(f"{self._glyphs.lane} ", accent(i))
             found.append(fit(row(mark, Span(name, f"{accent(i)} strong"), Span(counted),
                                  Span(f"  {bars}", "dim")), width))  # fmt: skip
-        if len(status.lanes) > MOST_LANES:
-            more = f"  and {len(status.lanes) - MOST_LANES} processes more"
+        if len(status.lanes) > len(shown):
+            more = f"  and {len(status.lanes) - len(shown)} processes more"
             found.append(row(Span(more, "dim")))
         if not status.lanes:
             found.append(row(Span("  no process has done anything on a GPU yet", "dim")))
@@ -149,6 +159,12 @@ class LiveLines:
 
     def _text(self, line: str) -> str:
         return self._glyphs.text(line)
+
+
+def _busiest(lanes: Sequence[Lane], count: int) -> list[int]:
+    """Their places, in order."""
+    by_work = sorted(range(len(lanes)), key=lambda i: -lanes[i].kernels)
+    return sorted(by_work[:count])
 
 
 def _gpu(sample: GpuSample) -> str:
