@@ -73,7 +73,7 @@ def record(arguments: argparse.Namespace) -> int:
     recording = terminal = None
     try:
         check(plan)  # before a view is opened
-        if not arguments.headless and sys.stdin.isatty() and sys.stdout.isatty():
+        if not arguments.headless and _has_terminal():
             terminal = _own_terminal()
         recording = Recording(plan, terminal)
         outcome = recording.run() if terminal is None else _in_view(plan, recording, terminal)
@@ -86,6 +86,16 @@ def record(arguments: argparse.Namespace) -> int:
     if terminal is not None:
         _show(plan.output)
     return outcome.exit_code
+
+
+def _has_terminal() -> bool:
+    """Somebody sees a live view: not of a job in the background, which it would stop."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        return False
+    try:
+        return os.tcgetpgrp(sys.stdin.fileno()) == os.getpgrp()
+    except OSError:  # it is not our controlling terminal
+        return True
 
 
 def _own_terminal() -> OwnTerminal:

@@ -140,7 +140,8 @@ def _put_process(writer: RunFileWriter, recorded: Recorded, warn: Warn) -> None:
     elif recorded.tail.torn:
         warn(f"{recorded.tail.torn} bytes of a torn frame were lost", label)
     if image.ranges.open:
-        warn(f"{image.ranges.open} NVTX ranges never ended: {image.ranges.open_words}", label)
+        ranges = "range" if image.ranges.open == 1 else "ranges"
+        warn(f"{image.ranges.open} NVTX {ranges} never ended: {image.ranges.open_words}", label)
     if engine is not None:
         devices = sorted(image.devices)
         engine.state = "finished"

@@ -137,6 +137,18 @@ def test_headless_the_terminal_is_the_programs(built: recorder_build.Built, tmp_
     assert terminal.end() == 9
 
 
+def test_a_job_in_the_background_has_no_view(built: recorder_build.Built, tmp_path: Path) -> None:
+    """It would be stopped for it."""
+    inner = (
+        "env -u CUDA_INJECTION64_PATH -u NVTX_INJECTION64_PATH"
+        f" {sys.executable} -m llmprof record -o inner.sqlite -- sh -c 'echo in the job; exit 5'"
+    )
+    script = f"set -m; cd {tmp_path}; {inner} & wait $!; echo ended with $?"
+    terminal = Terminal(built, tmp_path, "--headless", "--", "sh", "-c", script)
+    terminal.until("in the job", "run file inner.sqlite", "ended with 5")
+    assert terminal.end() == 0
+
+
 def status(**more: object) -> Status:
     values: dict[str, object] = {
         "seconds": 65.0, "kernels": 1000, "steps": 10, "window_open": True,
