@@ -186,7 +186,9 @@ def test_twice_states_the_slowdown(record: Record) -> None:
         ("timing", 21),
         ("traced", 21),
     ]
-    (engine,) = build_report(data).engines
+    report = build_report(data)
+    (engine,) = report.engines
+    assert any("one token a step" in warning.text for warning in report.warnings)
     assert isinstance(engine.steps.slowdown.ratio, float) and engine.steps.slowdown.ratio > 0.2
     assert isinstance(engine.steps.tok_s.value, float)
     assert "when a request began" in str(engine.steps.ttft_ms.value)  # and not 0

@@ -26,6 +26,8 @@ from llmprof.records import (
     Warned,
 )
 
+ONE_TOKEN = "tok/s counts one token a step: the ranges do not say how many sequences a step decodes"
+
 
 @dataclass(frozen=True)
 class Failure:
@@ -88,6 +90,8 @@ def build(data: RunData) -> Report:
     found = condition_warnings([(e.label, e.conditions) for e in engines])
     for engine in engines:
         found += cpu_warnings(engine.label, engine.cpu)
+        if data.info.source == "recorded" and engine.steps.rounds:
+            found.append(Warned(engine.label, ONE_TOKEN))
     return Report(
         tool=data.info.tool,
         tool_version=data.info.tool_version,
