@@ -14,6 +14,7 @@ from ranks_factory import REDUCE, TRANSFER_NS, group
 from ranks_run import run_of
 from trace_factory import GEMV
 
+from llmprof.analysis.bandwidth.kernels import KernelBandwidth, KernelDram
 from llmprof.analysis.device.naming.categories import categorise
 from llmprof.analysis.device.sweep import WHOLE_GRAPH_NAME
 from llmprof.analysis.findings.idle_rules import host_work
@@ -154,6 +155,22 @@ def test_without_the_number_of_ranks_there_is_no_bus_bandwidth() -> None:
     assert "how many ranks" in line.bus_gb_s.reason
 
 
+@pytest.mark.parametrize("same_host", [True, False])
+def test_recordings_a_step_apart_are_matched_by_the_step_that_they_share(same_host: bool) -> None:
+    """160 all-reduces a step, as of 80 layers; the first rank stops a step earlier, the other one
+    begins a step later. A step further on all looks alike but for the jitter."""
+    offset = {} if same_host else {1: 7_000_000}
+    only = {0: (1, 11), 1: (2, 12)}
+    members = group(2, 12, 160, only_steps=only, host_ns={1: 100_000}, offset_ns=offset)
+    found = report(members, "torch", {}, 2, same_host)
+    assert isinstance(found, RanksReport), found
+    assert found.steps == 10
+    assert found.ranks[1].late_ms == pytest.approx(0.1, rel=0.2)
+    assert found.verdict == "late"
+    (clock,) = found.clocks
+    assert clock.offset_ns == pytest.approx(offset.get(1, 0), abs=1_000)
+
+
 # --- who waits for whom
 
 
@@ -244,7 +261,7 @@ def test_idle_time_that_makes_a_rank_late_is_told_once() -> None:
     (left,) = without_lateness([host], planted, told["torch"])
     assert left.ms_per_token == pytest.approx(host.ms_per_token - 0.4, abs=0.01)
     assert left.share == pytest.approx(left.ms_per_token / (planted.step_ms or 0))
-    assert any("make this rank late" in text for text in left.evidence)
+    assert any("make the rank late" in text for text in left.evidence)
     # All of it: there is nothing left to be said.
     assert without_lateness([host], planted, 5.0) == []
     # Findings about idle time are of rank 0's process: that of rank 1 is in none of them.
@@ -332,6 +349,26 @@ def test_collectives_inside_whole_graphs_are_not_known() -> None:
     why = report(nothing, "torch", {}, 2, True)
     assert isinstance(why, Unavailable)
     assert "whether collectives are in them is not known" in why.reason
+
+
+# --- the step that a share is of
+
+
+def test_kernels_that_were_sampled_keep_their_time() -> None:
+    """Sampled steps are 1 ms longer than untraced ones, all of it idle."""
+    no = Unavailable("not counted")
+    sampled_ns = (STEP_US + 1000) * 1e3
+    kernel = KernelDram(
+        "gemv", "gemv", (), "", "GEMM/GEMV", None, None, 32.0, 50_000.0, 1.6e6 / sampled_ns,
+        1000.0, 990.0, 1010.0, 1000 / 3000, no, no, no, (), {}, "",
+    )  # fmt: skip
+    dram = KernelBandwidth(
+        1, 8, 1000, 100_000, sampled_ns, 3350.0, 3000.0, 1000.0, 1000.0, 0.0, 0, 0, None, 1.0, 1.0,
+        {}, (kernel,), no,
+    )  # fmt: skip
+    (found,) = below_ceiling(subject(dram=dram))
+    assert found.ms_per_token == pytest.approx(1.6 * (1 - (1000 / 3000) / 0.9))
+    assert "takes 1.60 ms a step" in found.says
 
 
 # --- overlapping streams

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from llmprof.analysis.bandwidth.kernels import KernelDram
+from llmprof.analysis.bandwidth.kernels import KernelBandwidth
 from llmprof.analysis.device.naming.kernel_names import short_name
 from llmprof.analysis.device.roles import PRODUCTS, WEIGHTS
 from llmprof.analysis.findings.subject import Finding, Subject
@@ -41,7 +41,7 @@ def below_ceiling(subject: Subject) -> Iterator[Finding]:
     if isinstance(subject.kernels, Unavailable) or not subject.kernels.step_count:
         return
     if not isinstance(subject.dram, Unavailable):
-        found = list(_measured(subject, subject.dram.kernels))
+        found = list(_measured(subject, subject.dram))
     else:
         found = list(_by_role(subject)) or list(_whole(subject))
     yield from found[:2]
@@ -55,10 +55,11 @@ def _ceiling(subject: Subject) -> tuple[float, str] | None:
     return None if isinstance(peak, Unavailable) else (peak, "the GPU's peak")
 
 
-def _measured(subject: Subject, kernels: tuple[KernelDram, ...]) -> Iterator[Finding]:
-    step = subject.step_ms or 0.0
+def _measured(subject: Subject, dram: KernelBandwidth) -> Iterator[Finding]:
+    # Tracers lengthen the sampled steps, and not the kernels: their shares are of those steps.
+    step = dram.step_ns / 1e6 * subject.work_scale
     made = []
-    for kernel in kernels:
+    for kernel in dram.kernels:
         of, low, high = kernel.of_ceiling, kernel.low_gb_s, kernel.high_gb_s
         gb_s = kernel.dram_gb_s
         if kernel.category not in PRODUCTS or kernel.share < LEAST_TIME or of is None:
@@ -71,7 +72,8 @@ def _measured(subject: Subject, kernels: tuple[KernelDram, ...]) -> Iterator[Fin
         assert not isinstance(high, Unavailable)
         if of * high / max(gb_s, 1e-9) >= LOW:
             continue
-        won = kernel.share * step * (1 - of / TARGET)
+        spent = kernel.share * step
+        won = spent * (1 - of / TARGET)
         if not subject.worth(won):
             continue
         made.append(
@@ -79,7 +81,7 @@ def _measured(subject: Subject, kernels: tuple[KernelDram, ...]) -> Iterator[Fin
                 cause="below the ceiling",
                 engine=subject.label,
                 says=f"{kernel.short_name} reads at {gb_s:.0f} GB/s, {of:.0%} of what a copy"
-                f" reaches, and takes {kernel.share:.0%} of the step",
+                f" reaches, and takes {spent:.2f} ms a step",
                 ms_per_token=won,
                 share=subject.share(won),
                 how=f"at {TARGET:.0%} of what a copy reaches",

@@ -67,7 +67,7 @@ def without_lateness(found: Sequence[Finding], own: Subject, late_ms: float) -> 
         taken = min(ms, late_ms)
         late_ms -= taken
         if own.worth(ms - taken):
-            told = f"{taken:.3f} ms a step more of it make this rank late, and are told there"
+            told = f"{taken:.3f} ms a step more of it make the rank late, and are told as that"
             kept.append(
                 replace(
                     item,

@@ -72,6 +72,8 @@ def groups(
             whole = group[0].communicator_ranks or world
             if (group[0].communicator or several) and len(members) >= world:
                 whole = len(group)  # all ranks are here, and these are all of its own
+            if len(group) == group[0].communicator_ranks == 1:
+                continue  # it communicates with nobody
             made = report(group, ", ".join(names), {}, max(whole, len(group)), same_host)
             if isinstance(made, Unavailable):
                 missing[group[0].engine] = made.reason

@@ -98,3 +98,11 @@ def test_ranks_of_two_communicators_are_two_groups(tmp_path: Path) -> None:
     # Without NCCL's word their common rhythm makes them one.
     trace = recorded(tmp_path / "other.sqlite", [0, 0, 0, 0], 0)
     assert [len(group.ranks) for group in trace.ranks] == [4]
+
+
+def test_a_communicator_of_one_rank_is_no_group(tmp_path: Path) -> None:
+    """torchrun with one process: its all-reduces wait for nobody."""
+    assert recorded(tmp_path / "one.sqlite", [5], 1).ranks == ()
+    # Of two ranks one was recorded.
+    (group_of_two,) = recorded(tmp_path / "two.sqlite", [5], 2).ranks
+    assert group_of_two.provenance == "modelled"

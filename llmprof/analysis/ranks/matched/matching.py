@@ -21,7 +21,12 @@ from llmprof.runfile.trace.rows import Ints
 
 SHIFTS = 64
 """A recording may begin in the middle of a step: so many collectives more than the difference of
-the counts are tried."""
+the counts are tried, and at least those of ``STEPS`` steps."""
+STEPS = 3
+MUCH = 0.4
+"""Clocks that drift are half as far apart over half of the pairs."""
+LOOKED_AT = 4096
+"""Of the pairs of a shift, those in the middle: all of a million would take 10 ms a shift."""
 LEAST_SHARE = 0.5
 """Of the shorter list that must match, or the lists are not of one group."""
 
@@ -97,16 +102,29 @@ def _against(
     """For every collective of the reference its partner, or -1; and the clock."""
     base, mine = reference.collectives, other.collectives
     partner = np.full(len(base), -1, np.int64)
-    for number, key in enumerate(base.keys):
-        if key not in mine.keys:
-            continue
+    steps = max(1, max(len(reference.bounds_ns), len(other.bounds_ns)) - 1)
+    ends, differences = mine.end_ns, None
+    shared = [number for number, key in enumerate(base.keys) if key in mine.keys]
+    # Of those that ranks meet in the most frequent one says where two clocks are.
+    meet = [operation(key.key).kind not in WAITS_FOR_NONE for key in base.keys]
+    shared.sort(key=lambda n: (not meet[n], -int(np.count_nonzero(base.key == n))))
+    for number in shared:
         ours = np.flatnonzero(base.key == number)
-        theirs = np.flatnonzero(mine.key == mine.keys.index(key))
-        shift = _shift(base.end_ns[ours], mine.end_ns[theirs], same_host)
+        theirs = np.flatnonzero(mine.key == mine.keys.index(base.keys[number]))
+        one_clock = same_host or differences is not None
+        reach = max(SHIFTS, STEPS * -(-len(ours) // steps))
+        shift = _shift(base.end_ns[ours], ends[theirs], one_clock, reach)
         first = max(0, shift)
         last = min(len(ours), len(theirs) + shift)
-        if last > first:
-            partner[ours[first:last]] = theirs[first - shift : last - shift]
+        if last <= first:
+            continue
+        partner[ours[first:last]] = theirs[first - shift : last - shift]
+        if not one_clock:
+            at = ends[theirs[first - shift : last - shift]]
+            differences = at - base.end_ns[ours[first:last]]
+            order = np.argsort(at, kind="stable")
+            offset = np.interp(ends - at[0], at[order] - at[0], differences[order])
+            ends = ends - np.rint(offset).astype(np.int64)
     both = np.flatnonzero(partner >= 0)
     if len(both) < LEAST_SHARE * min(len(base), len(mine)):
         return Unavailable(
@@ -126,30 +144,41 @@ def _against(
     return clock if isinstance(clock, Unavailable) else (partner, clock)
 
 
-def _shift(ours: Ints, theirs: Ints, same_host: bool) -> int:
-    """So many of ours come before the first of theirs, so that the ends agree best.
+def _shift(ours: Ints, theirs: Ints, one_clock: bool, reach: int) -> int:
+    """So many of ours come before the first of theirs, so that the ends agree best; up to ``reach``
+    more than one list is longer than the other.
 
-    On one clock the ends themselves must agree; else their differences must all be alike.
+    On one clock the ends themselves must agree; else their differences must all be alike. Then few
+    pairs, or one step against the next, may be alike by chance: what leaves out more of them than
+    it must has to be alike by much more.
     """
     spare = len(ours) - len(theirs)
-    if spare == 0 and _spread(ours, theirs, same_host) <= _AGREE_NS:
+    if one_clock and spare == 0 and _spread(ours, theirs, True) <= _AGREE_NS:
         return 0
+    least, most = min(0, spare), max(0, spare)
     best, found = None, 0
-    for shift in range(min(0, spare) - SHIFTS, max(0, spare) + SHIFTS + 1):
+    for shift in range(least - reach, most + reach + 1):
         first, last = max(0, shift), min(len(ours), len(theirs) + shift)
         if last - first < max(1, min(len(ours), len(theirs)) // 2):
             continue
-        score = _spread(ours[first:last], theirs[first - shift : last - shift], same_host)
+        score = _spread(ours[first:last], theirs[first - shift : last - shift], one_clock)
+        if not one_clock and not least <= shift <= most:
+            score /= MUCH
         if best is None or score < best or (score == best and abs(shift) < abs(found)):
             best, found = score, shift
     return found
 
 
 _AGREE_NS = 5_000
-"""Ends that are this close need no other partner to be tried."""
+"""Ends that are this close on one clock need no other partner to be tried. On two clocks the next
+step's ends may be as close: its length is nearly the same."""
 
 
-def _spread(ours: Ints, theirs: Ints, same_host: bool) -> float:
-    difference = theirs - ours
-    middle = 0.0 if same_host else float(np.median(difference))
-    return float(np.median(np.abs(difference - middle)))
+def _spread(ours: Ints, theirs: Ints, one_clock: bool) -> float:
+    begin = max(0, len(ours) - LOOKED_AT) // 2
+    middle = slice(begin, begin + LOOKED_AT)
+    difference = theirs[middle] - ours[middle]
+    if one_clock:
+        return float(np.median(np.abs(difference)))
+    # The mean: all-reduces of a layer are alike, and steps may differ in one place only.
+    return float(np.abs(difference - np.median(difference)).mean())
