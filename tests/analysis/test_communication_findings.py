@@ -183,8 +183,10 @@ def test_collectives_that_another_rank_lacks_are_neither_waited_nor_won() -> Non
     assert "0.003 ms not told apart" in half.says or "0.004 ms not told apart" in half.says
 
 
-def test_one_rank_alone_is_an_estimate() -> None:
-    found = reported([group(4, STEPS, host_ns={1: 300_000})[0]], world=4)
+@pytest.mark.parametrize("world", [1, 4])
+def test_one_rank_alone_is_an_estimate(world: int) -> None:
+    """1: how many ranks there are is not known."""
+    found = reported([group(4, STEPS, host_ns={1: 300_000})[0]], world=world)
     (only,) = rank_findings(subject(found))
     assert only.cause == "exposed communication"
     assert only.confidence == "low"
@@ -192,6 +194,17 @@ def test_one_rank_alone_is_an_estimate() -> None:
     # The wait for rank 1 is estimated, and no part of it.
     assert only.ms_per_token == pytest.approx(PLANTED_MS, rel=0.2)
     assert "files of all ranks" in only.next
+
+
+def test_waiting_for_a_rank_that_was_not_recorded_makes_it_unsure() -> None:
+    """Rank 3 is 1 ms late, and not in the trace: to the others it looks like transfer."""
+    found = reported(group(4, STEPS, host_ns={3: 1_000_000})[:3], world=4)
+    assert found.ranks[0].transfer_ms > 1.0
+    (only,) = rank_findings(subject(found))
+    assert only.cause == "exposed communication"
+    assert only.confidence == "low"
+    assert "3 of 4 ranks" in only.why
+    assert any("counts as transfer" in note for note in found.notes)
 
 
 def test_bounds_few_steps_and_clocks_make_it_less_sure() -> None:

@@ -39,7 +39,7 @@ def exposed_communication(subject: GroupSubject) -> Iterator[Finding]:
     if not subject.worth(won) or not group.collectives:
         return
     won = min(won, subject.step_ms)
-    about = "~" if group.provenance == "modelled" else ""
+    about = "" if group.complete else "~"
     count = sum(c.per_step for c in group.collectives if c.kind not in WAITS_FOR_NONE)
     unsplit = line.exposed_unsplit_ms
     rest = f", {unsplit:.3f} ms not told apart" if unsplit >= 0.001 else ""
@@ -98,7 +98,7 @@ def _sorts(subject: GroupSubject) -> Iterator[str]:
             continue
         share = one.bus_gb_s / link
         yield f"{text}, {share:.1%} of the {link:.0f} that NVLink carries{_bound(one, share)}"
-    if group.provenance == "measured":
+    if group.complete:
         quick = sum(c.per_step * c.quickest_us for c in group.collectives) / 1e3
         yield f"all as quick as the quickest 5 % of their sort: {quick:.3f} ms a step"
 
@@ -135,6 +135,11 @@ def _confidence(subject: GroupSubject) -> tuple[Confidence, str]:
     traced = "" if subject.timed else "; as traced: there is no untraced step"
     if group.provenance != "measured":
         return "low", "one rank alone was recorded: how much of it is waiting is estimated"
+    if len(group.ranks) < group.world:
+        return "low", (
+            f"{len(group.ranks)} of {group.world} ranks were recorded: waiting for the others is in"
+            " the transfer"
+        )
     spent = sum(c.per_step * c.transfer_us for c in group.collectives)
     fused = sum(c.per_step * c.transfer_us for c in group.collectives if c.fused)
     apart = max((clock.residual_ns for clock in group.clocks), default=0) / 1e3
@@ -160,7 +165,7 @@ def _confidence(subject: GroupSubject) -> tuple[Confidence, str]:
 
 def _next(subject: GroupSubject) -> str:
     group = subject.report
-    if group.provenance != "measured":
+    if not group.complete:
         return f"{subject.look}; the files of all ranks together tell waiting from transfer"
     nccl = any("nccl" in name.casefold() for m in group.members for name in m.names)
     if not nccl or not (subject.command or subject.program):

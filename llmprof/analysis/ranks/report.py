@@ -287,7 +287,9 @@ def _notes(
     found = []
     if world > len(members):
         there = ", ".join(str(m.rank) for m in members)
-        found.append(f"ranks {there} of {world} were recorded")
+        found.append(
+            f"ranks {there} of {world} were recorded: waiting for the others counts as transfer"
+        )
     counts = {len(m.bounds_ns) - 1 for m in members if len(m.bounds_ns) > 1}
     if len(counts) > 1:
         numbers = ", ".join(

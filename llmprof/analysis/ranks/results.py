@@ -166,6 +166,11 @@ class RanksReport:
         return found
 
     @property
+    def complete(self) -> bool:
+        """Were all ranks recorded? Else waiting for the others is told from transfer by no clock."""
+        return self.provenance == "measured" and len(self.ranks) == self.world
+
+    @property
     def nvlink_gb_s(self) -> Maybe:
         """What the slowest of its GPUs can send: bus bandwidth cannot be more."""
         rates = [gpu.nvlink_gb_s for gpu in self.gpus]
