@@ -167,7 +167,7 @@ class RanksReport:
 
     @property
     def complete(self) -> bool:
-        """Were all ranks recorded? Else waiting for the others is told from transfer by no clock."""
+        """Were all ranks recorded? Else waiting for those that were not looks like transfer."""
         return self.provenance == "measured" and len(self.ranks) == self.world
 
     @property
