@@ -56,14 +56,10 @@ from llmprof.records.steps import (
 from llmprof.records.steps import counted as counted_steps
 from llmprof.runfile.trace.rows import Ints, TraceRows
 
-Dim = tuple[int, int, int]
-
 NOT_SPLIT = Unavailable(
     "CUDA graphs were traced as a whole: which kernels ran is not known"
     " (nsys profile --cuda-graph-trace=node shows them)"
 )
-_DURATION_BITS = 40
-"""18 minutes in ns: a duration and a label share one sortable int64."""
 
 
 @dataclass(frozen=True)

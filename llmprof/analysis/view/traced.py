@@ -21,16 +21,12 @@ from llmprof.analysis.device.kernels import (
     KernelReport,
     TracedRound,
     kernel_report,
-    others_ns,
     prepare,
 )
 from llmprof.analysis.device.naming.categories import OTHER, Rule, categorise, load_rules
 from llmprof.analysis.device.roles import RoleReport, roles_of
 from llmprof.analysis.device.sweep import Spans, merged_spans
-from llmprof.analysis.device.waterfall import (
-    StepParts,
-    step_parts,
-)
+from llmprof.analysis.device.waterfall import StepParts, step_parts
 from llmprof.analysis.host.causes import GapCauses, GapJudge, judge
 from llmprof.analysis.host.stacks import open_host
 from llmprof.analysis.ranks.matched.joins import Joins
@@ -47,6 +43,7 @@ from llmprof.analysis.view.traced_round import (
     cut_words,
     longest,
     of_threads,
+    sharing,
     shortened,
     why_no_host,
     why_no_kernels,
@@ -181,19 +178,7 @@ class EngineTrace:
         self.round = prepare(rows, record, attribution, engine, rules, lost, others)
         if self.cells is not None:
             self.cells.device = self.round.laid.device
-        self.warnings += (*self.round.quality.warnings, *self._sharing(self.round))
-
-    def _sharing(self, traced: TracedRound) -> Iterator[str]:
-        """Idle time of this process in which the device was another's."""
-        for timeline in traced.devices:
-            taken = int(others_ns(traced, timeline).sum())
-            idle = int((timeline.wall_ns() - timeline.busy_ns()).sum())
-            if taken:
-                yield (
-                    f"work that is not this engine's (other processes, other threads) is on GPU"
-                    f" {timeline.device} too: idle is the engine's, not the GPU's; that work fills"
-                    f" {taken / idle:.0%} of it"
-                )
+        self.warnings += (*self.round.quality.warnings, *sharing(self.round))
 
     @cached_property
     def kernels(self) -> KernelReport | Unavailable:

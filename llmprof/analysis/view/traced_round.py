@@ -1,13 +1,15 @@
-"""Which round of an engine is analysed, and how much of it."""
+"""Which round of an engine is analysed, how much of it, and beside whom."""
 
 from __future__ import annotations
 
 from array import array
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterator
 from dataclasses import replace
 
 import numpy as np
 
+from llmprof.analysis.device.kernels import TracedRound, others_ns
 from llmprof.analysis.device.sweep import Spans, merged_spans
 from llmprof.records import EngineRecord, RoundRecord, RunData
 from llmprof.runfile.trace.rows import TraceRows
@@ -117,3 +119,16 @@ def why_no_host(data: RunData, label: str) -> str:
     usual = "host stacks were not sampled"
     level = " (--trace steps)" if data.info.trace_level == "steps" else ""
     return data.why_missing(label, "host") or usual + level
+
+
+def sharing(traced: TracedRound) -> Iterator[str]:
+    """Idle time of a process in which the device was another's."""
+    for timeline in traced.devices:
+        taken = int(others_ns(traced, timeline).sum())
+        idle = int((timeline.wall_ns() - timeline.busy_ns()).sum())
+        if taken:
+            yield (
+                f"work that is not this engine's (other processes, other threads) is on GPU"
+                f" {timeline.device} too: idle is the engine's, not the GPU's; that work fills"
+                f" {taken / idle:.0%} of it"
+            )
