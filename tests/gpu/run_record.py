@@ -283,10 +283,16 @@ def ranks(folder: Path, ahead: Ahead) -> None:
     if torch.cuda.device_count() < 2:
         print("skip ranks: one GPU only", flush=True)
         return
-    run = Recorded(
-        folder, "ranks", sys.executable, "-m", "torch.distributed.run", "--standalone",
-        "--nproc-per-node", "2", TARGETS, "ranks",
+    command = (
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+        TARGETS, "ranks",
     )  # fmt: skip
+    again = Recorded(
+        folder, "reopened-ranks", *command, reopening=True, RANK_STEPS="2500", REOPEN_S="0.4"
+    )
+    say(len(again.processes) == 2, f"reopened-ranks: processes {len(again.processes)}")
+    reopened_truth(again, 4)
+    run = Recorded(folder, "ranks", *command)
     truths = run.truths()
     if len(run.processes) != 2 or not truths or run.data is None:
         say(False, f"ranks: processes with kernels {len(run.processes)}")

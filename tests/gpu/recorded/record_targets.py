@@ -313,7 +313,7 @@ def ranks(steps: Steps) -> None:
         model()
         model.token.item()
 
-    steps.run("eager", step)
+    steps.run("eager", step, int(os.environ.get("RANK_STEPS", STEPS)))
     torch.distributed.barrier()
     torch.cuda.synchronize()
     torch.distributed.destroy_process_group()

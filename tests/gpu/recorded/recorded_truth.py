@@ -35,8 +35,8 @@ TICKS_US = 0.128
 """Four steps of the GPU's clock: on an H100 every duration is a multiple of 32 ns."""
 PAUSE_NS = 0.2e9
 """Without a kernel: the window was closed."""
-EDGE_NS = 10e6
-"""Of a window: what was launched before it opened has no call in it."""
+EDGE_NS = 100e6
+"""Of a window: what was launched before it opened has no call in it, and a stream may be behind."""
 AT_ONCE = 6
 """Programs that start, run or are written down: one has the GPU (``turns``), the others none."""
 LONGEST_S = 240.0
@@ -165,7 +165,7 @@ def reopened(run: Recorded, least: int) -> None:
         f" {called.mean():.4f} with their launching call, {stuck.mean():.4f} known to have none,"
         f" the others within {EDGE_NS / 1e6:.0f} ms of a window's ends",
     )
-    clock(rows, run.path.stem, 20.0)
+    clock(rows, run.path.stem, 50.0)
 
 
 def clock(rows: TraceRows, name: str, bound_us: float = 0.0) -> None:
