@@ -243,6 +243,27 @@ def test_uneven_ranks_win_no_more_than_they_wait() -> None:
     assert uneven.ms_per_token == pytest.approx(0.5, rel=0.02)
 
 
+def test_a_transfer_beside_a_wait_is_transfer_in_the_waterfall_too(tmp_path: Path) -> None:
+    """Rank 0 waits 0.5 ms in each all-reduce; 0.2 ms of that a second communicator transfers."""
+    members = group(2, STEPS, reduces=1, host_ns={1: 500_000})
+    begin = members[0].start_ns[members[0].label == 2]
+    both = []
+    for one in members:
+        rows = list(zip(one.start_ns, one.end_ns, one.label, strict=True))
+        rows += [(s + 100_000, s + 300_000 + one.rank, 3) for s in begin]
+        made = made_of(one, rows, one.names)
+        both.append(replace(made, launch_ns=made.start_ns - 1_000))
+    path = run_of(tmp_path / "run.sqlite", both)
+    trace = RunTrace(path, open_run(path))
+    line = trace.ranks[0].ranks[0]
+    assert line.exposed_wait_ms == pytest.approx(0.3, rel=0.01)
+    parts = trace.engines[0].parts
+    assert not isinstance(parts, Unavailable)
+    assert parts.parts_ns["communication: wait"] / 1e6 == pytest.approx(line.exposed_wait_ms)
+    whole = parts.parts_ns["communication: transfer"] / 1e6
+    assert whole == pytest.approx(line.exposed_transfer_ms, rel=1e-4)
+
+
 # --- one ms is told once
 
 

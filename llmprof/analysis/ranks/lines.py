@@ -76,6 +76,19 @@ def occupied(
     )
 
 
+def without(spans: Spans, cut: Spans) -> Spans:
+    """What lies in at least one of the spans and in none of the others: disjoint and ordered."""
+    edge = np.unique(np.concatenate([*spans, *cut]))
+
+    def inside(starts: Ints, ends: Ints) -> NDArray[np.bool_]:
+        begun = np.searchsorted(np.sort(starts), edge, "right")
+        found: NDArray[np.bool_] = begun > np.searchsorted(np.sort(ends), edge, "right")
+        return found
+
+    there = (inside(*spans) & ~inside(*cut))[:-1]
+    return edge[:-1][there], edge[1:][there]
+
+
 def collective_line(
     sort: Sort,
     count: int,

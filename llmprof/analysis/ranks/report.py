@@ -10,7 +10,13 @@ from numpy.typing import NDArray
 from llmprof.analysis.device.sweep import Spans
 from llmprof.analysis.ranks.alone import alone
 from llmprof.analysis.ranks.lateness import Lateness, lateness, margin_ns
-from llmprof.analysis.ranks.lines import QUICKEST_PERCENT, collective_line, occupied, payload
+from llmprof.analysis.ranks.lines import (
+    QUICKEST_PERCENT,
+    collective_line,
+    occupied,
+    payload,
+    without,
+)
 from llmprof.analysis.ranks.matched.clocks import ClockFit
 from llmprof.analysis.ranks.matched.matching import Matched, match
 from llmprof.analysis.ranks.matched.members import Member
@@ -178,8 +184,8 @@ def _line(
 
 def _wait_spans(member: Member, matched: Matched, parts: Parts, n: int) -> Spans:
     start = member.collectives.start_ns[matched.index[n]]
-    there = parts.wait_ns[n] > 0
-    return start[there], (start + parts.wait_ns[n])[there]
+    moves = start + parts.wait_ns[n]
+    return without((start, moves), (moves, moves + parts.transfer_ns[n]))
 
 
 def _verdict(

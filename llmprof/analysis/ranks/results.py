@@ -145,7 +145,7 @@ class RanksReport:
     matched_rows: tuple[int, ...]
     """Row of ``matched`` of each of ``ranks``."""
     wait_spans: tuple[Spans, ...]
-    """Of every rank, on its own axis: when it waited in a collective."""
+    """Of every rank, on its own axis: when it waited in a collective and none transferred."""
     gpus: tuple[RankGpu, ...] = ()
     """Of every rank; empty where the run has no samples of GPUs."""
 
