@@ -23,6 +23,16 @@ GRACE_S = 5.0
 _PR_SET_CHILD_SUBREAPER = 36
 
 
+def why_not(command: str) -> str:
+    """Why no program is found under that name."""
+    path = Path(command)
+    if os.sep not in command or not path.exists():
+        return "no such command"
+    if path.is_dir():
+        return "it is a folder"
+    return "it is not executable (chmod +x, or name its interpreter: python FILE)"
+
+
 class Program:
     """A command with our stdin, stdout and stderr.
 

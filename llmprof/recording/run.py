@@ -19,7 +19,7 @@ from llmprof.plaintext import one_line
 from llmprof.recording import closing
 from llmprof.recording.control import ControlPage, spool_folder
 from llmprof.recording.plan import RecordPlan
-from llmprof.recording.program import Program
+from llmprof.recording.program import Program, why_not
 from llmprof.recording.sampled.bandwidth import BandwidthSampling, copies
 from llmprof.recording.sampled.gpus import GpuSamples
 from llmprof.recording.sampled.host import HostStacks
@@ -70,7 +70,7 @@ def check(plan: RecordPlan) -> None:
     """
     check_environment(os.environ)
     if shutil.which(plan.command[0]) is None:
-        raise UsageError(f"cannot run {one_line(plan.command[0])}: no such command")
+        raise UsageError(f"cannot run {one_line(plan.command[0])}: {why_not(plan.command[0])}")
 
 
 def cache_folder() -> Path:

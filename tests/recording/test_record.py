@@ -310,6 +310,9 @@ def test_a_run_file_that_is_there_stays(record: Record) -> None:
     ("command", "more", "text"),
     [
         (["no-such-command"], {}, "cannot run no-such-command: no such command"),
+        (["/no/such"], {}, "cannot run /no/such: no such command"),
+        (["/tmp"], {}, "cannot run /tmp: it is a folder"),
+        ([__file__], {}, "it is not executable"),
         (["true"], {"CUDA_INJECTION64_PATH": "/x.so"}, "CUDA_INJECTION64_PATH=/x.so is set"),
         ([], {}, "record what?"),
     ],
