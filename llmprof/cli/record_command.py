@@ -98,11 +98,15 @@ def _has_terminal() -> bool:
         return True
 
 
-def _own_terminal() -> OwnTerminal:
+def _own_terminal() -> OwnTerminal | None:
     from llmprof.recording.terminal import OwnTerminal
 
     size = os.get_terminal_size()
-    return OwnTerminal(max(4, size.lines - 8), size.columns)
+    try:
+        return OwnTerminal(max(4, size.lines - 8), size.columns)
+    except OSError as why:  # a container without /dev/pts, or none left
+        print(f"llmprof: no live view, no pseudo terminal: {why.strerror or why}", file=sys.stderr)
+        return None
 
 
 def _show(path: Path) -> None:
