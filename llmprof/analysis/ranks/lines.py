@@ -35,15 +35,14 @@ def payload(sort: Sort, sorts: tuple[Sort, ...], bytes_of: Mapping[str, int]) ->
 
 @dataclass(frozen=True)
 class Occupied:
-    """What one GPU did, ms a step. ``exposed + compute + idle`` is the step."""
+    """What one GPU did, ms a step: as ``RankLine`` has it."""
 
-    exposed: float
-    """Communication alone: ``transfer + wait + unsplit``."""
-    transfer: float
-    wait: float
-    unsplit: float
-    compute: float
-    idle: float
+    exposed_ms: float
+    exposed_transfer_ms: float
+    exposed_wait_ms: float
+    exposed_unsplit_ms: float
+    compute_ms: float
+    idle_ms: float
 
 
 def occupied(
@@ -67,12 +66,12 @@ def occupied(
     split, whole = covered(transfer, wait), covered((member.start_ns, member.end_ns))
     unit = len(begin) * 1e6
     return Occupied(
-        exposed=(whole - compute) / unit,
-        transfer=(moving - compute) / unit,
-        wait=(split - moving) / unit,
-        unsplit=(whole - split) / unit,
-        compute=compute / unit,
-        idle=(int((end - begin).sum()) - whole) / unit,
+        exposed_ms=(whole - compute) / unit,
+        exposed_transfer_ms=(moving - compute) / unit,
+        exposed_wait_ms=(split - moving) / unit,
+        exposed_unsplit_ms=(whole - split) / unit,
+        compute_ms=compute / unit,
+        idle_ms=(int((end - begin).sum()) - whole) / unit,
     )
 
 
