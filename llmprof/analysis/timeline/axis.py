@@ -10,6 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -57,9 +58,22 @@ class Track:
     def slowest_first(self) -> list[int]:
         """Decode steps by latency, without what only lies between two."""
         order = np.argsort(-self.wall_ns[1:], kind="stable") + 1
-        if len(self.kinds) != self.steps or all(kind in BETWEEN for kind in self.kinds):
-            return [int(i) for i in order]
-        return [int(i) for i in order if self.kinds[i - 1] not in BETWEEN]
+        return [int(i) for i in order[self._is_step[order - 1]]]
+
+    def rank(self, step: int) -> tuple[int, int] | None:
+        """Place of a decode step among the slowest, from 1, and of how many; ``None``: it only lies
+        between two."""
+        if not self._is_step[step - 1]:
+            return None
+        wall = self.wall_ns[1:]
+        slower = np.count_nonzero(self._is_step & (wall > wall[step - 1]))
+        return int(slower) + 1, int(np.count_nonzero(self._is_step))
+
+    @cached_property
+    def _is_step(self) -> NDArray[np.bool_]:
+        """One a decode step: does it not only lie between two?"""
+        found = np.array([kind not in BETWEEN for kind in self.kinds], bool)
+        return found if len(found) == self.steps and found.any() else np.ones(self.steps, bool)
 
     def median_step(self, first: int | None = None) -> int:
         """The decode step, of the ``first`` ones, whose latency is nearest to the median."""

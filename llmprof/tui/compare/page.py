@@ -167,7 +167,10 @@ def _fall(
         Span("B ", "dim"), Span(clean(b.engine.label), f"{b.accent} strong"),
     )  # fmt: skip
     basis = {"timing": "timing pass", "traced": "as traced", "step": f"traced step {step}"}
-    right = row(Span(f"{basis[view.compare.basis]} (b)", "dim"))
+    chosen = view.compare.basis
+    if chosen == "timing" and not isinstance(fall, Unavailable):
+        chosen = fall.basis  # as traced where there is nothing else
+    right = row(Span(f"{basis[chosen]} (b)", "dim"))
     out = [rule(title, right, width, glyphs.track)]
     out += [
         row(Span(t, "bright")) for t in wrap(verdict(snapshot, a, b, fall, step is not None), width)

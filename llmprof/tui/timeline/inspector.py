@@ -339,10 +339,10 @@ def _step(
     wall = _wall(track, step)
     head = [Span(duration(wall), "bright")]
     if step and not track.whole:
-        rank = int(np.count_nonzero(track.wall_ns[1:] > wall)) + 1
         head.append(Span(f"  {wall / max(1.0, track.median_ns):.2f}× median", "dim"))
         noun = " steps" if width >= _ROOMY else ""
-        head.append(Span(f" · {nth(rank)}slowest of {track.steps} traced{noun}", "dim"))
+        if (place := track.rank(step)) is not None:
+            head.append(Span(f" · {nth(place[0])}slowest of {place[1]} traced{noun}", "dim"))
         if step <= len(track.kinds):
             head.append(Span(f" · {track.kinds[step - 1]}", "dim"))
         if step <= len(track.loads) and (load := track.loads[step - 1]):

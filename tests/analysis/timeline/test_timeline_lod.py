@@ -170,3 +170,13 @@ def test_distribution_of_a_kernel(trace: RunTrace) -> None:
     counts, low, high = spread.histogram(24)
     assert counts.sum() == len(spread.sorted_ns) and low <= spread.quantile(0.5) <= high
     assert spread.rank(spread.quantile(1.0)) == 1.0
+
+
+def test_the_slowest_step_is_the_first_of_those_that_are_steps() -> None:
+    """A pause is longer than any step, and none."""
+    bounds = np.cumsum([0, 0, 10, 500, 30, 20], dtype=np.int64)
+    track = Track(("traced", 0), bounds, 20.0, ("graph", "pause", "graph", "graph"))
+    assert track.slowest_first() == [3, 4, 1]
+    assert [track.rank(step) for step in (1, 2, 3, 4)] == [(3, 3), None, (1, 3), (2, 3)]
+    alone = Track(("traced", 0), bounds, 20.0)
+    assert [alone.rank(step)[0] for step in alone.slowest_first()] == [1, 2, 3, 4]
