@@ -213,6 +213,7 @@ static const char *why_it_stays(void) {
       !cupti.Finalize)
     return "it can leave from CUDA 13.0 on";
   if (stays) return "it has stayed before";
+  if (!spool_is_open()) return "its records are not looked at any more"; /* a full disk */
   if (level == LEVEL_KERNELS) return "--trace kernels does not tell how many threads launch";
   return calls_have_launchers() ? "more than one thread launches" : NULL;
 }
