@@ -66,7 +66,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def record(arguments: argparse.Namespace) -> int:
-    is_theirs = arguments.output is not None and os.path.lexists(arguments.output)
     plan = plan_of(arguments)
     from llmprof.recording.run import Recording, check
 
@@ -78,7 +77,8 @@ def record(arguments: argparse.Namespace) -> int:
         recording = Recording(plan, terminal)
         outcome = recording.run() if terminal is None else _in_view(plan, recording, terminal)
     except BaseException:
-        if not is_theirs and (recording is None or recording.status is None):
+        made = arguments.output is None or (recording is not None and recording.made)
+        if made and (recording is None or recording.status is None):
             with suppress(OSError):  # the program was not started
                 plan.output.unlink()
         raise

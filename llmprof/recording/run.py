@@ -101,6 +101,8 @@ class Recording:
         self._sampling: BandwidthSampling | None = None
         self.status: Status | None = None
         """Replaced about ten times a second."""
+        self.made = False
+        """The run file is ours: another recording may have been quicker with its name."""
         self._ended_by_signal = False
         self._samples = GpuSamples()
         self._full = ""
@@ -157,7 +159,7 @@ class Recording:
             source="recorded",
         )
         with RunFileWriter(plan.output, info) as writer:
-            self._writer = writer
+            self._writer, self.made = writer, True
             if isinstance(found, Unavailable):
                 writer.put_missing([Missing("run", "nvml", found.reason)])
             elif found:

@@ -176,7 +176,7 @@ def test_record_out_of_memory(
     time.sleep(0.3)
     no_more_memory(process.pid)
     code, _, said = ended(process)
-    assert code == 7, said
+    assert code in (7, 8), said  # 8: CUPTI was given back
     # Where it had enough already, nothing was lost and nothing has to be said.
     with RunFileReader(tmp_path / "r.sqlite") as reader:
         state = reader.run_data().info.state
@@ -217,7 +217,7 @@ def test_two_recordings_at_once(
     ]
     results = [ended(process) for process in started]
     assert [code for code, _, _ in results[:2]] == [7, 7]
-    assert sorted(code for code, _, _ in results[2:]) == [2, 7]
+    assert sorted(code for code, _, _ in results[2:]) == [2, 7], results
     assert any("same.sqlite: exists already" in said for _, _, said in results[2:])
     for name in ("a", "b", "same"):
         assert [p.kernels for p in open_run(tmp_path / f"{name}.sqlite").processes] == [200]

@@ -12,13 +12,22 @@ from pathlib import Path
 
 import pytest
 from record_command import kernels
-from vllm_twin import write_twin
+from vllm_twin import write_requests, write_twin
 
 from llmprof.analysis.view.opening import open_run
 
 PAGE = Path(__file__).parents[2] / "docs" / "why-is-my-vllm-step-slow.md"
 BLOCK = re.compile(r"^```console\n\$ (?P<command>.+)\n(?P<output>(?:.*\n)*?)```$", re.MULTILINE)
 REPLAYED = BLOCK.findall(PAGE.read_text(encoding="utf-8"))
+
+
+@pytest.fixture(scope="module")
+def requests(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """As the page's program: six requests of 59 decode steps, 50 ms between two."""
+    folder = tmp_path_factory.mktemp("requests")
+    for kind in ("eager", "graphs"):
+        write_requests(folder / f"{kind}.sqlite", kind, 6, 59, 50_000_000)
+    return folder
 
 
 @pytest.fixture(scope="module")
@@ -41,9 +50,9 @@ def test_there_is_something_to_replay() -> None:
 
 
 @pytest.mark.parametrize("number", range(len(REPLAYED)))
-def test_the_page_says_what_is_printed(llmprof, twins: Path, number: int) -> None:
+def test_the_page_says_what_is_printed(llmprof, requests: Path, number: int) -> None:
     command, output = REPLAYED[number]
-    words = [str(twins / w) if w.endswith(".sqlite") else w for w in shlex.split(command)[1:]]
+    words = [str(requests / w) if w.endswith(".sqlite") else w for w in shlex.split(command)[1:]]
     done = llmprof(*words)
     assert done.returncode == 0, done.stderr
     printed = iter([shape(line) for line in done.stdout.splitlines()])
