@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from findings_factory import (
+    HEALTHY,
     NO,
     causes,
     eager,
@@ -15,9 +16,19 @@ from findings_factory import (
     subject,
     with_small_kernels,
 )
+from vllm_twin import write_twin
 
-from llmprof.analysis.findings.ranked import MOST, Findings, find, ranked, rules, step_words
+from llmprof.analysis.findings.ranked import (
+    MOST,
+    Findings,
+    find,
+    ranked,
+    rules,
+    step_words,
+    subject_of,
+)
 from llmprof.analysis.findings.subject import Finding, Subject
+from llmprof.analysis.host.causes import GapCauses
 from llmprof.analysis.timing.conditions import Conditions, Span
 from llmprof.analysis.timing.cpu import CpuConditions
 from llmprof.analysis.view.opening import open_run
@@ -137,6 +148,80 @@ def test_steps_that_fell_off_the_graph() -> None:
     # An engine that is eager throughout has fallen off nothing.
     every = tuple(replace(s, kind="eager") for s in report.steps)
     assert rules(replace(whole, kernels=replace(report, steps=every))) == []
+
+
+# --- a graph, and the host late with it ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def vllm(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    folder = tmp_path_factory.mktemp("vllm")
+    for kind in ("eager", "graphs"):
+        write_twin(folder / f"{kind}.sqlite", kind)
+    return {kind: folder / f"{kind}.sqlite" for kind in ("eager", "graphs")}
+
+
+def test_a_graph_that_the_host_launches_late(vllm: dict[str, Path]) -> None:
+    """One graph and 19 kernels a step, and the host late with most of them."""
+    trace = RunTrace(vllm["graphs"], open_run(vllm["graphs"]))
+    found = find(trace)
+    first = found.found[0]
+    gaps = trace.engines[0].causes
+    assert isinstance(gaps, GapCauses) and gaps.replay is not None
+    launch = next(c.ms_per_step for c in gaps.causes if c.cause == "launch")
+    assert first.cause == "late replay" and first.ms_per_token == pytest.approx(launch)
+    assert gaps.replay.launch_ms == pytest.approx(launch)
+    # As measured: a call of 201 µs, 205 µs from its begin to the graph's first kernel.
+    assert gaps.replay.call_us == pytest.approx(201.3, abs=0.1)
+    assert gaps.replay.call_ms == pytest.approx(0.2046, abs=0.002)
+    assert gaps.replay.before_ms > gaps.replay.call_ms > gaps.replay.behind_ms
+    assert (gaps.replay.singles, gaps.replay.between_ms) == (19, 0)
+    assert gaps.replay.sync_ms == pytest.approx(0.0059, abs=0.0002)
+    assert "launch-bound" not in gaps.verdict and "late replay" in gaps.verdict
+    assert "a CUDA graph would be one" not in first.says and "less host work" in first.says
+    assert first.gap and first.next.startswith("llmprof record --host -- ")
+    # No ns is told twice.
+    idle = [f.ms_per_token for f in found.found if f.gap]
+    assert sum(idle) <= gaps.ms_per_step
+    told = json.loads(to_text("r", found))["findings"][0]
+    assert told["cause"] == "late replay" and told["ms_per_token"] == pytest.approx(launch, 1e-3)
+
+
+def test_a_host_that_waits_for_the_gpu_could_run_ahead(vllm: dict[str, Path]) -> None:
+    trace = RunTrace(vllm["graphs"], open_run(vllm["graphs"]))
+    data, engine = trace.runs[0][0], trace.runs[0][0].engines[0]
+    one = subject_of(data, engine, trace.engines[0])
+    assert isinstance(one.causes, GapCauses) and one.causes.replay is not None
+    waiting = replace(one.causes, replay=replace(one.causes.replay, sync_ms=0.9))
+    found = next(f for f in rules(replace(one, causes=waiting)) if f.cause == "late replay")
+    assert "asynchronous scheduling" in found.says and "waits 0.90 ms" in found.evidence[1]
+    # Samples tell that launches are late, not which.
+    sampled = replace(one, causes=causes(launch=one.idle_ms))
+    found = next(f for f in rules(sampled) if f.cause == "late replay")
+    assert found.ms_per_token == pytest.approx(one.idle_ms)
+    assert "while it launches the CUDA graph" not in found.says
+    # Half of the idle time has no cause: nothing is said about launches.
+    unsure = replace(one, causes=causes(launch=0.3, unknown=0.7))
+    assert "late replay" not in [f.cause for f in rules(unsure)]
+
+
+def test_few_launches_of_an_eager_step_can_be_too_late() -> None:
+    """Below 50 launches a step only a recorded cause tells it."""
+    few = subject(eager(HEALTHY[:20]), step_us=1000)
+    few = replace(few, info=replace(few.info, cuda_graph=False))
+    assert "launch-bound" not in [f.cause for f in rules(few)]
+    found = only(
+        [f for f in rules(replace_causes(few, launch=few.idle_ms)) if f.gap], "launch-bound"
+    )
+    assert "20 launches a step" in found.says and "a CUDA graph would be one" in found.says
+
+
+def test_an_eager_step_is_launch_bound_still(vllm: dict[str, Path]) -> None:
+    trace = RunTrace(vllm["eager"], open_run(vllm["eager"]))
+    first = find(trace).found[0]
+    assert first.cause == "launch-bound" and "a CUDA graph would be one" in first.says
+    gaps = trace.engines[0].causes
+    assert isinstance(gaps, GapCauses) and gaps.replay is None
 
 
 # --- kernels ----------------------------------------------------------------------------------

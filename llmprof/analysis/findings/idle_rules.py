@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from llmprof.analysis.findings.subject import LONGEST_COMMAND, Confidence, Finding, Subject
 from llmprof.analysis.host.causes import GapCauses
 from llmprof.analysis.host.launches import Cause as IdleCause
+from llmprof.analysis.host.replays import ReplayWaits, replays
 from llmprof.records import Unavailable
 
 MANY_LAUNCHES = 50
@@ -19,6 +20,7 @@ HOST: tuple[IdleCause, ...] = ("host", "gil", "wait", "allocator", "graph update
 def idle_findings(subject: Subject) -> Iterator[Finding]:
     """All that idle time says."""
     yield from launch_bound(subject)
+    yield from late_replay(subject)
     yield from sync(subject)
     yield from host_work(subject)
     yield from unexplained(subject)
@@ -31,10 +33,12 @@ def launch_bound(subject: Subject) -> Iterator[Finding]:
     if isinstance(kernels, Unavailable) or idle is None:
         return
     launches = kernels.launches_per_step
-    if isinstance(launches, Unavailable) or launches < MANY_LAUNCHES:
-        return
     causes = subject.causes
     known = None if isinstance(causes, Unavailable) else _known(causes)
+    # Few launches of a step without a graph are too many where the GPU is known to wait for them.
+    least = 1 if known is not None and not _replays(subject) else MANY_LAUNCHES
+    if isinstance(launches, Unavailable) or launches < least:
+        return
     if known is not None and not isinstance(causes, Unavailable):
         won = _ms(causes, ("launch",)) * subject.idle_scale
         confidence, why = _confidence(subject, causes)
@@ -68,6 +72,75 @@ def launch_bound(subject: Subject) -> Iterator[Finding]:
         next=_launch_next(subject),
         gap=True,
     )
+
+
+def late_replay(subject: Subject) -> Iterator[Finding]:
+    """Idle time of a step that is a CUDA graph and few launches, and the host late with them."""
+    kernels, causes, idle = subject.kernels, subject.causes, subject.idle_ms
+    if isinstance(kernels, Unavailable) or isinstance(causes, Unavailable) or idle is None:
+        return
+    launches = kernels.launches_per_step
+    if isinstance(launches, Unavailable) or launches >= MANY_LAUNCHES or not _replays(subject):
+        return
+    if _known(causes) is None:
+        return
+    won = _ms(causes, ("launch",)) * subject.idle_scale
+    if not subject.worth(won):
+        return
+    confidence, why = _confidence(subject, causes)
+    waits, scale = causes.replay, subject.idle_scale
+    says, evidence = f"the GPU waits {won:.2f} ms a step for launches of the host", []
+    if waits is not None:
+        says += f", {waits.call_ms * scale:.2f} of them while it launches the CUDA graph"
+        evidence += [_around(waits, scale), _spare(waits)]
+    evidence.append(f"idle {idle:.2f} of {subject.step_ms or 0:.2f} ms a step")
+    if waits is None:
+        evidence += _verdict(subject)
+    yield Finding(
+        cause="late replay",
+        engine=subject.label,
+        says=f"{says}; the step is a graph already: {_replay_advice(waits, won)}",
+        ms_per_token=won,
+        share=subject.share(won),
+        how=f"at most: the GPU had its next graph whenever it ends one; {subject.idle_words}",
+        evidence=tuple(evidence),
+        confidence=confidence,
+        why=why,
+        next=_host_next(subject),
+        gap=True,
+    )
+
+
+def _around(waits: ReplayWaits, scale: float) -> str:
+    """Where the host was late, largest first; what it launches there."""
+    places = {
+        f"the graph's own launch (a call of {waits.call_us:.0f} µs)": waits.call_ms,
+        "launches before the graph": waits.before_ms,
+        "launches between graphs": waits.between_ms,
+        "launches behind the graph": waits.behind_ms,
+    }
+    found = sorted(places.items(), key=lambda item: -item[1])
+    parts = [f"{ms * scale:.2f} ms for {name}" for name, ms in found if ms * scale >= 0.005]
+    around = f"; {waits.singles} kernels a step are launched beside it" if waits.singles else ""
+    return f"{', '.join(parts)}{around}"
+
+
+def _spare(waits: ReplayWaits) -> str:
+    """What the host could do earlier: while it waits in CUDA calls, the GPU works."""
+    return (
+        f"the host waits {waits.sync_ms:.2f} ms a step for the GPU in CUDA calls: running ahead of"
+        " it wins no more than that, unless it waits outside of CUDA too"
+    )
+
+
+def _replay_advice(waits: ReplayWaits | None, won: float) -> str:
+    if waits is None:
+        return "launch the next one while it runs, or less around it"
+    if waits.sync_ms >= 0.5 * won:
+        return "prepare the next step while it runs (asynchronous scheduling)"
+    if waits.singles:
+        return "less host work a step, or more of its launches in the graph"
+    return "less host work a step"
 
 
 def sync(subject: Subject) -> Iterator[Finding]:
@@ -227,9 +300,14 @@ def _where(subject: Subject) -> str:
     return ", mostly between steps" if inside < 0.5 else ", mostly inside the step"
 
 
+def _replays(subject: Subject) -> bool:
+    """As far as the trace tells: do most steps replay a CUDA graph, whole or in pieces?"""
+    return not isinstance(subject.round, Unavailable) and replays(subject.round)
+
+
 def _graph_hint(subject: Subject) -> str:
     info = subject.info
-    if info is not None and info.cuda_graph:
+    if (info is not None and info.cuda_graph) or _replays(subject):
         return "its CUDA graphs hold a part of the step only"
     return "a CUDA graph would be one"
 

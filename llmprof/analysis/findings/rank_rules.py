@@ -11,7 +11,7 @@ from llmprof.analysis.findings.subject import Confidence, Finding, GroupSubject,
 from llmprof.analysis.ranks.results import RankLine, RanksReport
 from llmprof.records import Unavailable
 
-IDLE_CAUSES: Final = ("launch-bound", "sync", "host work", "idle")
+IDLE_CAUSES: Final = ("launch-bound", "late replay", "sync", "host work", "idle")
 IDLE_REASONS: Final = ("host", "launches", "idle")
 CERTAIN: Final = 0.001
 """Of the sign test: a confidence that is high."""

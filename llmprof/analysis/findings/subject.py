@@ -22,9 +22,9 @@ from llmprof.records import EngineInfo, Maybe, Unavailable
 
 Confidence = Literal["high", "medium", "low"]
 Cause = Literal[
-    "launch-bound", "sync", "host work", "idle", "fell off the graph", "below the ceiling",
-    "small kernels", "throttled", "warm-up", "outliers", "context", "late rank", "uneven ranks",
-    "exposed communication",
+    "launch-bound", "late replay", "sync", "host work", "idle", "fell off the graph",
+    "below the ceiling", "small kernels", "throttled", "warm-up", "outliers", "context",
+    "late rank", "uneven ranks", "exposed communication",
 ]  # fmt: skip
 
 LONGEST_COMMAND: Final = 160

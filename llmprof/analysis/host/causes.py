@@ -45,6 +45,7 @@ from llmprof.analysis.host.launches import (
     share_out,
 )
 from llmprof.analysis.host.peers import moved
+from llmprof.analysis.host.replays import ReplayWaits, replay_waits, replays
 from llmprof.analysis.host.stacks import FrameTime, HostTrace, StepSample, frame_times
 from llmprof.records import HostFrame, RoundRecord, Unavailable
 from llmprof.runfile.trace.rows import Ints, TraceRows
@@ -70,6 +71,8 @@ WORDS: Mapping[Cause, str] = {
     "other GPU": "this GPU waited for another GPU of the engine",
     "unknown": "no API call and no stack sample covers it",
 }
+
+LATE_REPLAY = "the GPU waited for the CUDA graph's launch and the launches around it"
 
 
 @dataclass(frozen=True)
@@ -99,6 +102,8 @@ class GapCauses:
     stacks: tuple[tuple[tuple[HostFrame, ...], float], ...]
     """(stack, part of the sample that lay in gaps)."""
     verdict: str
+    replay: ReplayWaits | None = None
+    """Of steps that replay a CUDA graph, where API calls were traced."""
 
 
 def gap_causes(
@@ -132,6 +137,7 @@ class GapJudge:
     ) -> None:
         start, end, step, _, _ = between_pieces(timeline)
         self._gaps = _Gaps(start, end, step, timeline.bounds_ns)
+        self._traced, self._timeline = traced, timeline
         self._host = host
         self._steps = timeline.count
         samples = [] if isinstance(host, Unavailable) else list(host.samples)
@@ -226,6 +232,7 @@ class GapJudge:
     def report(self) -> GapCauses:
         gaps, totals = self._gaps, defaultdict[Cause, int](int)
         length = gaps.end - gaps.start
+        late = np.zeros(len(length), np.int64)
         total = int(length.sum())
         totals["device"] = int(length[self._queued].sum())
         queued = self._queued
@@ -236,6 +243,7 @@ class GapJudge:
                 for cause, ns in self._cut(n):
                     found[cause] += ns
                 _not_idle(found, int(self._taken[n]), int(self._peer[n]))
+                late[n] = found["launch"]
                 for cause, ns in found.items():
                     totals[cause] += ns
         else:
@@ -264,7 +272,15 @@ class GapJudge:
                     ms,
                     None if self.has_calls else sum(w for _, w in self._touched),
                     self._call,
+                    replays(self._traced),
                 )
+            ),
+            replay=replay_waits(
+                self._traced,
+                self._timeline,
+                self._launches,
+                (gaps.start, gaps.end, gaps.step),
+                late,
             ),
         )
 
@@ -301,12 +317,14 @@ def _verdict(
     ms: float,
     samples: float | None = None,
     call: HostFrame | None = None,
+    replay: bool = False,
 ) -> str:
     """In words.
 
     Args:
         samples: that the causes rest on; ``None`` where API calls say them exactly.
         call: the native call that the samples cannot look into.
+        replay: the steps replay a CUDA graph: a launch or a few, and still late.
     """
     if not causes:
         return "the device never waited"
@@ -317,6 +335,8 @@ def _verdict(
     first = causes[0]
     name: str = "launch-bound" if first.cause == "launch" else first.cause
     words = WORDS[first.cause]
+    if first.cause == "launch" and replay:
+        name, words = "late replay", LATE_REPLAY
     if first.cause == "unknown" and call is not None:
         name = "not resolved"
         words = f"the host was inside {label(call)} (--trace full adds its calls)"

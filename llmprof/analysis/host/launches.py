@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 import numpy as np
@@ -76,6 +77,8 @@ class Launches:
         api = rows.api
         ids, first = np.unique(api.correlation, return_index=True)
         self._ids, self._begin = ids, api.start_ns[first]
+        self._length = api.end_ns[first] - api.start_ns[first]
+        self._graph = (self._node != 0) | work.whole_graph[order]
 
     def _next(self, end: int) -> int | None:
         """Row of the work that begins at the gap's end."""
@@ -91,6 +94,38 @@ class Launches:
         if n < len(self._ids) and self._ids[n] == self._correlation[at]:
             return int(self._begin[n])
         return None
+
+    @cached_property
+    def _first_of_graphs(self) -> Ints:
+        """Rows of the work that every launch of a graph began with, in order."""
+        rows = np.flatnonzero(self._graph)
+        _, first = np.unique(self._correlation[rows], return_index=True)
+        found: Ints = np.sort(rows[first])
+        return found
+
+    @property
+    def graph_begins(self) -> Ints:
+        """When each launch of a CUDA graph had its first work begin, ascending."""
+        return self._starts[self._first_of_graphs]
+
+    def graph_calls(self, end: Ints) -> Ints:
+        """Begin of the call that launched the graph that ends each gap; -1: no graph does, or its
+        call is not known."""
+        first = self._first_of_graphs
+        if not len(first) or not len(self._ids):
+            return np.full(len(end), -1, np.int64)
+        at, there = found_in(self._starts[first], end)
+        call, known = found_in(self._ids, self._correlation[first[at]])
+        found: Ints = np.where(there & known, self._begin[call], -1)
+        return found
+
+    @property
+    def graph_call_ns(self) -> float:
+        """Median length of the calls that launched graphs; 0 where none is known."""
+        if not len(self._first_of_graphs) or not len(self._ids):
+            return 0.0
+        call, known = found_in(self._ids, self._correlation[self._first_of_graphs])
+        return float(np.median(self._length[call[known]])) if known.any() else 0.0
 
     def queued(self, start: Ints, end: Ints) -> NDArray[np.bool_]:
         """Rule 1: was the work behind each gap there before the gap began?"""

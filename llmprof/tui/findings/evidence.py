@@ -42,7 +42,7 @@ def shown(view: View, labels: list[str]) -> View | None:
     if now is None:
         return there
     if item.gap:
-        line = _gap(now, line, inside=item.cause == "launch-bound")
+        line = _gap(now, line, inside=item.cause in ("launch-bound", "late replay"))
     elif item.kernel is not None:
         line = replace(line, search=item.kernel)
         line = nav.match(now, line, 1) or line
