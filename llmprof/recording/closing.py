@@ -12,6 +12,7 @@ from llmprof.recording.spooled.spools import Recorded, Spools
 from llmprof.recording.window import Window, steps_seen
 from llmprof.records import LOST_RECORDS, EngineInfo, GpuDevice, Missing, RunInfo
 from llmprof.records.steps import WINDOW_CLOSED
+from llmprof.runfile.foreign.processes import device_words
 from llmprof.runfile.writing.writer import RunFileWriter
 
 Warn = Callable[[str, str], None]
@@ -146,7 +147,7 @@ def _put_process(writer: RunFileWriter, recorded: Recorded, warn: Warn) -> None:
         devices = sorted(image.devices)
         engine.state = "finished"
         engine.info = EngineInfo.not_driven(
-            device=f"cuda:{devices[0]}" if devices else "cpu",
+            device=device_words(devices),
             notes=[f"recorded on GPU {', '.join(map(str, devices))}"] if devices else [],
         )
         writer.put_engine(engine)

@@ -105,7 +105,9 @@ def global_pid(pid: int) -> int:
 
 def pm_round(round_id: int, device: int, primary: int) -> int:
     """``LLMPROF_PM_ROUND.round_id`` of one GPU of a round of pass ``sampled``: that of the engine's
-    primary GPU is the round's own."""
+    primary GPU is the round's own. Of a recording each GPU of a stretch has its own number."""
+    if PM_ROUNDS <= round_id < PM_FURTHER:
+        return round_id - (round_id - PM_ROUNDS) % PM_STRETCH + device
     return round_id if device == primary else PM_FURTHER + (round_id << 8) + device
 
 

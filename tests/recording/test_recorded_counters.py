@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pm_stub
@@ -14,6 +16,9 @@ from llmprof.analysis.view.opening import open_run
 from llmprof.recording import closing
 from llmprof.recording.sampled import bandwidth
 from llmprof.recording.sampled.bandwidth import BandwidthSampling
+from llmprof.recording.spooled.devices import DeviceMap
+from llmprof.recording.spooled.image import Image
+from llmprof.recording.spooled.spools import Recorded
 from llmprof.records import (
     EngineInfo,
     EngineRecord,
@@ -40,6 +45,7 @@ def recorded(
     engines: int,
     stretches: tuple[tuple[int, int], ...] = ((0, 20),),
     then: Callable[[RunFileWriter], None] = lambda writer: None,
+    device: str = "cuda:1",
 ) -> RunData:
     """``stretches`` of sampling: from and to, in samples of 500 ns; steps take 1000 ns."""
     info = RunInfo(T0, 0, "0", None, ["x"], {}, {}, "full", state="finished", source="recorded")
@@ -47,7 +53,7 @@ def recorded(
         for i in range(engines):
             process = process_number(700 + i, 0)
             engine = EngineRecord(i, f"e{i}", "e", "", {}, "finished", traced_pid=process)
-            engine.info = EngineInfo(device="cuda:1")
+            engine.info = EngineInfo(device=device)
             writer.put_engine(engine)
             steps = [
                 NvtxEvent(T0 + n * 1000, T0 + n * 1000 + 900, f"decode {n}", process, 700, "")
@@ -81,6 +87,23 @@ def test_the_counters_of_a_gpu_that_one_process_used(tmp_path: Path) -> None:
     data = recorded(tmp_path / "a.sqlite", 1)
     (traced,), (sampled,) = data.rounds_of(0, "traced"), data.rounds_of(0, "sampled")
     assert sampled.stamps_ns == traced.stamps_ns and sampled.round_id == PM_ROUNDS + 1
+
+
+def test_a_process_on_several_gpus_has_the_rounds_of_its_first(tmp_path: Path) -> None:
+    data = recorded(tmp_path / "a.sqlite", 1, device="cuda:1,2")
+    assert [r.round_id for r in data.rounds_of(0, "sampled")] == [PM_ROUNDS + 1]
+
+
+def test_a_process_is_on_all_gpus_that_it_worked_on(tmp_path: Path) -> None:
+    info = RunInfo(T0, 0, "0", None, ["x"], {}, {}, "full", state="finished", source="recorded")
+    with RunFileWriter(tmp_path / "a.sqlite", info) as writer:
+        new = EngineRecord(0, "e", "e", "", {}, "running", traced_pid=process_number(7, 0))
+        image = Image(writer, process_number(7, 0), DeviceMap([]), None, lambda image: 0)
+        image.devices = {3, 0}
+        tail = SimpleNamespace(broken="", torn=0)
+        found = cast(Recorded, SimpleNamespace(image=image, engine=new, tail=tail))
+        closing._put_process(writer, found, lambda text, scope: None)
+    assert new.info is not None and new.info.device == "cuda:0,3"
 
 
 def test_each_stretch_of_sampling_has_the_steps_that_lie_in_it(tmp_path: Path) -> None:

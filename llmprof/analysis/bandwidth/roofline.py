@@ -123,6 +123,8 @@ def copy_gb_s(data: RunData, engine: EngineRecord) -> Maybe:
     copies = data.info.environment.get("copy_gb_s")
     device = engine.info.device if engine.info else ""
     found = copies.get(device) if isinstance(copies, dict) else None
+    if found is None and isinstance(copies, dict):
+        found = copies.get(f"cuda:{gpu_index(engine)}")  # the first of several
     if isinstance(found, (int, float)) and found > 0:
         return float(found)
     if isinstance(found, dict) and found.get("reason"):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, median
 
 from llmprof.records import (
@@ -49,6 +49,8 @@ class Conditions:
     throttle: tuple[tuple[str, float], ...]
     """(reason, share of the samples that had it), most frequent first."""
     memory_used_mib: Span | None = None
+    further: tuple[Conditions, ...] = ()
+    """Of the engine's other GPUs."""
 
 
 def gpu_index(engine: EngineRecord) -> int | None:
@@ -97,9 +99,16 @@ def samples_while_decoding(
 
 def conditions(data: RunData, engine: EngineRecord) -> Conditions | Unavailable:
     """Conditions of one engine's timing pass, or of its steps as traced where there is no other."""
-    device = gpu_index(engine)
-    if device is None:
+    devices = gpu_indices(engine)
+    if not devices:
         return Unavailable("GPU conditions are for engines on a GPU")
+    first, *others = (_conditions_on(data, engine, device) for device in devices)
+    if isinstance(first, Unavailable):
+        return first
+    return replace(first, further=tuple(c for c in others if isinstance(c, Conditions)))
+
+
+def _conditions_on(data: RunData, engine: EngineRecord, device: int) -> Conditions | Unavailable:
     found = conditions_of(data, data.rounds_of(engine.engine_id), device, engine.label)
     if isinstance(found, Unavailable) and data.info.source != "driven":
         traced = data.rounds_of(engine.engine_id, "traced")
@@ -131,12 +140,13 @@ def condition_warnings(seen: Sequence[tuple[str, Conditions | Unavailable]]) -> 
     """Throttling of an engine and clock drift between engines (label, conditions)."""
     warned = []
     clocks: dict[int, list[tuple[float, str]]] = {}
-    for label, item in seen:
-        if isinstance(item, Unavailable):
-            continue
+    known = [(label, item) for label, item in seen if isinstance(item, Conditions)]
+    for label, item in [(label, one) for label, c in known for one in (c, *c.further)]:
         if item.throttle:
+            alone = not any(name == label and c.further for name, c in known)
+            which = "the GPU" if alone else f"GPU {item.device}"
             reasons = ", ".join(f"{name} in {share:.0%}" for name, share in item.throttle)
-            warned.append(Warned(label, f"the GPU throttled while decoding: {reasons} of samples"))
+            warned.append(Warned(label, f"{which} throttled while decoding: {reasons} of samples"))
         if item.sm_clock_mhz:
             clocks.setdefault(item.device, []).append((item.sm_clock_mhz.median, label))
     for device, found in clocks.items():

@@ -16,6 +16,7 @@ from llmprof.analysis.steps.events import events_of
 from llmprof.analysis.steps.found import described, stretches
 from llmprof.analysis.steps.marked import Marked, mark, matching
 from llmprof.analysis.steps.stretch import Stretch, joined, pause_words, round_of, unrecorded, until
+from llmprof.analysis.timing.conditions import gpu_index, gpu_indices
 from llmprof.analysis.view.traced_round import between, without_pauses
 from llmprof.errors import UsageError
 from llmprof.plaintext import one_line
@@ -82,19 +83,19 @@ def _add_sampled_rounds(data: RunData, sampled: list[tuple[int, int, int, int]])
     round too.
 
     The counters are the GPU's: of one that several processes used, nobody's bandwidth can be told.
+    An engine on several GPUs has the rounds of its first; ``pm_round`` names those of the others.
     """
-    nobodys: set[int] = set()
-    for round_id, device, begin_ns, end_ns in sampled:
-        if device in nobodys:
-            continue
-        users = [
-            e for e in data.engines if e.info is not None and e.info.device == f"cuda:{device}"
-        ]
-        if len(users) != 1:
-            who = ", ".join(e.label for e in users) or "nobody"
+    shared: set[int] = set()  # engines
+    for device in sorted({device for _, device, *_ in sampled}):
+        users = [e for e in data.engines if device in gpu_indices(e)]
+        if len(users) > 1:
+            who = ", ".join(e.label for e in users)
             reason = f"GPU {device} was used by {who}: its counters cannot be told apart by process"
             data.missing += [Missing(e.label, "pm", reason) for e in users]
-            nobodys.add(device)
+            shared |= {e.engine_id for e in users}
+    for round_id, device, begin_ns, end_ns in sampled:
+        users = [e for e in data.engines if gpu_index(e) == device and e.engine_id not in shared]
+        if not users:
             continue
         traced = data.rounds_of(users[0].engine_id, "traced")
         pieces = [piece for r in traced for piece in without_pauses(r)]

@@ -26,7 +26,7 @@ from llmprof.records import (
     Warned,
 )
 
-ONE_TOKEN = "tok/s counts one token a step: the ranges do not say how many sequences a step decodes"
+ONE_TOKEN = "tok/s counts one token a step: how many sequences a step decodes is not known"
 
 
 @dataclass(frozen=True)

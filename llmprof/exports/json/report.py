@@ -218,7 +218,10 @@ def _conditions(item: Conditions | Unavailable) -> Any:
         span = getattr(item, key)
         document |= _maybe(key, asdict(span) if span else None, "NVML did not read it")
     throttle = [{"reason": name, "share": share} for name, share in item.throttle]
-    return {**document, "throttle": throttle}
+    document["throttle"] = throttle
+    if item.further:
+        document["further"] = [_conditions(other) for other in item.further]
+    return document
 
 
 def _cpu(item: CpuConditions | Unavailable) -> Any:

@@ -17,6 +17,7 @@ Document = dict[str, Any]
 
 NOT_SAID = "the range of the step does not say"
 NO_RATE = "the ranges do not say how many tokens were decoded"
+NO_RATE_FOUND = "steps found in the GPU's work do not say how many tokens were decoded"
 
 
 def known_steps(trace: EngineTrace) -> Document:
@@ -38,10 +39,10 @@ def known_steps(trace: EngineTrace) -> Document:
     return document
 
 
-def step_groups(report: KernelReport) -> Document:
+def step_groups(report: KernelReport, source: str) -> Document:
     """Keys of ``gpu``: steps by kind, slow steps, what is of no step."""
     return {
-        "groups": [_group(group) for group in report.groups],
+        "groups": [_group(group, source) for group in report.groups],
         "outliers": [_outlier(outlier) for outlier in report.outliers],
         "unattributed_kernels": report.unattributed_kernels,
         "unattributed_ns": report.unattributed_ns,
@@ -57,11 +58,11 @@ def step_document(step: StepGpu) -> Document:
     return document
 
 
-def _group(group: StepGroup) -> Document:
+def _group(group: StepGroup, source: str) -> Document:
     document = asdict(group)
     for key in ("tokens", "tok_s"):
         if document[key] is None:
-            document[f"{key}_reason"] = NO_RATE
+            document[f"{key}_reason"] = NO_RATE_FOUND if source == "detected" else NO_RATE
     return document
 
 

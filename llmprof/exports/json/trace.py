@@ -51,7 +51,7 @@ def engine_trace(trace: EngineTrace | Unavailable) -> Document:
             "device": report.device,
             "devices": [_device(device) for device in report.devices],
             **_steps(report),
-            **step_groups(report),
+            **step_groups(report, trace.steps_found.source),
             # What nsys' own kernel summary adds up: the whole round, prefill included.
             "round_kernels": len(trace.kernel_rows),
             "round_kernel_ns": int((trace.kernel_rows.end_ns - trace.kernel_rows.start_ns).sum()),

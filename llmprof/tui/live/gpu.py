@@ -115,12 +115,20 @@ def panel(snapshot: Snapshot, width: int, glyphs: Glyphs, room: int, focus: str 
         return [_none("no sample yet", width, glyphs)]
     if len(gpus) == 1:
         return _one(gpus[0], snapshot, width, glyphs, room, focus)
-    right = row(Span(f"{len(gpus)} devices", "dim"))
+    over = sorted({f"{gpu.pass_name} rounds, medians" for gpu in gpus if gpu.decoding})
+    right = row(Span(" · ".join([f"{len(gpus)} devices", *over]), "dim"))
     out = [rule(row(Span("GPUs", "strong")), right, width, glyphs.track)]
-    out += [_short(gpu, width) for gpu in gpus[: max(1, room - 1)]]
+    shown = [_while_decoding(gpu, focus)[1] if gpu.decoding else gpu for gpu in gpus]
+    out += [_short(gpu, width) for gpu in shown[: max(1, room - 1)]]
     if len(gpus) > len(out) - 1:
         out[-1] = row(Span(f"and {len(gpus) - len(out) + 2} more", "dim"))
     return out
+
+
+def _while_decoding(gpu: GpuView, focus: str) -> tuple[str, GpuView]:
+    """The engine in focus, else the first, and the GPU with that engine's samples only."""
+    label, samples = next((d for d in gpu.decoding if d[0] == focus), gpu.decoding[0])
+    return label, replace(gpu, history=samples, latest=samples[-1])
 
 
 def _none(why: str, width: int, glyphs: Glyphs) -> Row:
@@ -132,13 +140,14 @@ def _one(
 ) -> list[Row]:
     if gpu.unavailable or gpu.device is None:
         return [_none(gpu.unavailable or "no device", width, glyphs)]
+    if gpu.why_not_decoding and (gpu.latest or gpu.history):
+        return [_none(f"{gpu.device.name}: {gpu.why_not_decoding}", width, glyphs)]
     if gpu.latest is None and not gpu.history:
         return [_none(f"{gpu.device.name}: no sample yet", width, glyphs)]
     title = row(Span(f"GPU {gpu.device.index} ", "strong"), Span(clean(gpu.device.name), "dim"))
     if gpu.decoding:
-        label, samples = next((d for d in gpu.decoding if d[0] == focus), gpu.decoding[0])
-        gpu = replace(gpu, history=samples, latest=samples[-1])
-        title = (*title, Span(f" · {clean(label)}, timing rounds, medians", "dim"))
+        label, gpu = _while_decoding(gpu, focus)
+        title = (*title, Span(f" · {clean(label)}, {gpu.pass_name} rounds, medians", "dim"))
     out = [rule(title, _throttle(gpu), width, glyphs.track)]
     columns = max(1, min(4, width // _NARROWEST))
     each = width // columns
@@ -184,6 +193,9 @@ def _modelled(snapshot: Snapshot, width: int) -> Row:
 def _short(gpu: GpuView, width: int) -> Row:
     if gpu.device is None or gpu.unavailable:
         return fit(row(Span(f"n/a: {clean(gpu.unavailable or 'no device')}", "dim")), width)
+    if gpu.why_not_decoding:
+        index = Span(f"{gpu.device.index:2d} ", "strong")
+        return fit(row(index, Span(f"n/a: {clean(gpu.why_not_decoding)}", "dim")), width)
     spans = [
         Span(f"{gpu.device.index:2d} ", "strong"),
         Span(fit_text(clean(gpu.device.name), 12) + " ", "dim"),

@@ -16,7 +16,10 @@ _TIMING: Final = "timing pass: nothing attached; of a recording its untraced sec
 _TRACED: Final = "traced pass: tracers attached, so as traced; decode steps that count"
 _SAMPLED: Final = "sampled rounds: kernels traced while the GPU's counters are read"
 _CUPTI: Final = "CUPTI activity records; of an opened trace the rows of its file"
-_STAMPS: Final = "clock reads of the engine's process when each token is there"
+_STAMPS: Final = (
+    "clock reads of the engine's process when each token is there; of a recording or an opened"
+    " trace its step ranges, else steps found in the GPU's work"
+)
 _NVML: Final = "NVML, a sample each 0.1 s, the whole GPU"
 
 
@@ -93,7 +96,11 @@ _RATIO_OF: Final = Number(
     "ratio", _STAMPS, _TIMING, _RATIO, "exp of the mean of log (tok/s of B / tok/s of A) of pairs"
 )
 _GPU: Final = Number(
-    "GPU panel", _NVML, "now; of a run that is over its timing rounds, medians", _NONE, "as read"
+    "GPU panel",
+    _NVML,
+    "now; of a run that is over its timing rounds, else its traced ones, medians",
+    _NONE,
+    "as read",
 )
 _COST: Final = Number(
     "ms a step", _STAMPS, "timing pass at the traced positions; else as traced", "none: mean",

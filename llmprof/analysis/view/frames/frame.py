@@ -11,7 +11,7 @@ from operator import or_
 from pathlib import Path
 
 from llmprof.analysis.timing.conditions import (
-    gpu_index,
+    gpu_indices,
     missing_reason,
     samples_while_decoding,
 )
@@ -268,7 +268,8 @@ def _gpus(data: RunData, unavailable: str) -> tuple[GpuView, ...]:
         history = tuple(islice(newest, HISTORY))[::-1]
         latest: GpuSample | None = history[-1] if history else None
         # What the GPU did while it was timed: at the end of a run it idles, or was traced.
-        decoding = _decoding(data, device.index) if over else ()
+        pass_name, decoding = _decoding(data, device.index) if over else ("timing", ())
+        why = "no NVML sample fell into a decode step" if over and not decoding else ""
         seen = [s.throttle_mask for _, rows in decoding for s in rows]
         missing = tuple(
             (one_line(row.name.removeprefix("nvml.")), one_line(row.reason))
@@ -279,16 +280,28 @@ def _gpus(data: RunData, unavailable: str) -> tuple[GpuView, ...]:
         if seen:
             mask = reduce(or_, (m or 0 for m in seen))
         throttle = throttle_names(mask)
-        views.append(GpuView(device, latest, history, decoding, throttle, missing=missing))
+        views.append(
+            GpuView(
+                device, latest, history, decoding, throttle, missing=missing,
+                pass_name=pass_name, why_not_decoding=why,
+            )
+        )  # fmt: skip
     return tuple(views)
 
 
-def _decoding(data: RunData, device: int) -> tuple[tuple[str, tuple[GpuSample, ...]], ...]:
-    found = []
-    for engine in data.engines:
-        rounds = data.rounds_of(engine.engine_id)
-        if gpu_index(engine) == device and rounds:
-            rows = samples_while_decoding(data.gpu_samples, rounds, device)
-            if rows:
-                found.append((engine.label, tuple(rows[-HISTORY:])))
-    return tuple(found)
+def _decoding(
+    data: RunData, device: int
+) -> tuple[PassName, tuple[tuple[str, tuple[GpuSample, ...]], ...]]:
+    """Samples of each engine's timing rounds; where none has any, of the traced ones."""
+    passes: tuple[PassName, ...] = ("timing", "traced")
+    for name in passes:
+        found = []
+        for engine in data.engines:
+            rounds = data.rounds_of(engine.engine_id, name)
+            if rounds and device in gpu_indices(engine):
+                rows = samples_while_decoding(data.gpu_samples, rounds, device)
+                if rows:
+                    found.append((engine.label, tuple(rows[-HISTORY:])))
+        if found:
+            return name, tuple(found)
+    return "timing", ()

@@ -72,13 +72,17 @@ class GpuView:
     history: tuple[GpuSample, ...] = ()
     """Oldest first, at most 240."""
     decoding: tuple[tuple[str, tuple[GpuSample, ...]], ...] = ()
-    """Of a run that is over: (engine, its samples while it decoded in the timing pass)."""
+    """Of a run that is over: (engine, its samples while it decoded in rounds of one pass)."""
     throttle: tuple[str, ...] = ()
     """Names of the active throttle reasons."""
     unavailable: str = ""
     """Why the whole panel is empty (no GPU, no NVML)."""
     missing: tuple[tuple[str, str], ...] = ()
     """Single fields that NVML did not give: (field, reason)."""
+    pass_name: str = "timing"
+    """Of the rounds of ``decoding``."""
+    why_not_decoding: str = ""
+    """Of a run that is over: why ``decoding`` is empty."""
 
 
 @dataclass(frozen=True)
