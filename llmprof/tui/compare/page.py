@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
@@ -236,6 +237,7 @@ def entries(
     if not left and not right:
         left = {} if a is None else _operators(trace.engines[a])
         right = _operators(trace.engines[b])
+    right = _by_short_name(left, right)
     paired = None if a is None or step is not None else families(trace, a, b, left, right)
     found = [] if paired is None else paired
     for key in dict.fromkeys([*left, *right]) if paired is None else ():
@@ -252,6 +254,20 @@ def entries(
         "name": lambda e: (0.0, e.name.casefold()),
     }[view.sort if a is not None or view.sort == "name" else "B"]
     return sorted(found, key=order)
+
+
+def _by_short_name(left: dict[str, _Line], right: dict[str, _Line]) -> dict[str, _Line]:
+    """``right`` with the keys of ``left`` for kernels that are the only one of their short name and
+    category on either side: instances of one template, which ``pair_kernels`` pairs too."""
+
+    def alone(lines: dict[str, _Line]) -> dict[tuple[str, str], str]:
+        count = Counter(line[:2] for line in lines.values())
+        return {line[:2]: key for key, line in lines.items() if count[line[:2]] == 1}
+
+    mine, theirs = alone(left), alone(right)
+    both = [(theirs[name], mine[name]) for name in mine.keys() & theirs.keys()]
+    renamed = {key: wanted for key, wanted in both if wanted not in right}
+    return {renamed.get(key, key): line for key, line in right.items()}
 
 
 def families(

@@ -11,6 +11,7 @@ import kineto_factory as kineto
 import pytest
 from textual.widgets import Input, Static
 from tui_pilot import FIXTURE, app, settled, shown, source, typed
+from vllm_twin import write_twin
 
 from llmprof.analysis.view.frames.live import RunDataSource
 from llmprof.analysis.view.frames.several import SeveralRuns
@@ -57,6 +58,21 @@ def test_kernels_of_both_are_sorted_and_filtered(trace) -> None:
     assert norms and all(e.category == "norm" or "norm" in e.name for e in norms)
     only_b = [e for e in found if e.a is None]
     assert only_b and all(e.change_ms == e.b[1] for e in only_b)
+
+
+def test_instances_of_one_template_are_one_line(tmp_path: Path) -> None:
+    """Eager and in a graph, vLLM runs another instance of FlashAttention."""
+    for kind in ("eager", "graphs"):
+        write_twin(tmp_path / f"{kind}.sqlite", kind)
+    runs = [open_run(tmp_path / f"{kind}.sqlite") for kind in ("eager", "graphs")]
+    trace = SeveralRuns(runs).trace()
+    assert isinstance(trace, RunTrace)
+    found = entries(trace, 0, 1, CompareView(), None)
+    flash = [e for e in found if e.name == "FlashAttnFwdSm90"]
+    assert len(flash) == 1 and flash[0].a is not None and flash[0].b is not None
+    # Two products of one short name keep a line each.
+    products = [e for e in found if e.name == "nvjet sm90 hsh 256x8 TNT"]
+    assert len(products) == 2 and all(e.a and e.b for e in products)
 
 
 def test_kernels_of_two_vendors_are_paired_by_what_they_do(tmp_path, monkeypatch) -> None:
