@@ -60,6 +60,19 @@ class _Task:
     slot: _Slot
 
 
+def _join(ray: Any, address: str) -> None:
+    """Ray's client proxy starts a server for each client, on a port that may be taken by then, and
+    has 30 s for it: once more where it was the server that failed. No runtime_env: neither code nor
+    environment nor files of this machine are sent."""
+    for last in (False, True):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except ConnectionError as why:
+            if last or "Initialization failure from server" not in str(why):
+                raise
+
+
 def connect(
     address: str, grid: Grid, accelerator: str, runs_at: str, shares: bool = True
 ) -> RayExecutor:
@@ -87,12 +100,12 @@ def connect(
     if silent := _silent(address):
         raise UsageError(f"{shown}: no Ray cluster can be reached ({silent}); {hint}")
     try:
-        # No runtime_env: neither code nor environment nor files of this machine are sent.
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        _join(ray, address)
     except (ConnectionError, ImportError, OSError, RuntimeError, ValueError, TimeoutError) as why:
         if "ray[client]" in str(why):  # installed without gRPC
             raise MissingPackage(need) from None
-        text = one_line(str(why), 160)
+        *_, reason = [line for line in str(why).splitlines() if line.strip()] or [""]
+        text = one_line(reason if "Traceback" in str(why) else str(why), 160)
         raise UsageError(f"{shown}: no Ray cluster can be reached ({text}); {hint}") from None
     executor = RayExecutor(ray, grid, accelerator, runs_at, shares)
     try:
