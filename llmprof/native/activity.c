@@ -215,7 +215,7 @@ static const char *why_it_stays(void) {
   if (stays) return "it has stayed before";
   if (!spool_is_open()) return "its records are not looked at any more"; /* a full disk */
   if (level == LEVEL_KERNELS) return "--trace kernels does not tell how many threads launch";
-  return calls_have_launchers() ? "more than one thread launches" : NULL;
+  return calls_by_several() ? "more than one thread launches" : NULL;
 }
 
 /* The window is closed, and CUPTI never leaves any more: graphs are replayed without kinds now. */

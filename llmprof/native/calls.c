@@ -19,8 +19,8 @@ static const uint16_t RUNTIME_WAITS[] = {131, 137, 165}, DRIVER_WAITS[] = {17, 1
 #define COUNT(array) (sizeof(array) / sizeof *(array))
 #define HAS(array, id) has(array, COUNT(array), id)
 
-static int one_by_one;                        /* they were chosen within cuInit */
-static uint32_t launcher, several, refused_told; /* of the open window */
+static int one_by_one, refused_told; /* they were chosen within cuInit; that they cannot be */
+static uint32_t launcher, several;   /* of the open window */
 
 static int has(const uint16_t *ids, size_t count, uint32_t id) {
   for (size_t i = 0; i < count; i++)
@@ -79,5 +79,5 @@ void calls_new_window(void) {
   __atomic_store_n(&several, 0, __ATOMIC_RELAXED);
 }
 uint32_t calls_launcher(void) { return __atomic_load_n(&launcher, __ATOMIC_RELAXED); }
-int calls_have_launchers(void) { return (int)__atomic_load_n(&several, __ATOMIC_RELAXED); }
+int calls_by_several(void) { return (int)__atomic_load_n(&several, __ATOMIC_RELAXED); }
 void calls_forget(void) { one_by_one = 0, calls_new_window(); }

@@ -130,13 +130,13 @@ void activity_flush(int forced);
 void activity_mark(const char *where);
 void activity_forget(void);
 
-/* calls.c; of the calls in the open window: the thread that launches, 0 where none did; several? */
+/* calls.c; of the open window: the first thread that launched, 0: none; was there another one? */
 void calls_switch(int wanted, int within_init);
 void calls_new_window(void);
 void calls_saw(uint32_t kind, uint32_t id, uint32_t thread);
 int calls_launch(uint32_t kind, uint32_t id);
 uint32_t calls_launcher(void);
-int calls_have_launchers(void);
+int calls_by_several(void);
 void calls_forget(void);
 
 /* ranges.c; a text, a payload and a schema have TEXT_ROOM bytes at most */

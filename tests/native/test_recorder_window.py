@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import recorder_build
-from recorder_spools import frames, has, kernels, kinds_in, marks, marks_of, only
+from recorder_spools import frames, has, kernels, kinds_in, marks, marks_of, only, started
 from waiting import until
 
 from llmprof.recording.control import ACTIVITY, LEAVE, RANGES, ControlPage
@@ -109,10 +109,7 @@ def test_a_window_that_is_closed_gives_cupti_back(
 ) -> None:
     """Within a call of the program's (the stub aborts elsewhere), while another thread flushes."""
     page = ControlPage(tmp_path, ACTIVITY | RANGES | LEAVE)
-    process = subprocess.Popen(
-        [built.program, "exit", "1500", "20", "1000"], env=built.environment(tmp_path)
-    )
-    until(lambda: list(tmp_path.glob("*.spool")))
+    process = started(built, tmp_path, "exit", "1500", "20", "1000")
     until(lambda: has(tmp_path, spool.RECORDS))
     page.want(RANGES | LEAVE)
     until(lambda: has(tmp_path, "off"))
@@ -128,10 +125,7 @@ def test_a_window_that_opens_and_closes_again_and_again(
     built: recorder_build.Built, tmp_path: Path, leave: int
 ) -> None:
     page = ControlPage(tmp_path, ACTIVITY | RANGES | leave)
-    process = subprocess.Popen(
-        [built.program, "exit", "3000", "5", "1000"], env=built.environment(tmp_path)
-    )
-    until(lambda: list(tmp_path.glob("*.spool")))
+    process = started(built, tmp_path, "exit", "3000", "5", "1000")
     seen = 0
     for round_ in range(3):
         page.want(ACTIVITY | RANGES | leave)
@@ -162,10 +156,7 @@ def test_cupti_stays_where_it_cannot_leave_safely(
 ) -> None:
     """Told once; the window opens and closes all the same."""
     page = ControlPage(tmp_path, ACTIVITY | RANGES | LEAVE)
-    process = subprocess.Popen(
-        [built.program, "exit", "2500", "5", "1000"], env=built.environment(tmp_path, **more)
-    )
-    until(lambda: list(tmp_path.glob("*.spool")))
+    process = started(built, tmp_path, "exit", "2500", "5", "1000", **more)
     for wanted in (ACTIVITY, 0, ACTIVITY, 0):
         page.want(wanted | RANGES | LEAVE)
         until(lambda: marks_of(tmp_path)[-1:] == ["on" if wanted else "off"])  # noqa: B023
@@ -182,10 +173,7 @@ def test_a_window_that_opens_again_before_the_programs_next_call(
 ) -> None:
     """CUPTI is still there: it stays. If the call came first, it comes again."""
     page = ControlPage(tmp_path, ACTIVITY | RANGES | LEAVE)
-    process = subprocess.Popen(
-        [built.program, "exit", "8", "5", "400000"], env=built.environment(tmp_path)
-    )
-    until(lambda: list(tmp_path.glob("*.spool")))
+    process = started(built, tmp_path, "exit", "8", "5", "400000")
     until(lambda: has(tmp_path, "on"))
     for _ in range(3):
         page.want(RANGES | LEAVE)

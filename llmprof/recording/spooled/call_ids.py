@@ -10,15 +10,12 @@ from numpy.typing import NDArray
 
 from llmprof.tracers.cupti.decode import Records
 from llmprof.tracers.cupti.layout import DRIVER, RUNTIME
+from llmprof.tracers.cupti.library import DRIVER_LAUNCHES, RUNTIME_LAUNCHES
 
 NO_CALL = 2**32 - 1
 """Of GPU work whose call is not known: no call has it. A call whose work is not known has 0."""
 _KINDS = ("kernels", "memcpy", "memset", "api", "sync")
-_LAUNCHES = {
-    RUNTIME: (211, 214, 269, 311, 312, 430, 431),
-    DRIVER: (307, 442, 477, 514, 515, 652, 653),
-}
-"""cudaLaunchKernel, cudaGraphLaunch, cuLaunchKernel… with their variants, by callback id."""
+_LAUNCHES = {RUNTIME: RUNTIME_LAUNCHES, DRIVER: DRIVER_LAUNCHES}
 
 
 class CallIds:

@@ -43,7 +43,12 @@ RUNTIME_CALLS = (
 DRIVER_CALLS = (17, 121, 126, 277, 278, 279, 306, 307, 442, 477, 514, 515, 652, 653)
 """Launches, graph launches, copies, sets, waits, allocations (cupti_runtime_cbid.h,
 cupti_driver_cbid.h): every kernel has its launching call, with 1 record a kernel instead of 18. The
-recorder (native/activity.c) has the same."""
+recorder (native/calls.c) has the same."""
+RUNTIME_LAUNCHES, DRIVER_LAUNCHES = (
+    (211, 214, 269, 311, 312, 430, 431),
+    (307, 442, 477, 514, 515, 652, 653),
+)
+"""Of these: cudaLaunchKernel, cudaGraphLaunch, cuLaunchKernel… with their variants."""
 THREAD_ID_SYSTEM = 1
 """``CUPTI_ACTIVITY_THREAD_ID_TYPE_SYSTEM``: gettid, which py-spy and the kernel know too."""
 

@@ -8,6 +8,7 @@ from collections import Counter
 from pathlib import Path
 
 import recorder_build
+from waiting import until
 
 from llmprof.tracers.cupti import spool
 from llmprof.tracers.cupti.decode import Trace
@@ -27,6 +28,15 @@ def run(
     )
     assert "Sanitizer" not in done.stderr and "runtime error" not in done.stderr, done.stderr
     return done
+
+
+def started(
+    built: recorder_build.Built, spools: Path, *arguments: str, **more: str
+) -> subprocess.Popen[bytes]:
+    """The program, once it has a spool."""
+    process = subprocess.Popen([built.program, *arguments], env=built.environment(spools, **more))
+    until(lambda: list(spools.glob("*.spool")))
+    return process
 
 
 def frames(path: Path) -> list[tuple[int, dict[str, object] | None]]:
