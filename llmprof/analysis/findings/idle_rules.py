@@ -33,13 +33,12 @@ def launch_bound(subject: Subject) -> Iterator[Finding]:
     if isinstance(kernels, Unavailable) or idle is None:
         return
     launches = kernels.launches_per_step
-    causes = subject.causes
-    known = None if isinstance(causes, Unavailable) else _known(causes)
+    causes = _explained(subject)
     # Few launches of a step without a graph are too many where the GPU is known to wait for them.
-    least = 1 if known is not None and not _replays(subject) else MANY_LAUNCHES
+    least = 1 if causes is not None and not _replays(subject) else MANY_LAUNCHES
     if isinstance(launches, Unavailable) or launches < least:
         return
-    if known is not None and not isinstance(causes, Unavailable):
+    if causes is not None:
         won = _ms(causes, ("launch",)) * subject.idle_scale
         confidence, why = _confidence(subject, causes)
         how = "idle time whose cause is the next launch"
@@ -76,13 +75,11 @@ def launch_bound(subject: Subject) -> Iterator[Finding]:
 
 def late_replay(subject: Subject) -> Iterator[Finding]:
     """Idle time of a step that is a CUDA graph and few launches, and the host late with them."""
-    kernels, causes, idle = subject.kernels, subject.causes, subject.idle_ms
-    if isinstance(kernels, Unavailable) or isinstance(causes, Unavailable) or idle is None:
+    kernels, causes, idle = subject.kernels, _explained(subject), subject.idle_ms
+    if isinstance(kernels, Unavailable) or causes is None or idle is None:
         return
     launches = kernels.launches_per_step
     if isinstance(launches, Unavailable) or launches >= MANY_LAUNCHES or not _replays(subject):
-        return
-    if _known(causes) is None:
         return
     won = _ms(causes, ("launch",)) * subject.idle_scale
     if not subject.worth(won):
@@ -168,8 +165,8 @@ def host_work(subject: Subject) -> Iterator[Finding]:
 def _by_cause(
     subject: Subject, wanted: tuple[IdleCause, ...], cause: str, words: str, command: str
 ) -> Iterator[Finding]:
-    causes = subject.causes
-    if isinstance(causes, Unavailable) or _known(causes) is None or subject.idle_ms is None:
+    causes = _explained(subject)
+    if causes is None or subject.idle_ms is None:
         return
     won = _ms(causes, wanted) * subject.idle_scale
     if not subject.worth(won):
@@ -203,7 +200,7 @@ def unexplained(subject: Subject) -> Iterator[Finding]:
     launches = kernels.launches_per_step
     if not isinstance(launches, Unavailable) and launches >= MANY_LAUNCHES:
         return  # launch-bound, as it seems
-    if _known(causes) is not None:
+    if _explained(subject) is not None:
         return
     won = _ms(causes, ("unknown",)) * subject.idle_scale
     if not subject.worth(won):
@@ -260,10 +257,13 @@ def _ms(causes: GapCauses, wanted: tuple[IdleCause, ...]) -> float:
     return sum(c.ms_per_step for c in causes.causes if c.cause in wanted)
 
 
-def _known(causes: GapCauses) -> float | None:
-    """Share of the idle time with a cause; ``None`` where too little of it has one."""
+def _explained(subject: Subject) -> GapCauses | None:
+    """``None`` where less than half of the idle time has a cause."""
+    causes = subject.causes
+    if isinstance(causes, Unavailable):
+        return None
     unknown = sum(c.share for c in causes.causes if c.cause == "unknown")
-    return None if unknown > 0.5 else 1 - unknown
+    return None if unknown > 0.5 else causes
 
 
 def _confidence(subject: Subject, causes: GapCauses) -> tuple[Confidence, str]:
@@ -281,7 +281,7 @@ def _verdict(subject: Subject) -> tuple[str, ...]:
     causes = subject.causes
     if isinstance(causes, Unavailable):
         return ()
-    if _known(causes) is None and not isinstance(subject.gaps, Unavailable):
+    if _explained(subject) is None and not isinstance(subject.gaps, Unavailable):
         places = subject.gaps.places[:1]
         return tuple(
             f"widest place: {p.after or 'start of the step'} to {p.before or 'its end'},"
