@@ -10,9 +10,9 @@ from llmprof.recording.binary import obstacle
 from llmprof.recording.plan import RecordPlan
 from llmprof.recording.spooled.spools import Recorded, Spools
 from llmprof.recording.window import Window, steps_seen
-from llmprof.records import LOST_RECORDS, EngineInfo, GpuDevice, Missing, RunInfo
+from llmprof.records import LOST_RECORDS, GpuDevice, Missing, RunInfo
 from llmprof.records.steps import WINDOW_CLOSED
-from llmprof.runfile.foreign.processes import device_words
+from llmprof.runfile.foreign.recorded import recorded_info
 from llmprof.runfile.writing.writer import RunFileWriter
 
 Warn = Callable[[str, str], None]
@@ -144,12 +144,8 @@ def _put_process(writer: RunFileWriter, recorded: Recorded, warn: Warn) -> None:
         ranges = "range" if image.ranges.open == 1 else "ranges"
         warn(f"{image.ranges.open} NVTX {ranges} never ended: {image.ranges.open_words}", label)
     if engine is not None:
-        devices = sorted(image.devices)
         engine.state = "finished"
-        engine.info = EngineInfo.not_driven(
-            device=device_words(devices),
-            notes=[f"recorded on GPU {', '.join(map(str, devices))}"] if devices else [],
-        )
+        engine.info = recorded_info(sorted(image.devices))
         writer.put_engine(engine)
     writer.put_process(image.record(label))
 

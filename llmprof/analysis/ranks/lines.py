@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -11,7 +10,7 @@ from numpy.typing import NDArray
 from llmprof.analysis.device.sweep import Spans, covered_ns
 from llmprof.analysis.ranks.matched.members import Member
 from llmprof.analysis.ranks.matched.operations import Sort, bus_factor, operation
-from llmprof.analysis.ranks.results import CollectiveLine
+from llmprof.analysis.ranks.results import CollectiveLine, Occupied
 from llmprof.records import Maybe, Unavailable
 from llmprof.runfile.trace.rows import Ints
 
@@ -31,18 +30,6 @@ def payload(sort: Sort, sorts: tuple[Sort, ...], bytes_of: Mapping[str, int]) ->
     kind = operation(sort.key).kind
     known = kind in bytes_of and kinds.count(kind) == 1
     return bytes_of[kind] if known else NO_BYTES
-
-
-@dataclass(frozen=True)
-class Occupied:
-    """What one GPU did, ms a step: as ``RankLine`` has it."""
-
-    exposed_ms: float
-    exposed_transfer_ms: float
-    exposed_wait_ms: float
-    exposed_unsplit_ms: float
-    compute_ms: float
-    idle_ms: float
 
 
 def occupied(

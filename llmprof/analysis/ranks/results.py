@@ -19,17 +19,10 @@ Verdict = Literal["balanced", "late", "uneven", "unknown"]
 """``unknown``: one rank alone was recorded, or too few steps."""
 
 
-@dataclass(frozen=True)
-class RankLine:
-    """One rank. Means over the steps, ms; the collectives of the steps count."""
+@dataclass(frozen=True, kw_only=True)
+class Occupied:
+    """What one GPU did, ms a step."""
 
-    rank: int
-    name: str
-    """``rank 1 · GPU 1``."""
-    pid: int
-    device: int
-    wait_ms: float
-    transfer_ms: float
     exposed_ms: float
     """Communication while nothing else ran on its GPU: the sum of the three that follow."""
     exposed_transfer_ms: float
@@ -42,6 +35,19 @@ class RankLine:
     """Some other work ran."""
     idle_ms: float
     """Nothing ran. ``exposed + compute + idle`` is the step."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankLine(Occupied):
+    """One rank. Means over the steps, ms; the collectives of the steps count."""
+
+    rank: int
+    name: str
+    """``rank 1 · GPU 1``."""
+    pid: int
+    device: int
+    wait_ms: float
+    transfer_ms: float
     late_ms: float
     """How long all others waited for it alone."""
     late_steps: int

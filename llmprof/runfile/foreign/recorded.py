@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 
 from llmprof.records import EngineInfo, EngineRecord, Missing, RunData, Warned
 from llmprof.records.processes import RecordedProcess
 from llmprof.runfile.activity import CALLS, KERNELS
+from llmprof.runfile.foreign.processes import device_words
 from llmprof.runfile.foreign.tables import add_whole_round
 from llmprof.runfile.schema import PM_FURTHER, PM_ROUNDS, global_pid
 
 _COPIES = ("CUPTI_ACTIVITY_KIND_MEMCPY", "CUPTI_ACTIVITY_KIND_MEMSET")
 NOT_ENDED = "the recording was not ended: llmprof was killed, or it still records"
+
+
+def recorded_info(devices: Sequence[int]) -> EngineInfo:
+    """Of a process that was recorded, by the GPUs that it worked on, ascending."""
+    notes = [f"recorded on GPU {', '.join(map(str, devices))}"] if devices else []
+    return EngineInfo.not_driven(device_words(devices), notes)
 
 
 def add_unfinished(sql: sqlite3.Connection, tables: set[str], data: RunData) -> None:
@@ -54,10 +62,7 @@ def _process(
             times += [int(first), int(last)]
     if not times:
         return None
-    engine.info = engine.info or EngineInfo.not_driven(
-        "cuda:" + ",".join(str(device) for device in sorted(devices)),
-        [f"recorded on GPU {', '.join(str(device) for device in sorted(devices))}"],
-    )
+    engine.info = engine.info or recorded_info(sorted(devices))
     return RecordedProcess(
         process=process, engine_id=engine.engine_id, pid=process & 0xFFFFFF, parent=0,
         label=engine.label, executable="", command=[], rank=None, started_ns=min(times),
